@@ -1,0 +1,221 @@
+//! What weft has in a host's kernel, as values: the same types say what should be there (desired) and
+//! what is (observed), so that a comparison is an equality.
+//!
+//! Nothing here knows records, etcd or netlink.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use weft_store_schema::{Attachment, EndpointId, Family, IfName, Mac, NetworkName, Vni};
+
+/// The bridge of a network on this host, always named [`crate::ownership::BRIDGE`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bridge {
+    /// MTU in bytes.
+    pub mtu: u16,
+    /// Administratively up.
+    pub up: bool,
+    /// IGMP/MLD snooping; off, so that multicast among local endpoints needs no querier.
+    pub multicast_snooping: bool,
+    /// IPv6 enabled on the device (`disable_ipv6=0`): without it the kernel drops the IPv6 neighbours that
+    /// neighbour suppression answers from.
+    pub ipv6: bool,
+    /// An automatic link-local address on the device (`addr_gen_mode` other than none); off, so that the
+    /// bridge itself never speaks.
+    pub link_local: bool,
+}
+
+/// A VXLAN device of a network on this host, one for each underlay family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The VNI. A device's VNI cannot be changed: another one means another device.
+    pub vni: Vni,
+    /// UDP port of the VTEPs. Cannot be changed either.
+    pub port: u16,
+    /// This host's VTEP address.
+    pub local: IpAddr,
+    /// MTU in bytes.
+    pub mtu: u16,
+    /// Administratively up.
+    pub up: bool,
+    /// Whether the device learns from received packets; always off.
+    pub learning: bool,
+    /// Enslaved to the network's bridge, with these flags; none when it is not enslaved.
+    pub bridge_port: Option<PortFlags>,
+}
+
+impl Tunnel {
+    /// Whether a device can be changed into this one while it lives.
+    pub fn can_become(&self, other: &Self) -> bool {
+        self.vni == other.vni && self.port == other.port && self.local.is_ipv4() == other.local.is_ipv4()
+    }
+}
+
+/// Flags of a bridge port (`IFLA_BRPORT_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortFlags {
+    /// Learn source addresses of received frames.
+    pub learning: bool,
+    /// Send frames for unknown unicast addresses here.
+    pub unicast_flood: bool,
+    /// Send multicast frames here.
+    pub multicast_flood: bool,
+    /// Send broadcast frames here.
+    pub broadcast_flood: bool,
+    /// Answer ARP and ND for known neighbours instead of sending the question here.
+    pub neigh_suppress: bool,
+}
+
+impl PortFlags {
+    /// The tunnel's port: everything known is programmed, so nothing is learned or flooded.
+    pub const TUNNEL: Self = Self {
+        learning: false,
+        unicast_flood: false,
+        multicast_flood: false,
+        broadcast_flood: false,
+        neigh_suppress: true,
+    };
+
+    /// A local endpoint's port: its own address is programmed, so neither learning (a forged source address
+    /// would draw another endpoint's traffic) nor unknown unicast; broadcast and multicast reach it.
+    pub const ENDPOINT: Self = Self {
+        learning: false,
+        unicast_flood: false,
+        multicast_flood: true,
+        broadcast_flood: true,
+        neigh_suppress: false,
+    };
+}
+
+/// The host end of a local endpoint's veth, in the network's namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// The alias: [`crate::ownership::alias`] of the endpoint.
+    pub alias: String,
+    /// MTU in bytes.
+    pub mtu: u16,
+    /// Administratively up.
+    pub up: bool,
+    /// Enslaved to the network's bridge, with these flags.
+    pub bridge_port: Option<PortFlags>,
+}
+
+/// The container end of a local endpoint's veth, in the container's namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Where it is.
+    pub attachment: Attachment,
+    /// The alias: [`crate::ownership::alias`] of the endpoint.
+    pub alias: String,
+    /// The endpoint's MAC.
+    pub mac: Mac,
+    /// MTU in bytes.
+    pub mtu: u16,
+    /// Administratively up.
+    pub up: bool,
+    /// Addresses with their prefix length, those of weft only (`IFA_PROTO`).
+    pub addresses: BTreeSet<IpNet>,
+    /// On-link routes to the network's other subnets, those of weft only (`RTA_PROTOCOL`).
+    pub routes: BTreeSet<IpNet>,
+}
+
+/// A local endpoint's veth pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Local {
+    /// The host end's name: [`crate::ownership::port_name`] of the endpoint.
+    pub port_name: IfName,
+    /// The host end.
+    pub port: Port,
+    /// The container end.
+    pub interface: Interface,
+}
+
+/// Where a network's bridge sends frames for a MAC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Forward {
+    /// To the local endpoint behind this port.
+    Local(IfName),
+    /// Through the tunnel of the address' family to this VTEP.
+    Remote(IpAddr),
+}
+
+/// What the kernel's two forwarding tables hold for a MAC.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ForwardRow {
+    /// The bridge's entry.
+    pub bridge: Option<BridgeTarget>,
+    /// The VXLAN devices' entries: remote VTEPs. One at most when all is right.
+    pub vteps: Vec<IpAddr>,
+}
+
+/// Where a bridge FDB entry points.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BridgeTarget {
+    /// A local endpoint's port.
+    Port(IfName),
+    /// The VXLAN device of a family.
+    Tunnel(Family),
+}
+
+impl ForwardRow {
+    /// The row that a MAC should have.
+    pub fn of(forward: &Forward) -> Self {
+        match forward {
+            Forward::Local(port) => Self {
+                bridge: Some(BridgeTarget::Port(port.clone())),
+                vteps: Vec::new(),
+            },
+            Forward::Remote(vtep) => Self {
+                bridge: Some(BridgeTarget::Tunnel(Family::of(*vtep))),
+                vteps: vec![*vtep],
+            },
+        }
+    }
+
+    /// Whether the kernel holds nothing for the MAC.
+    pub fn is_empty(&self) -> bool {
+        self.bridge.is_none() && self.vteps.is_empty()
+    }
+}
+
+/// What the kernel holds of one network; only objects that are ours by the table in [`crate::ownership`].
+/// Its existence means that the network's namespace exists.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ObservedNetwork {
+    /// The bridge.
+    pub bridge: Option<Bridge>,
+    /// The VXLAN devices.
+    pub tunnels: BTreeMap<Family, Tunnel>,
+    /// Host ends of veth pairs by name.
+    pub ports: BTreeMap<IfName, Port>,
+    /// Container ends by endpoint, found in the namespaces that were looked into. One is here only if it is
+    /// the other end of the port that belongs to the endpoint.
+    pub interfaces: BTreeMap<EndpointId, Interface>,
+    /// Forwarding entries by MAC; no empty rows.
+    pub forwards: HashMap<Mac, ForwardRow>,
+    /// Permanent neighbours on the bridge.
+    pub neighbours: HashMap<IpAddr, Mac>,
+}
+
+/// What the kernel of this host holds of weft's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// By network.
+    pub networks: BTreeMap<NetworkName, ObservedNetwork>,
+}
+
+/// A container namespace to look into, and whose interface to look for there.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LookInto {
+    /// The endpoint's network.
+    pub network: NetworkName,
+    /// The endpoint.
+    pub id: EndpointId,
+    /// Name of its veth's host end.
+    pub port_name: IfName,
+    /// Where its interface should be.
+    pub attachment: Attachment,
+}

@@ -1,0 +1,182 @@
+//! `endpoints/<network>/<node>/<id>`: one interface of one container in one network.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{IfName, Mac, RecordError, document};
+
+/// The interface's name inside the container when the record gives none.
+pub const DEFAULT_IFNAME: &str = "eth0";
+
+/// An endpoint as it is stored.
+///
+/// The least is `{"attachment":{"netns":"/run/netns/web"}}`; the node's agent adds addresses and MAC.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "endpoints/<network>/<node>/<id>")]
+pub struct EndpointDocument {
+    /// Version of the record's form; absent means 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1))]
+    pub version: Option<u64>,
+    /// A name for people, 1 to 63 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Where the endpoint's interface is.
+    pub attachment: AttachmentDocument,
+    /// Addresses wished for; free ones are chosen for the families (of the network) not named here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub requested_addresses: Vec<String>,
+    /// Addresses held, each with its claim; filled in by the node's agent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub addresses: Vec<String>,
+    /// The interface's MAC address; when absent, `02:42:` and the low 32 bits of the first address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// The operator's own notes; weft only shows them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Where an endpoint's interface is, as it is stored.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AttachmentDocument {
+    /// Path of the container's network namespace on its host, directly inside one of the directories that
+    /// the host's agent allows (by default `/run/netns`, `/var/run/netns` and `/run/docker/netns`).
+    pub netns: String,
+    /// The interface's name in the container; `eth0` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 15))]
+    pub ifname: Option<String>,
+}
+
+/// A valid endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// A name for people.
+    pub name: Option<Box<str>>,
+    /// Where the interface is.
+    pub attachment: Attachment,
+    /// Addresses wished for.
+    pub requested: Box<[IpAddr]>,
+    /// Addresses held (or, in a record written by hand, said to be held), no two the same.
+    pub addresses: Box<[IpAddr]>,
+    /// The MAC, once known.
+    pub mac: Option<Mac>,
+    /// The operator's notes; boxed because nearly every record has none.
+    pub labels: Option<Box<BTreeMap<String, String>>>,
+}
+
+/// A container's network namespace and the interface in it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Attachment {
+    /// Absolute, without `.` or `..`; whether it lies where it may is the agent's to check.
+    pub netns: Box<str>,
+    /// The interface's name in the container.
+    pub ifname: IfName,
+}
+
+const MAX_ADDRESSES: usize = 16;
+
+impl EndpointDocument {
+    /// Validates the document.
+    ///
+    /// # Errors
+    /// The first field that is not allowed.
+    pub fn validate(self) -> Result<Endpoint, RecordError> {
+        document::check_version(self.version)?;
+        if let Some(name) = &self.name {
+            // It becomes part of the interface's alias and of tables in terminals.
+            if !(1..=63).contains(&name.chars().count()) || name.chars().any(char::is_control) {
+                return Err(RecordError::field(
+                    "name",
+                    "not 1 to 63 characters, none a control character",
+                ));
+            }
+        }
+        Ok(Endpoint {
+            name: self.name.map(Into::into),
+            attachment: self.attachment.validate()?,
+            requested: addresses("requested_addresses", &self.requested_addresses)?,
+            addresses: addresses("addresses", &self.addresses)?,
+            mac: self
+                .mac
+                .map(|text| text.parse().map_err(|e| RecordError::field("mac", e)))
+                .transpose()?,
+            labels: (!self.labels.is_empty()).then(|| Box::new(self.labels)),
+        })
+    }
+}
+
+impl AttachmentDocument {
+    fn validate(self) -> Result<Attachment, RecordError> {
+        let field = "attachment.netns";
+        let path = PathBuf::from(&self.netns);
+        let plain = path.is_absolute()
+            && self.netns.len() <= 4095
+            && !self.netns.chars().any(char::is_control)
+            && path.file_name().is_some()
+            && self.netns[1..]
+                .split('/')
+                .all(|part| !matches!(part, "" | "." | ".."));
+        if !plain {
+            let shown: String = self.netns.chars().take(80).collect();
+            let why = format!(
+                "{shown:?} is not an absolute path without empty, '.' or '..' parts, such as /run/netns/web"
+            );
+            return Err(RecordError::field(field, why));
+        }
+        let ifname = self.ifname.as_deref().unwrap_or(DEFAULT_IFNAME);
+        let ifname = IfName::new(ifname).map_err(|e| RecordError::field("attachment.ifname", e))?;
+        Ok(Attachment {
+            netns: self.netns.into(),
+            ifname,
+        })
+    }
+}
+
+fn addresses(field: &str, texts: &[String]) -> Result<Box<[IpAddr]>, RecordError> {
+    if texts.len() > MAX_ADDRESSES {
+        return Err(RecordError::field(
+            field,
+            format!("{} addresses; at most {MAX_ADDRESSES} are allowed", texts.len()),
+        ));
+    }
+    let mut addresses: Vec<IpAddr> = Vec::with_capacity(texts.len());
+    for (i, text) in texts.iter().enumerate() {
+        let at = || format!("{field}[{i}]");
+        let address: IpAddr = text.parse().map_err(|_| {
+            let shown: String = text.chars().take(80).collect();
+            RecordError::field(
+                at(),
+                format!(
+                    "{shown:?} is not an address such as 10.1.0.9 or fd00:1::9 (without a prefix length)"
+                ),
+            )
+        })?;
+        if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+            return Err(RecordError::field(
+                at(),
+                format!("{address} is not a unicast address of a network"),
+            ));
+        }
+        if addresses.contains(&address) {
+            return Err(RecordError::field(at(), format!("{address} is named twice")));
+        }
+        addresses.push(address);
+    }
+    Ok(addresses.into())
+}
+
+impl Endpoint {
+    /// Decodes and validates a stored endpoint.
+    ///
+    /// # Errors
+    /// See [`RecordError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        document::decode::<EndpointDocument>(bytes)?.validate()
+    }
+}
