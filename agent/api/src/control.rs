@@ -1,0 +1,140 @@
+//! What the agent implements to be driven through the API: one method per call.
+//!
+//! In: requests whose required fields are there, a deadline and who asks. Out: records or an [`ApiError`].
+//! It must not know gRPC, sockets, etcd or netlink.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use futures::Stream;
+use tokio::time::Instant;
+use weft_proto::v1;
+
+use crate::ApiError;
+
+/// The process at the other end of the socket, as the kernel says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Its effective user id when it connected.
+    pub uid: u32,
+    /// Its effective group id when it connected.
+    pub gid: u32,
+    /// Its process id when it connected, as seen from the agent; not given if it is in a namespace out of sight.
+    pub pid: Option<i32>,
+}
+
+/// The circumstances of one call.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// When the answer must be there. Work that waits gives up at this instant with
+    /// [`ApiError::DeadlineExceeded`], saying what it waited for; shortly after it the call is dropped.
+    pub deadline: Instant,
+    /// When the call arrived.
+    pub started: Instant,
+    /// Who asks; not given where the kernel does not say.
+    pub caller: Option<Caller>,
+}
+
+/// Which endpoints are asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointFilter {
+    /// Only those of this network.
+    pub network: Option<String>,
+    /// Only those of this node.
+    pub node: NodeFilter,
+}
+
+/// Which nodes' endpoints are asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodeFilter {
+    /// Every node's.
+    #[default]
+    Any,
+    /// Those of the agent's own host.
+    Local,
+    /// Those of this node.
+    Named(String),
+}
+
+/// A stream of events, endless until the agent stops. [`crate::EventHub`] makes them.
+pub type EventStream = Pin<Box<dyn Stream<Item = Result<v1::Event, ApiError>> + Send>>;
+
+/// The agent, as far as the API drives it.
+///
+/// Every method may be called many times at once. A call's future is dropped at any of its awaits when the client
+/// leaves or the deadline is well past, so what it has begun must be complete or found again by the reconcile loop.
+///
+/// Required strings and messages of a request are there (not empty); their *content* is the implementor's to check,
+/// with [`ApiError::InvalidArgument`] naming the field as the .proto file does (`spec.subnets[0].cidr`).
+pub trait Control: Send + Sync + 'static {
+    /// Writes a new network; returns it with its VNI claimed.
+    ///
+    /// Errors: `InvalidArgument`, `AlreadyExists`, `Conflict` (the wished VNI is another's), `Unavailable`.
+    fn create_network(
+        &self,
+        call: Call,
+        name: String,
+        spec: v1::NetworkSpec,
+    ) -> impl Future<Output = Result<v1::Network, ApiError>> + Send;
+
+    /// All networks, in any order.
+    fn list_networks(&self, call: Call) -> impl Future<Output = Result<Vec<v1::Network>, ApiError>> + Send;
+
+    /// One network. Errors: `NotFound`.
+    fn get_network(
+        &self,
+        call: Call,
+        name: String,
+    ) -> impl Future<Output = Result<v1::Network, ApiError>> + Send;
+
+    /// Removes a network. Errors: `NotFound`, `Conflict` while it has endpoints, `Unavailable`.
+    fn delete_network(&self, call: Call, name: String) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// Makes an endpoint on this host; returns when the local data plane carries it. `request.timeout` is already in
+    /// `call.deadline`. Idempotent for the same request with an id.
+    ///
+    /// Errors: `InvalidArgument`, `NotFound` (the network), `AlreadyExists` (the id, for another request), `Conflict` (the
+    /// interface or a wished address is another's), `Full`, `Unavailable`, `DeadlineExceeded`.
+    fn attach_endpoint(
+        &self,
+        call: Call,
+        request: v1::AttachEndpointRequest,
+    ) -> impl Future<Output = Result<v1::Endpoint, ApiError>> + Send;
+
+    /// Removes an endpoint of this host, if there is one; returns when the local data plane is rid of it, with or
+    /// without the store. Errors: `DeadlineExceeded`, `Internal`.
+    fn detach_endpoint(
+        &self,
+        call: Call,
+        network: String,
+        id: String,
+    ) -> impl Future<Output = Result<v1::DetachEndpointResponse, ApiError>> + Send;
+
+    /// The endpoints asked for, in any order. Errors: `Unavailable` if they are not in view and the store is away.
+    fn list_endpoints(
+        &self,
+        call: Call,
+        filter: EndpointFilter,
+    ) -> impl Future<Output = Result<Vec<v1::Endpoint>, ApiError>> + Send;
+
+    /// One endpoint; `node` not given means this host. Errors: `NotFound`, `Unavailable`.
+    fn get_endpoint(
+        &self,
+        call: Call,
+        network: String,
+        node: Option<String>,
+        id: String,
+    ) -> impl Future<Output = Result<v1::Endpoint, ApiError>> + Send;
+
+    /// All peers, this host included, in any order.
+    fn list_peers(&self, call: Call) -> impl Future<Output = Result<Vec<v1::Peer>, ApiError>> + Send;
+
+    /// How the agent is. Answers without the store.
+    fn status(&self, call: Call) -> impl Future<Output = Result<v1::AgentStatus, ApiError>> + Send;
+
+    /// Which agent this is.
+    fn version(&self) -> v1::VersionResponse;
+
+    /// All events from now on; the API filters them as the client asked and ends the stream at shutdown.
+    fn watch_events(&self, call: Call) -> impl Future<Output = Result<EventStream, ApiError>> + Send;
+}
