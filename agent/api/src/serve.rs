@@ -25,6 +25,9 @@ use weft_proto::v1::status_server::StatusServer;
 use crate::service::Service;
 use crate::{Control, Listener};
 
+/// How long clients have to take the answers to the calls that are given up at the end.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// What clients may take of the agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -42,7 +45,7 @@ pub struct Limits {
     pub default_timeout: Duration,
     /// The longest that a client may ask for.
     pub longest_timeout: Duration,
-    /// How long after shutdown calls under way may go on before their connections are cut.
+    /// How long after shutdown calls under way may go on before they are given up.
     pub drain: Duration,
 }
 
@@ -115,7 +118,8 @@ pub async fn serve<C: Control>(
     let bytes = limits.request_bytes;
     let connections = limits.connections.max(1);
     let drain = limits.drain;
-    let service = Service::new(control, limits, shutdown.clone());
+    let cut = CancellationToken::new();
+    let service = Service::new(control, limits, shutdown.clone(), cut.clone());
     let serving = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_max_header_list_size(16 * 1024)
@@ -132,10 +136,12 @@ pub async fn serve<C: Control>(
     let drained = async {
         shutdown.cancelled().await;
         tokio::time::sleep(drain).await;
+        cut.cancel();
+        tokio::time::sleep(FAREWELL).await;
     };
     tokio::select! {
         done = serving => done.map_err(|source| ServeError::Serve { path: path.clone(), source })?,
-        () = drained => tracing::warn!(socket = %path, "calls were still under way at the end; they are cut"),
+        () = drained => tracing::warn!(socket = %path, "a client does not take its answers; it is left"),
     }
     drop(listener);
     tracing::info!(socket = %path, "the API is closed");

@@ -35,7 +35,10 @@ struct Shared<C> {
     reads: Semaphore,
     changes: Semaphore,
     watches: Arc<Semaphore>,
+    /// Cancelled at shutdown: streams end.
     shutdown: CancellationToken,
+    /// Cancelled when calls under way have had their time after shutdown: they end too.
+    cut: CancellationToken,
 }
 
 // Not derived: that would ask for C: Clone.
@@ -48,7 +51,12 @@ impl<C> Clone for Service<C> {
 }
 
 impl<C: Control> Service<C> {
-    pub(crate) fn new(control: Arc<C>, limits: Limits, shutdown: CancellationToken) -> Self {
+    pub(crate) fn new(
+        control: Arc<C>,
+        limits: Limits,
+        shutdown: CancellationToken,
+        cut: CancellationToken,
+    ) -> Self {
         let shared = Shared {
             reads: Semaphore::new(limits.reads.max(1)),
             changes: Semaphore::new(limits.changes.max(1)),
@@ -56,6 +64,7 @@ impl<C: Control> Service<C> {
             control,
             limits,
             shutdown,
+            cut,
         };
         Self {
             shared: Arc::new(shared),
@@ -99,7 +108,7 @@ impl<C: Control> Service<C> {
         what: Subject,
         work: impl Future<Output = Result<T, ApiError>>,
     ) -> Result<T, Status> {
-        within(&self.shared.reads, call, what, work).await
+        within(&self.shared.reads, &self.shared.cut, call, what, work).await
     }
 
     async fn change<T>(
@@ -108,13 +117,14 @@ impl<C: Control> Service<C> {
         what: Subject,
         work: impl Future<Output = Result<T, ApiError>>,
     ) -> Result<T, Status> {
-        within(&self.shared.changes, call, what, work).await
+        within(&self.shared.changes, &self.shared.cut, call, what, work).await
     }
 }
 
 /// Carries out a call once there is a place for it, and no longer than it may take.
 async fn within<T>(
     places: &Semaphore,
+    cut: &CancellationToken,
     call: Call,
     what: Subject,
     work: impl Future<Output = Result<T, ApiError>>,
@@ -124,14 +134,27 @@ async fn within<T>(
         waited: call.started.elapsed(),
         why: why.to_owned(),
     };
-    let done = match timeout_at(call.deadline, places.acquire()).await {
-        Ok(_place) => match timeout_at(call.deadline + GRACE, work).await {
+    let placed = async {
+        let Ok(_place) = timeout_at(call.deadline, places.acquire()).await else {
+            return Err(late("the agent is busy with other calls"));
+        };
+        match timeout_at(call.deadline + GRACE, work).await {
             Ok(done) => done,
             Err(_) => Err(late("the agent gave no answer in time")),
-        },
-        Err(_) => Err(late("the agent is busy with other calls")),
+        }
+    };
+    let done = tokio::select! {
+        done = placed => done,
+        () = cut.cancelled() => Err(stopping()),
     };
     done.map_err(|why| refused(&what, call, why))
+}
+
+fn stopping() -> ApiError {
+    ApiError::Unavailable {
+        what: "the agent".to_owned(),
+        why: "it is stopping".to_owned(),
+    }
 }
 
 /// The status for a failed call, logged: what the agent is to blame for loudly, the rest on request.
@@ -424,12 +447,7 @@ impl<C: Control> events_server::Events for Service<C> {
         let work = self.control().watch_events(call);
         let events = self.read(call, Subject::new("events", ""), work).await?;
         let shutdown = self.shared.shutdown.clone();
-        let goodbye = futures::stream::once(async {
-            Err(ApiError::Unavailable {
-                what: "the agent".to_owned(),
-                why: "it is stopping".to_owned(),
-            })
-        });
+        let goodbye = futures::stream::once(async { Err(stopping()) });
         let stream = events
             .take_until(shutdown.cancelled_owned())
             .chain(goodbye)

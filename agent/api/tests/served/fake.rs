@@ -1,0 +1,247 @@
+//! A made-up agent and a running server for it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+use weft_api::{
+    ApiError, Call, Caller, Control, EndpointFilter, EventHub, EventStream, Limits, Listener, ListenerConfig,
+    NodeFilter, ServeError, Subject, serve,
+};
+use weft_proto::v1;
+
+/// Fails by the name of what is asked for, and otherwise echoes.
+pub(crate) struct Fake {
+    pub(crate) hub: EventHub,
+    pub(crate) caller: std::sync::Mutex<Option<Caller>>,
+    /// Notified when a call that never ends has begun.
+    pub(crate) stuck: tokio::sync::Notify,
+}
+
+impl Control for Fake {
+    async fn create_network(
+        &self,
+        call: Call,
+        name: String,
+        spec: v1::NetworkSpec,
+    ) -> Result<v1::Network, ApiError> {
+        *self.caller.lock().expect("no test failed with it locked") = call.caller;
+        if name == "twice" {
+            return Err(ApiError::AlreadyExists {
+                what: Subject::network(name),
+            });
+        }
+        Ok(v1::Network {
+            name,
+            vni: spec.vni.unwrap_or(100),
+            spec: Some(spec),
+            ..Default::default()
+        })
+    }
+
+    async fn list_networks(&self, _call: Call) -> Result<Vec<v1::Network>, ApiError> {
+        let named = |name: &str| v1::Network {
+            name: name.to_owned(),
+            ..Default::default()
+        };
+        Ok(vec![named("red"), named("blue"), named("green")])
+    }
+
+    async fn get_network(&self, call: Call, name: String) -> Result<v1::Network, ApiError> {
+        let what = Subject::network(&name);
+        match name.as_str() {
+            "invalid" => Err(ApiError::invalid("name", "is odd")),
+            "conflict" => Err(ApiError::Conflict {
+                what,
+                why: "it has 2 endpoints".to_owned(),
+            }),
+            "full" => Err(ApiError::Full {
+                what,
+                pool: "10.1.0.0/29".to_owned(),
+                used: 5,
+                capacity: 5,
+            }),
+            "away" => Err(ApiError::Unavailable {
+                what: "the store".to_owned(),
+                why: "no leader".to_owned(),
+            }),
+            "broken" => Err(ApiError::internal("reading it", std::io::Error::other("EIO"))),
+            "wordy" => Err(ApiError::invalid("name", "ü".repeat(100_000))),
+            "late" => {
+                tokio::time::sleep_until(call.deadline).await;
+                let waited = call.deadline - call.started;
+                Err(ApiError::DeadlineExceeded {
+                    what,
+                    waited,
+                    why: "no carrier".to_owned(),
+                })
+            }
+            "stuck" => {
+                self.stuck.notify_one();
+                std::future::pending().await
+            }
+            _ => Err(ApiError::NotFound { what }),
+        }
+    }
+
+    async fn delete_network(&self, _call: Call, name: String) -> Result<(), ApiError> {
+        Err(ApiError::NotFound {
+            what: Subject::network(name),
+        })
+    }
+
+    async fn attach_endpoint(
+        &self,
+        call: Call,
+        request: v1::AttachEndpointRequest,
+    ) -> Result<v1::Endpoint, ApiError> {
+        let left = call.deadline.saturating_duration_since(Instant::now());
+        Ok(v1::Endpoint {
+            network: request.network,
+            id: request.id,
+            message: left.as_secs_f64().round().to_string(),
+            ..Default::default()
+        })
+    }
+
+    async fn detach_endpoint(
+        &self,
+        _call: Call,
+        _network: String,
+        id: String,
+    ) -> Result<v1::DetachEndpointResponse, ApiError> {
+        Ok(v1::DetachEndpointResponse {
+            existed: id == "web",
+            record_pending: false,
+        })
+    }
+
+    async fn list_endpoints(
+        &self,
+        _call: Call,
+        filter: EndpointFilter,
+    ) -> Result<Vec<v1::Endpoint>, ApiError> {
+        let node = match filter.node {
+            NodeFilter::Any => "any".to_owned(),
+            NodeFilter::Local => "local".to_owned(),
+            NodeFilter::Named(node) => node,
+        };
+        let network = filter.network.unwrap_or_default();
+        Ok(vec![v1::Endpoint {
+            network,
+            node,
+            id: "web".to_owned(),
+            ..Default::default()
+        }])
+    }
+
+    async fn get_endpoint(
+        &self,
+        _call: Call,
+        network: String,
+        node: Option<String>,
+        id: String,
+    ) -> Result<v1::Endpoint, ApiError> {
+        let node = node.unwrap_or_else(|| "here".to_owned());
+        Ok(v1::Endpoint {
+            network,
+            node,
+            id,
+            ..Default::default()
+        })
+    }
+
+    async fn list_peers(&self, _call: Call) -> Result<Vec<v1::Peer>, ApiError> {
+        Ok(vec![v1::Peer {
+            node: "host1".to_owned(),
+            ..Default::default()
+        }])
+    }
+
+    async fn status(&self, _call: Call) -> Result<v1::AgentStatus, ApiError> {
+        Ok(v1::AgentStatus {
+            node: "host1".to_owned(),
+            ..Default::default()
+        })
+    }
+
+    fn version(&self) -> v1::VersionResponse {
+        v1::VersionResponse {
+            version: "1.2.3".to_owned(),
+            ..Default::default()
+        }
+    }
+
+    async fn watch_events(&self, _call: Call) -> Result<EventStream, ApiError> {
+        Ok(self.hub.subscribe())
+    }
+}
+
+/// A running server in a directory of its own.
+pub(crate) struct Served {
+    pub(crate) directory: TempDir,
+    pub(crate) path: PathBuf,
+    pub(crate) fake: Arc<Fake>,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) server: JoinHandle<Result<(), ServeError>>,
+}
+
+impl Served {
+    pub(crate) fn start() -> Self {
+        Self::with(|_| {})
+    }
+
+    pub(crate) fn with(change: impl FnOnce(&mut Limits)) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("weftd.sock");
+        let listener = Listener::bind(&config(&path)).expect("a socket");
+        let mut limits = Limits {
+            drain: Duration::from_millis(200),
+            ..Default::default()
+        };
+        change(&mut limits);
+        let fake = Arc::new(Fake {
+            hub: EventHub::new(16),
+            caller: std::sync::Mutex::default(),
+            stuck: tokio::sync::Notify::new(),
+        });
+        let shutdown = CancellationToken::new();
+        let server = tokio::spawn(serve(listener, limits, Arc::clone(&fake), shutdown.clone()));
+        Self {
+            directory,
+            path,
+            fake,
+            shutdown,
+            server,
+        }
+    }
+
+    pub(crate) async fn channel(&self) -> Channel {
+        connect(&self.path).await.expect("a connection")
+    }
+}
+
+pub(crate) fn config(path: &Path) -> ListenerConfig {
+    ListenerConfig {
+        path: path.to_owned(),
+        group: None,
+    }
+}
+
+pub(crate) async fn connect(path: &Path) -> Result<Channel, tonic::transport::Error> {
+    Endpoint::from_shared(format!("unix:{}", path.display()))?
+        .connect()
+        .await
+}
+
+/// What it gives, or a failure if that takes longer than a healthy machine could need.
+pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), what)
+        .await
+        .expect("done within 20 s")
+}
