@@ -1,0 +1,303 @@
+//! The lab's etcd: members that can be stopped, killed and frozen, and reads and writes by `etcdctl`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+
+use crate::process::Process;
+use crate::record::LabRecord;
+use crate::{Namespace, eventually, tools};
+
+/// One member of the lab's etcd cluster.
+#[derive(Debug)]
+pub struct EtcdMember {
+    lab: LabRecord,
+    number: usize,
+    netns: Namespace,
+    process: Process,
+}
+
+impl EtcdMember {
+    pub(crate) fn new(lab: &LabRecord, number: usize) -> Self {
+        let name = format!("etcd{number}");
+        let log = lab.run_dir().join(format!("{name}.log"));
+        Self {
+            lab: lab.clone(),
+            number,
+            netns: Namespace::named(&format!("{}{name}", lab.prefix())),
+            process: Process::new(&lab.run_dir(), &name, log),
+        }
+    }
+
+    /// The namespace it runs in.
+    #[must_use]
+    pub fn netns(&self) -> &Namespace {
+        &self.netns
+    }
+
+    /// Its client URL.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        self.lab.etcd_endpoints().swap_remove(self.number - 1)
+    }
+
+    /// Starts it without waiting for it to answer. Its data of before are kept.
+    ///
+    /// # Errors
+    /// When it runs already or cannot be started.
+    pub fn spawn(&self) -> Result<()> {
+        let urls = |number: usize, port: u16| {
+            let addresses = self.lab.etcd_addresses(number).into_iter();
+            let urls: Vec<_> = addresses
+                .map(|address| format!("http://{}", SocketAddr::new(address, port)))
+                .collect();
+            urls.join(",")
+        };
+        let cluster: Vec<_> = (1..=self.lab.etcd_members)
+            .flat_map(|n| {
+                urls(n, 2380)
+                    .split(',')
+                    .map(|url| format!("etcd{n}={url}"))
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        let local = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 2379);
+        let args = [
+            ("--name", format!("etcd{}", self.number)),
+            ("--data-dir", self.data_dir()),
+            (
+                "--listen-client-urls",
+                format!("{},http://{local}", urls(self.number, 2379)),
+            ),
+            ("--advertise-client-urls", urls(self.number, 2379)),
+            ("--listen-peer-urls", urls(self.number, 2380)),
+            ("--initial-advertise-peer-urls", urls(self.number, 2380)),
+            ("--initial-cluster", cluster.join(",")),
+            ("--initial-cluster-token", self.lab.id.clone()),
+            ("--initial-cluster-state", "new".to_owned()),
+            ("--logger", "zap".to_owned()),
+        ];
+        let args: Vec<_> = args
+            .into_iter()
+            .flat_map(|(flag, value)| [flag.to_owned(), value])
+            .collect();
+        self.process.start(&self.netns, Path::new("etcd"), &args, &[])
+    }
+
+    /// Starts it and waits until it answers reads.
+    ///
+    /// # Errors
+    /// When it does not within 20 seconds (for a majority is missing, for example); the text holds its log.
+    pub fn start(&self) -> Result<()> {
+        self.spawn()?;
+        self.wait_ready()
+    }
+
+    pub(crate) fn wait_ready(&self) -> Result<()> {
+        eventually(
+            Duration::from_secs(20),
+            &format!("etcd{} answers", self.number),
+            || {
+                if self.process.pid().is_none() {
+                    bail!("it has ended:\n{}", self.process.log_tail());
+                }
+                let args = ["endpoint", "health", "--command-timeout=2s"];
+                etcdctl_at(&self.netns, &[self.endpoint()], &args, b"").map(drop)
+            },
+        )
+        .with_context(|| format!("log of etcd:\n{}", self.process.log_tail()))
+    }
+
+    /// Ends it by SIGTERM and waits.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end.
+    pub fn stop(&self) -> Result<()> {
+        // etcd ends by the signal it was sent, so its status is no news.
+        match self.process.terminate(Duration::from_secs(15)) {
+            Err(_) if self.process.pid().is_none() => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Kills it at once.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill9(&self) -> Result<()> {
+        self.process.kill9()
+    }
+
+    /// Stops it in its tracks: connections stay open and nothing answers.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn freeze(&self) -> Result<()> {
+        self.process.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on after [`EtcdMember::freeze`].
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn thaw(&self) -> Result<()> {
+        self.process.signal(Signal::SIGCONT)
+    }
+
+    /// Deletes its data, as after the loss of a disk. It must not run.
+    ///
+    /// # Errors
+    /// When it runs, or the data cannot be removed.
+    pub fn wipe(&self) -> Result<()> {
+        if let Some(pid) = self.process.pid() {
+            bail!("etcd{} runs as process {pid}", self.number);
+        }
+        std::fs::remove_dir_all(self.data_dir()).with_context(|| format!("removing {}", self.data_dir()))
+    }
+
+    /// Where its data lie: to copy them while it is stopped, for a rolled-back store.
+    #[must_use]
+    pub fn data_dir(&self) -> String {
+        self.lab
+            .data_dir
+            .join(format!("etcd{}", self.number))
+            .display()
+            .to_string()
+    }
+
+    /// Process number while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.pid()
+    }
+
+    pub(crate) fn reap(&self) {
+        self.process.reap();
+    }
+}
+
+/// A key as etcd holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyValue {
+    /// The key.
+    pub key: String,
+    /// The value.
+    pub value: Vec<u8>,
+    /// Store revision of the creation.
+    pub create_revision: i64,
+    /// Store revision of the last change.
+    pub mod_revision: i64,
+    /// Number of changes since creation, from 1.
+    pub version: i64,
+    /// The lease it hangs on; 0 for none.
+    pub lease: i64,
+}
+
+impl KeyValue {
+    /// The value as text.
+    ///
+    /// # Errors
+    /// When it is not UTF-8.
+    pub fn text(&self) -> Result<String> {
+        String::from_utf8(self.value.clone()).with_context(|| format!("value of {}", self.key))
+    }
+}
+
+/// `etcdctl get --write-out=json`: bytes are in base64, zero fields are left out.
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(default)]
+    kvs: Vec<AnswerKeyValue>,
+}
+
+#[derive(Deserialize)]
+struct AnswerKeyValue {
+    key: String,
+    #[serde(default)]
+    value: String,
+    #[serde(default)]
+    create_revision: i64,
+    #[serde(default)]
+    mod_revision: i64,
+    #[serde(default)]
+    version: i64,
+    #[serde(default)]
+    lease: i64,
+}
+
+pub(crate) fn get(lab: &LabRecord, key: &str, as_prefix: bool) -> Result<Vec<KeyValue>> {
+    let prefix: &[&str] = if as_prefix { &["--prefix"] } else { &[] };
+    let text = etcdctl(
+        lab,
+        &[&["get", "--write-out=json"], prefix, &["--", key]].concat(),
+        b"",
+    )?;
+    let answer: Answer =
+        serde_json::from_str(&text).with_context(|| format!("answer of etcdctl: {text:?}"))?;
+    let decoded = answer.kvs.into_iter().map(|kv| {
+        Ok(KeyValue {
+            key: String::from_utf8(decode_base64(&kv.key)?).context("a key that is not UTF-8")?,
+            value: decode_base64(&kv.value)?,
+            create_revision: kv.create_revision,
+            mod_revision: kv.mod_revision,
+            version: kv.version,
+            lease: kv.lease,
+        })
+    });
+    decoded.collect()
+}
+
+pub(crate) fn etcdctl(lab: &LabRecord, args: &[&str], input: &[u8]) -> Result<String> {
+    let netns = Namespace::named(&format!("{}etcd1", lab.prefix()));
+    etcdctl_at(&netns, &lab.etcd_endpoints(), args, input)
+}
+
+fn etcdctl_at(netns: &Namespace, endpoints: &[String], args: &[&str], input: &[u8]) -> Result<String> {
+    let mut command = netns.command("etcdctl");
+    command
+        .env("ETCDCTL_API", "3")
+        .env_remove("ETCDCTL_ENDPOINTS")
+        .arg(format!("--endpoints={}", endpoints.join(",")))
+        .args(args);
+    tools::run_with_input(&mut command, input)
+}
+
+/// Standard base64 with padding, as Go's JSON writes bytes.
+fn decode_base64(text: &str) -> Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
+    let (mut bits, mut count) = (0_u32, 0_u32);
+    for character in text.bytes().filter(|byte| *byte != b'=') {
+        let six = match character {
+            b'A'..=b'Z' => character - b'A',
+            b'a'..=b'z' => character - b'a' + 26,
+            b'0'..=b'9' => character - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return Err(anyhow!("not base64: {text:?}")),
+        };
+        bits = bits << 6 | u32::from(six);
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            bytes.push(u8::try_from(bits >> count & 0xff)?);
+        }
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64() {
+        assert_eq!(decode_base64("").unwrap(), b"");
+        assert_eq!(decode_base64("aGFsbG8=").unwrap(), b"hallo");
+        assert_eq!(decode_base64("/+8A").unwrap(), [0xff, 0xef, 0]);
+        assert!(decode_base64("a b").is_err());
+    }
+}

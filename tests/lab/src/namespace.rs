@@ -1,0 +1,110 @@
+//! A network namespace by its path: run programs in it, look at it, run code in it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, anyhow};
+use nix::sched::{CloneFlags, setns};
+
+use crate::tools;
+
+/// A network namespace, named by the file it is mounted on. The namespace need not exist (yet).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace {
+    path: PathBuf,
+}
+
+impl Namespace {
+    /// The namespace mounted at `path`.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The namespace with this name in `/run/netns`.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self::at(Path::new("/run/netns").join(name))
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether a namespace is mounted there.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        // The empty file that is left when nothing is mounted is not on nsfs: it cannot be entered.
+        self.within(|| ()).is_ok()
+    }
+
+    /// A command that will run in this namespace (and in the mount namespace of the caller).
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path.display())).arg(program);
+        command
+    }
+
+    /// Runs a program with arguments and answers its standard output.
+    ///
+    /// # Errors
+    /// When it cannot be started or fails; the text holds its standard error.
+    pub fn exec(&self, argv: &[&str]) -> Result<String> {
+        let (program, args) = argv.split_first().ok_or_else(|| anyhow!("no command given"))?;
+        tools::run(self.command(program).args(args))
+    }
+
+    /// `ip -json -details` with these arguments, for example `["link", "show", "br0"]` or `["neigh", "show"]`.
+    ///
+    /// # Errors
+    /// When ip fails or prints no JSON.
+    pub fn ip_json(&self, args: &[&str]) -> Result<serde_json::Value> {
+        self.json(&["ip", "-json", "-details"], args)
+    }
+
+    /// `bridge -json -details` with these arguments, for example `["fdb", "show"]`.
+    ///
+    /// # Errors
+    /// When bridge fails or prints no JSON.
+    pub fn bridge_json(&self, args: &[&str]) -> Result<serde_json::Value> {
+        self.json(&["bridge", "-json", "-details"], args)
+    }
+
+    fn json(&self, program: &[&str], args: &[&str]) -> Result<serde_json::Value> {
+        let text = self.exec(&[program, args].concat())?;
+        // Some listings print nothing at all when they are empty.
+        let text = if text.trim().is_empty() { "[]" } else { &text };
+        serde_json::from_str(text).with_context(|| format!("output of {program:?} {args:?}: {text:?}"))
+    }
+
+    /// Runs `code` on a thread inside this namespace. Sockets made there stay in the namespace for good.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    ///
+    /// # Panics
+    /// Passes on a panic of `code`.
+    pub fn within<T: Send>(&self, code: impl FnOnce() -> T + Send) -> Result<T> {
+        // A thread of its own that ends after: a pooled one would keep the namespace for whoever comes next.
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                self.enter()?;
+                Ok(code())
+            });
+            inside
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Moves the calling thread into the namespace for the rest of its life.
+    pub(crate) fn enter(&self) -> Result<()> {
+        let file =
+            File::open(&self.path).with_context(|| format!("opening namespace {}", self.path.display()))?;
+        setns(file, CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("entering namespace {}", self.path.display()))
+    }
+}

@@ -1,0 +1,348 @@
+//! The lab itself: what it promises to the tests that stand on it.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use weft_lab::{Lab, LabRecord, Underlay, eventually, labs};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Traces of a lab anywhere on this machine.
+fn traces(record: &LabRecord) -> Vec<String> {
+    let mut found = Vec::new();
+    for dir in ["/run/netns", "/run/weft-lab", "/dev/shm", "/var/tmp"] {
+        let names = std::fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .filter_map(|e| e.ok()?.file_name().into_string().ok());
+        found.extend(
+            names
+                .filter(|name| name.contains(&record.id))
+                .map(|name| format!("{dir}/{name}")),
+        );
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    found.extend(
+        mounts
+            .lines()
+            .filter(|line| line.contains(&record.id))
+            .map(str::to_owned),
+    );
+    let processes = std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()));
+    for process in processes {
+        let line = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        // Only the programs a lab starts: a shell of somebody who looks at the lab is not a leftover.
+        if line.contains(&record.id) && (line.starts_with("etcd ") || line.contains("/weftd ")) {
+            found.push(line);
+        }
+    }
+    found
+}
+
+fn no_traces(record: &LabRecord) {
+    let traces = traces(record);
+    assert!(traces.is_empty(), "left of lab {}: {traces:#?}", record.id);
+}
+
+fn hosts_reach_each_other(underlay: Underlay, families: usize) -> Result<()> {
+    let lab = Lab::builder().hosts(2).underlay(underlay).build()?;
+    let addresses = lab.host(2).addresses();
+    assert_eq!(addresses.len(), families);
+    for address in addresses {
+        ensure!(lab.host(1).ping(address), "host1 does not reach {address}");
+    }
+    // etcd is reached from the hosts by the addresses their agents are configured with.
+    let endpoints = format!("--endpoints={}", lab.etcd_endpoints().join(","));
+    lab.host(2).exec(&[
+        "env",
+        "ETCDCTL_API=3",
+        "etcdctl",
+        &endpoints,
+        "endpoint",
+        "health",
+    ])?;
+    lab.close()
+}
+
+#[test]
+fn hosts_reach_each_other_over_ipv4() -> Result<()> {
+    hosts_reach_each_other(Underlay::V4, 1)
+}
+
+#[test]
+fn hosts_reach_each_other_over_ipv6() -> Result<()> {
+    hosts_reach_each_other(Underlay::V6, 1)
+}
+
+#[test]
+fn hosts_reach_each_other_over_both() -> Result<()> {
+    hosts_reach_each_other(Underlay::Dual, 2)
+}
+
+#[test]
+fn keys_are_written_read_and_deleted() -> Result<()> {
+    let lab = Lab::builder().hosts(1).build()?;
+    assert_eq!(lab.get("/a")?, None);
+    lab.put("/a/1", "one")?;
+    lab.put("/a/2", "two\nlines")?;
+    lab.put_bytes("/b", &[0xff, 0])?;
+    assert_eq!(lab.get("/a/1")?.as_deref(), Some("one"));
+    let all: Vec<_> = lab.get_prefix("/a/")?.into_iter().collect();
+    assert_eq!(
+        all,
+        [
+            ("/a/1".to_owned(), "one".to_owned()),
+            ("/a/2".to_owned(), "two\nlines".to_owned())
+        ]
+    );
+    let bytes = lab.get_kv("/b")?.context("/b")?;
+    assert_eq!(
+        (bytes.value.as_slice(), bytes.version, bytes.lease),
+        ([0xff, 0].as_slice(), 1, 0)
+    );
+    assert!(lab.get("/b").is_err(), "not UTF-8");
+    assert!(lab.del("/b")?);
+    assert!(!lab.del("/b")?);
+    assert_eq!(lab.del_prefix("/a/")?, 2);
+    assert!(lab.etcdctl(&["no-such-command"]).is_err());
+    lab.close()
+}
+
+#[test]
+fn three_members_go_on_without_one_of_them() -> Result<()> {
+    let lab = Lab::builder().hosts(1).etcd_members(3).build()?;
+    lab.put("/a", "before")?;
+    lab.etcd(2).kill9()?;
+    eventually(SOON, "writes go on with two members", || lab.put("/a", "after"))?;
+    lab.etcd(2).start()?;
+    eventually(SOON, "the third member catches up", || {
+        let endpoint = format!("--endpoints={}", lab.etcd(2).endpoint());
+        let value = lab.host(1).exec(&[
+            "env",
+            "ETCDCTL_API=3",
+            "etcdctl",
+            &endpoint,
+            "get",
+            "--consistency=s",
+            "/a",
+        ])?;
+        ensure!(value.contains("after"), "{value:?}");
+        Ok(())
+    })?;
+    lab.close()
+}
+
+#[test]
+fn etcd_stops_keeps_its_data_and_can_lose_them() -> Result<()> {
+    let lab = Lab::builder().hosts(1).build()?;
+    lab.put("/a", "kept")?;
+    lab.etcd(1).stop()?;
+    assert_eq!(lab.etcd(1).pid(), None);
+    lab.etcd(1).start()?;
+    assert_eq!(lab.get("/a")?.as_deref(), Some("kept"));
+    lab.etcd(1).freeze()?;
+    assert!(
+        lab.etcdctl(&["get", "/a", "--command-timeout=300ms"]).is_err(),
+        "a frozen server answers nothing"
+    );
+    lab.etcd(1).thaw()?;
+    eventually(SOON, "it answers again", || lab.get("/a"))?;
+    lab.etcd(1).kill9()?;
+    lab.etcd(1).wipe()?;
+    lab.etcd(1).start()?;
+    assert_eq!(lab.get("/a")?, None);
+    lab.close()
+}
+
+#[test]
+fn two_labs_side_by_side_do_not_meet() -> Result<()> {
+    let (one, two) = (Lab::builder().hosts(1).build()?, Lab::builder().hosts(2).build()?);
+    one.put("/a", "one")?;
+    assert_eq!(two.get("/a")?, None);
+    assert!(two.host(1).ping(two.host(2).addresses()[0]));
+    assert!(
+        !one.host(1).ping(two.host(2).addresses()[0]),
+        "the same addresses, another world"
+    );
+    one.close()?;
+    assert!(two.host(1).ping(two.host(2).addresses()[0]));
+    two.close()
+}
+
+#[test]
+fn a_pulled_cable_cuts_one_host_off() -> Result<()> {
+    let lab = Lab::builder().hosts(2).underlay(Underlay::Dual).build()?;
+    let other = lab.host(2).addresses();
+    lab.host(2).unplug()?;
+    assert!(!lab.host(1).ping(other[0]) && !lab.host(1).ping(other[1]));
+    lab.host(2).plug()?;
+    for address in other {
+        eventually(SOON, "the host is back", || {
+            ensure!(lab.host(1).ping(address), "{address} does not answer");
+            Ok(())
+        })?;
+    }
+    lab.close()
+}
+
+#[test]
+fn pings_are_counted_exactly() -> Result<()> {
+    let lab = Lab::builder().hosts(1).underlay(Underlay::Dual).build()?;
+    let container = lab.container("c1")?;
+    for text in ["127.0.0.1", "::1"] {
+        let stream = container.ping_stream(text.parse()?, 200)?;
+        eventually(SOON, "fifty answers", || {
+            ensure!(stream.so_far().received >= 50, "{:?}", stream.so_far());
+            Ok(())
+        })?;
+        let summary = stream.stop();
+        assert_eq!(summary.lost(), 0, "{summary:?}");
+        assert!(summary.median_rtt.is_some() && summary.first_answer.is_some());
+    }
+    // No route: requests that are never answered, and no error.
+    let nowhere: IpAddr = "10.1.0.1".parse()?;
+    assert!(!container.ping(nowhere));
+    let stream = container.ping_stream(nowhere, 500)?;
+    eventually(SOON, "twenty requests", || {
+        ensure!(stream.so_far().sent >= 20, "{:?}", stream.so_far());
+        Ok(())
+    })?;
+    // The route and the address come while it runs.
+    container.exec(&["ip", "addr", "add", "10.1.0.1/24", "dev", "lo"])?;
+    eventually(SOON, "answers come", || {
+        ensure!(stream.so_far().received > 0, "{:?}", stream.so_far());
+        Ok(())
+    })?;
+    let summary = stream.stop();
+    assert!(summary.lost() >= 20, "{summary:?}");
+    assert_eq!(container.addresses()?, [nowhere]);
+    lab.close()
+}
+
+#[test]
+fn everything_is_gone_after_drop() -> Result<()> {
+    let lab = Lab::builder().hosts(3).underlay(Underlay::Dual).build()?;
+    let record = lab.record().clone();
+    lab.container("c1")?;
+    // As weftd does: a namespace mounted in the host's own directory.
+    let path = lab.host(1).netns_of("blue").path().to_path_buf();
+    std::fs::write(&path, "")?;
+    let netns = "/run/netns/".to_owned() + &record.prefix() + "c-c1";
+    let mounted = Command::new("mount")
+        .args(["--bind", &netns])
+        .arg(&path)
+        .status()?;
+    assert!(mounted.success());
+    assert!(lab.host(1).netns_of("blue").exists());
+    assert!(traces(&record).len() > 6);
+    drop(lab);
+    no_traces(&record);
+    Ok(())
+}
+
+#[test]
+fn everything_is_gone_after_a_panic() {
+    let record = std::sync::Mutex::new(None);
+    let outcome = std::panic::catch_unwind(|| {
+        let lab = Lab::builder().hosts(1).build().unwrap();
+        *record.lock().unwrap() = Some(lab.record().clone());
+        panic!("as a failing test does");
+    });
+    assert!(outcome.is_err());
+    no_traces(&record.into_inner().unwrap().unwrap());
+}
+
+#[test]
+fn sweep_removes_the_lab_of_a_killed_process() -> Result<()> {
+    use std::io::{BufRead as _, BufReader};
+
+    let ours = Lab::builder().hosts(1).build()?;
+    let mut child = Command::new(std::env::current_exe()?)
+        .args([
+            "--exact",
+            "build_a_lab_and_wait_to_be_killed",
+            "--ignored",
+            "--nocapture",
+        ])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let output = BufReader::new(child.stdout.take().context("output of the child")?);
+    let id = output
+        .lines()
+        .map_while(Result::ok)
+        .find_map(|line| line.strip_prefix("WEFT_LAB=").map(str::to_owned))
+        .context("the child ended without a lab")?;
+    let record = LabRecord::load(&id)?;
+    assert!(!record.is_abandoned());
+    assert!(
+        traces(&record).iter().any(|trace| trace.starts_with("etcd")),
+        "its etcd runs"
+    );
+    weft_lab::sweep()?;
+    assert!(
+        LabRecord::load(&id).is_ok(),
+        "a lab with a living owner is left alone"
+    );
+
+    child.kill()?;
+    child.wait()?;
+    assert!(record.is_abandoned());
+    // Another test that builds a lab may sweep it first.
+    weft_lab::sweep()?;
+    no_traces(&record);
+    assert!(Path::new(&ours.run_dir()).exists(), "our own is still there");
+    ours.put("/a", "and works")?;
+    ours.close()
+}
+
+#[test]
+fn the_command_brings_a_lab_up_and_down() -> Result<()> {
+    let weft_lab = |args: &[&str]| -> Result<String> {
+        let output = Command::new(env!("CARGO_BIN_EXE_weft-lab")).args(args).output()?;
+        ensure!(
+            output.status.success(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let env = weft_lab(&["up", "--hosts", "2", "--underlay", "dual", "--without-weftd"])?;
+    let id = env
+        .lines()
+        .find_map(|line| line.strip_prefix("WEFT_LAB="))
+        .context("no id")?
+        .to_owned();
+    let record = LabRecord::load(&id)?;
+    weft_lab::sweep()?;
+    assert!(!record.is_abandoned(), "nobody owns it, and it stays");
+    assert!(labs()?.iter().any(|lab| lab.id == id));
+    assert!(weft_lab(&["list"])?.contains(&id));
+    assert!(weft_lab(&["exec", &id, "2", "ip", "addr"])?.contains("10.99.0.2/24"));
+    let path = weft_lab(&["container", &id, "web"])?;
+    assert!(Path::new(path.trim()).exists());
+    weft_lab(&["exec", &id, "c-web", "--", "ping", "-c1", "127.0.0.1"])?;
+    weft_lab(&["container", &id, "web", "--remove"])?;
+    assert!(!Path::new(path.trim()).exists());
+    assert!(weft_lab(&["exec", &id, "9", "true"]).is_err());
+    weft_lab(&["down", &id])?;
+    no_traces(&record);
+    Ok(())
+}
+
+#[test]
+fn impossible_labs_are_refused() {
+    for builder in [
+        Lab::builder().hosts(0),
+        Lab::builder().mtu(100),
+        Lab::builder().etcd_members(10),
+    ] {
+        assert!(builder.build().is_err());
+    }
+}
