@@ -103,6 +103,7 @@ fn main() -> Result<()> {
             etcd_members,
             bin_dir,
             without_weftd,
+            hold,
         } => {
             let mut builder = Lab::builder()
                 .hosts(hosts)

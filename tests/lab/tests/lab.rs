@@ -261,7 +261,7 @@ fn everything_is_gone_after_a_panic() {
 
 #[test]
 fn sweep_removes_the_lab_of_a_killed_process() -> Result<()> {
-    use std::io::{BufRead as _, BufReader};
+    use std::io::{BufRead as _, BufReader, Read as _};
 
     let ours = Lab::builder().hosts(1).build()?;
     let mut child = Command::new(std::env::current_exe()?)
@@ -273,8 +273,10 @@ fn sweep_removes_the_lab_of_a_killed_process() -> Result<()> {
         ])
         .stdout(Stdio::piped())
         .spawn()?;
-    let output = BufReader::new(child.stdout.take().context("output of the child")?);
+    // Kept open: the child prints more lines.
+    let mut output = BufReader::new(child.stdout.take().context("output of the child")?);
     let id = output
+        .by_ref()
         .lines()
         .map_while(Result::ok)
         .find_map(|line| line.strip_prefix("WEFT_LAB=").map(str::to_owned))
