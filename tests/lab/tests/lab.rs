@@ -264,13 +264,9 @@ fn sweep_removes_the_lab_of_a_killed_process() -> Result<()> {
     use std::io::{BufRead as _, BufReader, Read as _};
 
     let ours = Lab::builder().hosts(1).build()?;
-    let mut child = Command::new(std::env::current_exe()?)
-        .args([
-            "--exact",
-            "build_a_lab_and_wait_to_be_killed",
-            "--ignored",
-            "--nocapture",
-        ])
+    let mut child = Command::new(env!("CARGO_BIN_EXE_weft-lab"))
+        .args(["up", "--hold", "--hosts", "2", "--without-weftd"])
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
     // Kept open: the child prints more lines.
