@@ -31,4 +31,6 @@ pub use network::{Network, NetworkDocument, Subnet, SubnetDocument};
 pub use number::{Family, Mac, Mtu, ParseMacError, Vni};
 pub use peer::{Peer, PeerDocument, PeerKind};
 pub use schema::{json_schemas, render_json_schema};
+/// A JSON value, as [`set_fields`] takes it.
+pub use serde_json::Value;
 pub use status::{AliveDocument, StatusDocument, StatusProblem};

@@ -194,6 +194,8 @@ pub struct ObservedNetwork {
     /// Container ends by endpoint, found in the namespaces that were looked into. One is here only if it is
     /// the other end of the port that belongs to the endpoint.
     pub interfaces: BTreeMap<EndpointId, Interface>,
+    /// Endpoints whose container's namespace could not be looked into.
+    pub unseen: BTreeSet<EndpointId>,
     /// Forwarding entries by MAC; no empty rows.
     pub forwards: HashMap<Mac, ForwardRow>,
     /// Permanent neighbours on the bridge.

@@ -3,7 +3,18 @@
 //! No clock, I/O, environment or async. Whatever cannot be made sense of becomes a `Problem` beside the
 //! result and never blocks the rest.
 
+mod assess;
+mod changes;
+pub mod chores;
+pub mod claims;
 pub mod dataplane;
+pub mod desired;
+pub mod diff;
+pub mod dirty;
+mod hash;
+pub mod members;
 pub mod ownership;
 pub mod plan;
+pub mod problem;
 pub mod record;
+pub mod snapshot;

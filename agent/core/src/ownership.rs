@@ -17,6 +17,8 @@
 
 use weft_store_schema::{EndpointRef, Family, IfName, NetworkName};
 
+use crate::hash::stable_hash;
+
 /// Our number as a routing protocol (`rtm_protocol`, `NDA_PROTOCOL`, `IFA_PROTO`): 87, a `W`, not assigned
 /// in the kernel's `include/uapi/linux/rtnetlink.h` nor in iproute2's `rt_protos`.
 pub const PROTOCOL: u8 = 87;
@@ -56,17 +58,7 @@ pub fn family_of_tunnel(ifname: &str) -> Option<Family> {
 /// node and id. Names live in the network's own namespace, so only endpoints of one network on one host
 /// could meet.
 pub fn port_name(endpoint: &EndpointRef) -> IfName {
-    // FNV-1a, 64 bit: stable across versions and machines, which std's hasher does not promise.
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in endpoint
-        .node
-        .as_str()
-        .bytes()
-        .chain([b'/'])
-        .chain(endpoint.id.as_str().bytes())
-    {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
+    let hash = stable_hash([endpoint.node.as_str(), "/", endpoint.id.as_str()]);
     IfName::new(&format!("ve{:013x}", hash >> 12)).unwrap_or_else(|e| unreachable!("{e}"))
 }
 

@@ -171,24 +171,34 @@ pub struct Outcome<E> {
 }
 
 impl ObservedNetwork {
+    /// Entries of the bridge's table go with what they point at.
+    fn lose_bridge_entries(&mut self, lost: impl Fn(&BridgeTarget) -> bool) {
+        self.forwards.retain(|_, row| {
+            row.bridge = row.bridge.take().filter(|target| !lost(target));
+            !row.is_empty()
+        });
+    }
+
     /// What the kernel holds after an operation was done: the model that `diff` is tested against, and the
     /// agent's memory of what it wrote.
     pub fn record(&mut self, op: &Op) {
         match op {
             Op::CreateNamespace | Op::DeleteNamespace => *self = Self::default(),
-            Op::PutBridge(bridge) => self.bridge = Some(bridge.clone()),
+            Op::PutBridge(bridge) => {
+                if self.bridge.replace(bridge.clone()).is_none() {
+                    self.neighbours.clear();
+                    self.lose_bridge_entries(|_| true);
+                }
+            }
             Op::PutTunnel(family, tunnel) => {
                 self.tunnels.insert(*family, tunnel.clone());
             }
             Op::DeleteTunnel(family) => {
                 self.tunnels.remove(family);
-                self.forwards.retain(|_, row| {
+                for row in self.forwards.values_mut() {
                     row.vteps.retain(|vtep| Family::of(*vtep) != *family);
-                    if row.bridge == Some(BridgeTarget::Tunnel(*family)) {
-                        row.bridge = None;
-                    }
-                    !row.is_empty()
-                });
+                }
+                self.lose_bridge_entries(|target| *target == BridgeTarget::Tunnel(*family));
             }
             Op::CreateLocal(id, local) => {
                 self.ports.insert(local.port_name.clone(), local.port.clone());
@@ -224,12 +234,7 @@ impl ObservedNetwork {
                         self.interfaces.remove(&endpoint.id);
                     }
                 }
-                self.forwards.retain(|_, row| {
-                    if row.bridge == Some(BridgeTarget::Port(name.clone())) {
-                        row.bridge = None;
-                    }
-                    !row.is_empty()
-                });
+                self.lose_bridge_entries(|target| *target == BridgeTarget::Port(name.clone()));
             }
             Op::PutForward(mac, forward) => {
                 let row = self.forwards.entry(*mac).or_default();

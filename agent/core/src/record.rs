@@ -37,6 +37,8 @@ pub enum Scope {
     Networks,
     /// All peers.
     Peers,
+    /// All claims of VNIs.
+    Vnis,
     /// A network's endpoints on this node only.
     OwnEndpoints(NetworkName),
     /// A network's endpoints everywhere; takes the place of [`Scope::OwnEndpoints`].
@@ -98,8 +100,8 @@ pub enum Guard {
     Absent(Key),
     /// The key exists and was last written at this revision.
     Unchanged(Key, i64),
-    /// The key exists.
-    Present(Key),
+    /// No key lies in the scope's directory (a compare over the range: `create_revision = 0`).
+    Empty(Scope),
 }
 
 /// What a transaction does.

@@ -1,0 +1,204 @@
+//! What is wrong with the records of a scope, taken together: what a record's own validation cannot see.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use weft_store_schema::{Endpoint, EndpointRef, Family, Key, Mtu, NetworkName, NodeName};
+
+use crate::{
+    desired::{Assessment, Pass, Vtep},
+    dirty::Dirty,
+    members::{Member, Members, Slot},
+    problem::Problem,
+};
+
+impl Pass<'_> {
+    pub(crate) fn assess(&self, name: &NetworkName, dirty: &Dirty, assessment: &mut Assessment) {
+        let complete = dirty.everything || dirty.networks.contains(name);
+        if complete {
+            let key = Key::Network(name.clone());
+            assessment
+                .by_key
+                .insert(key.to_string(), self.network_problem(name, &key));
+        }
+        let mut judge = |endpoint: EndpointRef| {
+            let key = Key::Endpoint(endpoint.clone());
+            assessment
+                .by_key
+                .insert(key.to_string(), self.endpoint_problem(&endpoint, &key));
+        };
+        if complete {
+            for (node, id, _) in self
+                .snapshot
+                .members(name)
+                .into_iter()
+                .flat_map(Members::endpoints)
+            {
+                judge(self.endpoint_ref(name, node, id));
+            }
+        }
+        // Also one that is gone: its problem goes with it.
+        dirty
+            .endpoints
+            .iter()
+            .filter(|e| e.network == *name)
+            .cloned()
+            .for_each(judge);
+    }
+
+    fn network_problem(&self, name: &NetworkName, key: &Key) -> Option<Problem> {
+        let Some(slot) = self.snapshot.network(name) else {
+            let n = self.snapshot.own_endpoints(name).count();
+            return (n > 0).then(|| {
+                let message = format!("there is no such network, but {n} endpoints of this node name it: put the record, or delete them");
+                Problem::new(key, message)
+            });
+        };
+        let network = slot.value.as_ref()?;
+        if slot.held {
+            return Some(Problem::new(
+                key,
+                "the record was deleted while endpoints exist; the network is carried on: detach the endpoints, or put the record back",
+            ));
+        }
+        if let Some(vni) = network.vni
+            && let Some(owner) = self.snapshot.owner_of_vni(vni)
+            && owner != name
+        {
+            let message =
+                format!("VNI {vni} belongs to network {owner}; give another one, or none to have one chosen");
+            return Some(Problem::field(key, "vni", message));
+        }
+        if self.snapshot.takes_part(name) && self.host.v4.or(self.host.v6).is_none() {
+            return Some(Problem::new(
+                key,
+                "this host has no address on the underlay to end tunnels at; see weft status",
+            ));
+        }
+        if network.multicast {
+            return Some(Problem::field(
+                key,
+                "multicast",
+                "broadcast and multicast are not carried between hosts yet; unicast is",
+            ));
+        }
+        let mtu = self.mtu(network);
+        if mtu > self.mtu {
+            let message = format!(
+                "{mtu} is more than the {} that fit into the underlay's MTU; large packets will be lost or fragmented",
+                self.mtu
+            );
+            return Some(Problem::field(key, "mtu", message));
+        }
+        if mtu < Mtu::MIN_IPV6 && network.families().any(|f| f == Family::V6) {
+            let message = format!(
+                "the underlay leaves an MTU of {mtu}; IPv6 needs {}: raise the underlay's MTU",
+                Mtu::MIN_IPV6
+            );
+            return Some(Problem::field(key, "mtu", message));
+        }
+        None
+    }
+
+    fn endpoint_problem(&self, name: &EndpointRef, key: &Key) -> Option<Problem> {
+        let slot: &Slot<Endpoint> = self.snapshot.endpoint(name)?;
+        let endpoint = slot.value.as_ref()?;
+        let members = self.snapshot.members(&name.network)?;
+        let member: Member = (name.node.clone(), name.id.clone());
+        let own = name.node == *self.snapshot.node();
+        if own
+            && let Some(owner) = self.snapshot.owner_of_attachment(&endpoint.attachment)
+            && owner != name
+        {
+            let place = &endpoint.attachment;
+            let message = format!(
+                "{} in {} belongs to endpoint {owner}; choose another ifname, or delete one of the two",
+                place.ifname, place.netns
+            );
+            return Some(Problem::field(key, "attachment", message));
+        }
+        let network = self
+            .snapshot
+            .network(&name.network)
+            .and_then(|s| s.value.as_ref());
+        for (field, addresses) in [
+            ("requested_addresses", &endpoint.requested),
+            ("addresses", &endpoint.addresses),
+        ] {
+            for (i, address) in addresses.iter().enumerate() {
+                let at = || format!("{field}[{i}]");
+                if let Some(network) = network
+                    && network.subnet_of(*address).is_none()
+                {
+                    let subnets: Vec<_> = network.subnets.iter().map(|s| s.net.to_string()).collect();
+                    let message = format!(
+                        "{address} is in none of the subnets of {}: {}",
+                        name.network,
+                        subnets.join(", ")
+                    );
+                    return Some(Problem::field(key, at(), message));
+                }
+                if let Some(claim) = members.claimed_by_other(*address, &member) {
+                    let message = format!(
+                        "{address} is held by endpoint {}/{}/{}; ask for another",
+                        name.network, claim.node, claim.id
+                    );
+                    return Some(Problem::field(key, at(), message));
+                }
+            }
+        }
+        if let Some(mac) = endpoint.mac
+            && let Some((owner, _)) = members.owner_of_mac(mac)
+            && *owner != member
+        {
+            let message = format!(
+                "{mac} is also the MAC of endpoint {}/{}/{}, which was there first",
+                name.network, owner.0, owner.1
+            );
+            return Some(Problem::field(key, "mac", message));
+        }
+        if !own && !endpoint.addresses.is_empty() {
+            match self.vtep(&name.node) {
+                Vtep::At(_) => {}
+                Vtep::Unknown => {
+                    let message = format!(
+                        "no valid record peers/{} says where its node is; is the agent there running?",
+                        name.node
+                    );
+                    return Some(Problem::new(key, message));
+                }
+                Vtep::Unreachable => {
+                    let message = format!(
+                        "node {} has no VTEP address of a family that this host has too",
+                        name.node
+                    );
+                    return Some(Problem::new(key, message));
+                }
+            }
+        }
+        None
+    }
+
+    pub(crate) fn assess_peers(&self, assessment: &mut Assessment) {
+        let mut holders: BTreeMap<IpAddr, &NodeName> = BTreeMap::new();
+        let mut peers: Vec<_> = self.snapshot.peers().collect();
+        peers.sort_by_key(|(node, slot)| (slot.create_revision, *node));
+        for (node, slot) in peers {
+            let key = Key::Peer(node.clone());
+            let mut problem = slot.held.then(|| {
+                Problem::new(
+                    &key,
+                    "the record was deleted while endpoints name the node; it is forwarded to as before",
+                )
+            });
+            for vtep in slot.value.iter().flat_map(weft_store_schema::Peer::vteps) {
+                if let Some(first) = holders.insert(vtep, node) {
+                    let message =
+                        format!("{vtep} is the VTEP address of node {first} too; two hosts cannot share one");
+                    problem = Some(Problem::field(&key, "vteps", message));
+                    holders.insert(vtep, first);
+                }
+            }
+            assessment.by_key.insert(key.to_string(), problem);
+        }
+    }
+}

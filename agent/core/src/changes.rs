@@ -1,0 +1,623 @@
+//! How records change the snapshot, and what each change makes dirty.
+//!
+//! Applying the same records in any order, once or many times, gives the same snapshot. A record that
+//! cannot be decoded becomes a [`Problem`] and leaves the object as it last was.
+
+use std::{collections::HashSet, net::IpAddr};
+
+use weft_store_schema::{
+    AddressClaim, Endpoint, EndpointId, EndpointRef, Key, Network, NetworkName, NodeName, Peer, RecordError,
+    Vni, VniClaim,
+};
+
+use crate::{
+    dirty::Dirty,
+    members::{Member, Members, Slot},
+    problem::Problem,
+    record::{Change, Entry, Scope},
+    snapshot::Snapshot,
+};
+
+impl Snapshot {
+    /// Takes in a complete listing of a scope.
+    ///
+    /// What the listing lacks is deleted, if the listing continues the history that was known. If it does
+    /// not (another cluster, or a revision that went back), the missing objects are held: the store is in
+    /// trouble, and that never removes forwarding.
+    pub fn apply_listing(
+        &mut self,
+        scope: &Scope,
+        cluster_id: u64,
+        revision: i64,
+        entries: &[Entry],
+    ) -> Dirty {
+        let mut dirty = Dirty::default();
+        let continuous = match self.store {
+            Some((known_cluster, known_revision)) if known_cluster != cluster_id => {
+                self.held_because = Some(format!(
+                    "the store answers as another cluster ({cluster_id:x}, before {known_cluster:x}, revision {known_revision})"
+                ));
+                false
+            }
+            Some((_, known)) if revision < known => {
+                // Scopes are listed one by one: a listing that overlapped with events of another scope is
+                // older than these by moments only, and says nothing of a rollback if this scope is new.
+                if self.listed.contains(scope) {
+                    self.held_because = Some(format!(
+                        "the store went back from revision {known} to {revision}, as if restored from a backup"
+                    ));
+                }
+                !self.listed.contains(scope)
+            }
+            _ => true,
+        };
+        let missing = self.keys_of(scope, entries);
+        for entry in entries {
+            dirty.merge(self.put(entry, !continuous));
+        }
+        for (key, known_at) in missing {
+            if !continuous {
+                self.hold(&key);
+            } else if known_at <= revision {
+                dirty.merge(self.delete(&key, revision));
+            }
+        }
+        self.listed.insert(scope.clone());
+        self.store = Some(match self.store {
+            Some((_, known)) if continuous => (cluster_id, known.max(revision)),
+            _ => (cluster_id, revision),
+        });
+        dirty
+    }
+
+    /// Takes in changes that a watch delivered.
+    pub fn apply_changes(&mut self, changes: &[Change]) -> Dirty {
+        let mut dirty = Dirty::default();
+        for change in changes {
+            match change {
+                Change::Put(entry) => {
+                    self.saw(entry.mod_revision);
+                    dirty.merge(self.put(entry, false));
+                }
+                Change::Deleted { key, mod_revision } => {
+                    self.saw(*mod_revision);
+                    match self.prefix.parse(key) {
+                        Ok(key) => dirty.merge(self.delete(&key, *mod_revision)),
+                        Err(_) => drop(self.problems.remove(&self.shown(key))),
+                    }
+                }
+            }
+        }
+        dirty
+    }
+
+    /// Notes that everything up to this revision has been seen.
+    pub fn saw(&mut self, revision: i64) {
+        if let Some((_, known)) = &mut self.store {
+            *known = revision.max(*known);
+        }
+    }
+
+    /// Lets go of everything that is held, on an operator's word.
+    pub fn release_held(&mut self) -> Dirty {
+        self.held_because = None;
+        let mut held: Vec<Key> = Vec::new();
+        held.extend(
+            self.networks
+                .iter()
+                .filter(|(_, s)| s.held)
+                .map(|(n, _)| Key::Network(n.clone())),
+        );
+        held.extend(
+            self.peers
+                .iter()
+                .filter(|(_, s)| s.held)
+                .map(|(n, _)| Key::Peer(n.clone())),
+        );
+        for (network, members) in &self.members {
+            held.extend(members.endpoints().filter(|(.., s)| s.held).map(|(node, id, _)| {
+                Key::Endpoint(EndpointRef {
+                    network: network.clone(),
+                    node: node.clone(),
+                    id: id.clone(),
+                })
+            }));
+            held.extend(
+                members
+                    .claims()
+                    .filter(|(_, s)| s.held)
+                    .map(|(a, _)| Key::Address(network.clone(), *a)),
+            );
+        }
+        for key in &held {
+            self.forget(key);
+        }
+        Dirty::everything()
+    }
+
+    /// Keys of a scope that are known here and not among the entries, with the revision they are known from.
+    fn keys_of(&self, scope: &Scope, entries: &[Entry]) -> Vec<(Key, i64)> {
+        let present: HashSet<&[u8]> = entries.iter().map(|e| e.key.as_slice()).collect();
+        let mut known: Vec<(Key, i64)> = Vec::new();
+        let endpoint = |network: &NetworkName, node: &NodeName, id: &EndpointId| {
+            Key::Endpoint(EndpointRef {
+                network: network.clone(),
+                node: node.clone(),
+                id: id.clone(),
+            })
+        };
+        match scope {
+            Scope::Networks => {
+                known.extend(
+                    self.networks
+                        .iter()
+                        .map(|(n, s)| (Key::Network(n.clone()), s.mod_revision)),
+                );
+            }
+            Scope::Peers => known.extend(
+                self.peers
+                    .iter()
+                    .map(|(n, s)| (Key::Peer(n.clone()), s.mod_revision)),
+            ),
+            Scope::Vnis => known.extend(self.vnis.iter().map(|(v, s)| (Key::Vni(*v), s.mod_revision))),
+            Scope::OwnEndpoints(network) => {
+                known.extend(
+                    self.own_endpoints(network)
+                        .map(|(id, s)| (endpoint(network, &self.node, id), s.mod_revision)),
+                );
+            }
+            Scope::Endpoints(network) => {
+                let members = self.members.get(network).into_iter().flat_map(Members::endpoints);
+                known.extend(members.map(|(node, id, s)| (endpoint(network, node, id), s.mod_revision)));
+            }
+            Scope::Addresses(network) => {
+                let claims = self.members.get(network).into_iter().flat_map(Members::claims);
+                known.extend(claims.map(|(a, s)| (Key::Address(network.clone(), *a), s.mod_revision)));
+            }
+        }
+        known.retain(|(key, _)| !present.contains(self.prefix.key(key).as_bytes()));
+        known
+    }
+
+    fn shown(&self, key: &[u8]) -> String {
+        let text = String::from_utf8_lossy(key.strip_prefix(self.prefix.as_str().as_bytes()).unwrap_or(key));
+        text.chars()
+            .take(200)
+            .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+            .collect()
+    }
+
+    fn put(&mut self, entry: &Entry, force: bool) -> Dirty {
+        let key = match self.prefix.parse(&entry.key) {
+            Ok(key) => key,
+            Err(error) => {
+                let shown = self.shown(&entry.key);
+                let message =
+                    format!("{error}; the record has no effect: delete it, or write it under a right key");
+                self.problems.insert(shown.clone(), Problem::new(shown, message));
+                return Dirty::default();
+            }
+        };
+        let mut dirty = Dirty::default();
+        match &key {
+            Key::Network(name) => self.put_network(&key, name, entry, force, &mut dirty),
+            Key::Peer(node) => self.put_peer(&key, node, entry, force, &mut dirty),
+            Key::Vni(vni) => {
+                let mut slot = self.vnis.remove(vni).unwrap_or_default();
+                if let Some(decoded) = slot.accept(entry, force, false, VniClaim::decode) {
+                    self.judge(&key, decoded);
+                    dirty
+                        .networks
+                        .extend(self.vni_users.get(vni).into_iter().flatten().cloned());
+                    dirty
+                        .networks
+                        .extend(slot.value.as_ref().map(|claim| claim.network.clone()));
+                }
+                self.vnis.insert(*vni, slot);
+            }
+            Key::Endpoint(endpoint) => self.put_endpoint(&key, endpoint, entry, force, &mut dirty),
+            Key::Address(network, address) => {
+                let members = self.members.entry(network.clone()).or_default();
+                let mut slot = members.remove_claim(*address).unwrap_or_default();
+                let decoded = slot.accept(entry, force, false, AddressClaim::decode);
+                members.put_claim(*address, slot);
+                if let Some(decoded) = decoded {
+                    self.judge(&key, decoded);
+                    self.touch_address(network, *address, &mut dirty);
+                }
+            }
+            Key::Alive(_) | Key::Status(_) => {}
+        }
+        dirty
+    }
+
+    fn put_network(&mut self, key: &Key, name: &NetworkName, entry: &Entry, force: bool, dirty: &mut Dirty) {
+        let mut slot = self.networks.remove(name).unwrap_or_default();
+        let before = slot.value.as_ref().and_then(|n| n.vni);
+        if let Some(decoded) = slot.accept(entry, force, true, Network::decode) {
+            self.judge(key, decoded);
+            let after = slot.value.as_ref().and_then(|n| n.vni);
+            self.use_vni(name, before, after, dirty);
+            dirty.networks.insert(name.clone());
+        }
+        self.networks.insert(name.clone(), slot);
+    }
+
+    /// Keeps the index of VNIs; another user of either VNI may have won or lost by the change.
+    fn use_vni(&mut self, name: &NetworkName, before: Option<Vni>, after: Option<Vni>, dirty: &mut Dirty) {
+        if let Some(vni) = before
+            && let Some(users) = self.vni_users.get_mut(&vni)
+        {
+            users.remove(name);
+            dirty.networks.extend(users.iter().cloned());
+            if users.is_empty() {
+                self.vni_users.remove(&vni);
+            }
+        }
+        if let Some(vni) = after {
+            let users = self.vni_users.entry(vni).or_default();
+            dirty.networks.extend(users.iter().cloned());
+            users.insert(name.clone());
+        }
+    }
+
+    fn put_peer(&mut self, key: &Key, node: &NodeName, entry: &Entry, force: bool, dirty: &mut Dirty) {
+        let limits = self.underlay_limits();
+        let mut slot = self.peers.remove(node).unwrap_or_default();
+        let before = slot.value.clone();
+        let decoded = slot.accept(entry, force, *node == self.node, Peer::decode);
+        let after = slot.value.clone();
+        self.peers.insert(node.clone(), slot);
+        if let Some(decoded) = decoded {
+            self.judge(key, decoded);
+            if before != after {
+                self.touch_peer(node, dirty);
+            }
+            self.touch_links_if(limits != self.underlay_limits(), dirty);
+        }
+    }
+
+    fn put_endpoint(
+        &mut self,
+        key: &Key,
+        endpoint: &EndpointRef,
+        entry: &Entry,
+        force: bool,
+        dirty: &mut Dirty,
+    ) {
+        let own = endpoint.node == self.node;
+        let member = (endpoint.node.clone(), endpoint.id.clone());
+        let members = self.members.entry(endpoint.network.clone()).or_default();
+        let before = members.endpoint(&member).cloned();
+        let mut slot = before.clone().unwrap_or_default();
+        let Some(decoded) = slot.accept(entry, force, own, Endpoint::decode) else {
+            return;
+        };
+        // A record written again without what its agent had filled in is about to be filled in again: until
+        // then the endpoint is what it was.
+        if let (Ok(()), Some(old), Some(new)) = (
+            &decoded,
+            before.as_ref().and_then(|s| s.value.as_ref()),
+            &mut slot.value,
+        ) {
+            let same_life = before
+                .as_ref()
+                .is_some_and(|s| s.create_revision == slot.create_revision);
+            if same_life
+                && new.addresses.is_empty()
+                && new.requested.iter().all(|a| old.addresses.contains(a))
+            {
+                new.addresses.clone_from(&old.addresses);
+                new.mac = new.mac.or(old.mac);
+            }
+        }
+        self.judge(key, decoded);
+        let was_part = self.takes_part(&endpoint.network);
+        self.forget_attachment(endpoint, before.as_ref(), dirty);
+        if own && let Some(value) = &slot.value {
+            let users = self.attachments.entry(value.attachment.clone()).or_default();
+            dirty.endpoints.extend(users.iter().cloned());
+            users.insert(endpoint.clone());
+        }
+        self.touch_endpoint(endpoint, before.as_ref(), dirty);
+        let members = self.members.entry(endpoint.network.clone()).or_default();
+        members.put_endpoint(member, slot.clone());
+        self.touch_endpoint(endpoint, Some(&slot), dirty);
+        if own && !was_part {
+            dirty.networks.insert(endpoint.network.clone());
+        }
+    }
+
+    fn forget_attachment(
+        &mut self,
+        endpoint: &EndpointRef,
+        slot: Option<&Slot<Endpoint>>,
+        dirty: &mut Dirty,
+    ) {
+        if let Some(value) = slot.and_then(|slot| slot.value.as_ref())
+            && let Some(users) = self.attachments.get_mut(&value.attachment)
+        {
+            users.remove(endpoint);
+            dirty.endpoints.extend(users.iter().cloned());
+            if users.is_empty() {
+                self.attachments.remove(&value.attachment);
+            }
+        }
+    }
+
+    /// Notes or clears that a record cannot be understood.
+    fn judge(&mut self, key: &Key, decoded: Result<(), RecordError>) {
+        let shown = key.to_string();
+        match decoded {
+            Ok(()) => drop(self.problems.remove(&shown)),
+            Err(error) => {
+                let problem = Problem {
+                    key: shown.clone(),
+                    field: error.field_path().map(str::to_owned),
+                    message: format!(
+                        "{}; what runs stays as it was until the record is right",
+                        error.why()
+                    ),
+                };
+                self.problems.insert(shown, problem);
+            }
+        }
+    }
+
+    fn delete(&mut self, key: &Key, mod_revision: i64) -> Dirty {
+        let known = match key {
+            Key::Network(name) => self.networks.get(name).map(|s| s.mod_revision),
+            Key::Peer(node) => self.peers.get(node).map(|s| s.mod_revision),
+            Key::Vni(vni) => self.vnis.get(vni).map(|s| s.mod_revision),
+            Key::Endpoint(endpoint) => self.endpoint(endpoint).map(|s| s.mod_revision),
+            Key::Address(network, address) => self
+                .members
+                .get(network)
+                .and_then(|m| m.claim(*address))
+                .map(|s| s.mod_revision),
+            Key::Alive(_) | Key::Status(_) => None,
+        };
+        match known {
+            // Written again since: the deletion is old news.
+            Some(known) if known > mod_revision => Dirty::default(),
+            Some(_) if self.is_in_use(key) => {
+                self.hold(key);
+                let mut dirty = Dirty::default();
+                match key {
+                    Key::Network(name) => drop(dirty.networks.insert(name.clone())),
+                    Key::Peer(node) => {
+                        self.touch_peer(node, &mut dirty);
+                        dirty.links.extend(self.members.keys().cloned());
+                    }
+                    _ => {}
+                }
+                dirty
+            }
+            Some(_) => self.forget(key),
+            None => {
+                self.problems.remove(&key.to_string());
+                Dirty::default()
+            }
+        }
+    }
+
+    /// Whether endpoints depend on a network's or peer's record: then its deletion alone does not take
+    /// traffic away from them.
+    fn is_in_use(&self, key: &Key) -> bool {
+        match key {
+            Key::Network(name) => self.takes_part(name),
+            Key::Peer(node) => self
+                .members
+                .values()
+                .any(|m| m.endpoints_on(node).next().is_some()),
+            _ => false,
+        }
+    }
+
+    /// Keeps an object that the store no longer has.
+    fn hold(&mut self, key: &Key) {
+        match key {
+            Key::Network(name) => {
+                if let Some(slot) = self.networks.get_mut(name) {
+                    slot.held = true;
+                }
+            }
+            Key::Peer(node) => {
+                if let Some(slot) = self.peers.get_mut(node) {
+                    slot.held = true;
+                }
+            }
+            Key::Vni(vni) => drop(self.vnis.remove(vni)),
+            Key::Endpoint(endpoint) => {
+                let member = (endpoint.node.clone(), endpoint.id.clone());
+                if let Some(slot) = self
+                    .members
+                    .get_mut(&endpoint.network)
+                    .and_then(|m| m.endpoint_mut(&member))
+                {
+                    slot.held = true;
+                }
+            }
+            Key::Address(network, address) => {
+                if let Some(members) = self.members.get_mut(network)
+                    && let Some(mut slot) = members.remove_claim(*address)
+                {
+                    slot.held = true;
+                    members.put_claim(*address, slot);
+                }
+            }
+            Key::Alive(_) | Key::Status(_) => {}
+        }
+    }
+
+    /// Removes an object.
+    fn forget(&mut self, key: &Key) -> Dirty {
+        let mut dirty = Dirty::default();
+        self.problems.remove(&key.to_string());
+        match key {
+            Key::Network(name) => {
+                if let Some(slot) = self.networks.remove(name) {
+                    self.use_vni(name, slot.value.and_then(|n| n.vni), None, &mut dirty);
+                }
+                dirty.networks.insert(name.clone());
+            }
+            Key::Peer(node) => {
+                let limits = self.underlay_limits();
+                self.peers.remove(node);
+                self.touch_peer(node, &mut dirty);
+                self.touch_links_if(limits != self.underlay_limits(), &mut dirty);
+            }
+            Key::Vni(vni) => {
+                let slot = self.vnis.remove(vni);
+                dirty
+                    .networks
+                    .extend(self.vni_users.get(vni).into_iter().flatten().cloned());
+                dirty
+                    .networks
+                    .extend(slot.and_then(|s| s.value).map(|claim| claim.network));
+            }
+            Key::Endpoint(endpoint) => self.forget_endpoint(endpoint, &mut dirty),
+            Key::Address(network, address) => {
+                self.members.get_mut(network).map(|m| m.remove_claim(*address));
+                self.touch_address(network, *address, &mut dirty);
+            }
+            Key::Alive(_) | Key::Status(_) => {}
+        }
+        dirty
+    }
+
+    fn forget_endpoint(&mut self, endpoint: &EndpointRef, dirty: &mut Dirty) {
+        let member = (endpoint.node.clone(), endpoint.id.clone());
+        let slot = self
+            .members
+            .get_mut(&endpoint.network)
+            .and_then(|m| m.remove_endpoint(&member));
+        self.touch_endpoint(endpoint, slot.as_ref(), dirty);
+        if endpoint.node == self.node {
+            self.forget_attachment(endpoint, slot.as_ref(), dirty);
+            if !self.takes_part(&endpoint.network) {
+                dirty.networks.insert(endpoint.network.clone());
+                if self
+                    .networks
+                    .get(&endpoint.network)
+                    .is_some_and(|s| s.held && self.held_because.is_none())
+                {
+                    dirty.merge(self.forget(&Key::Network(endpoint.network.clone())));
+                }
+            }
+        } else if self
+            .peers
+            .get(&endpoint.node)
+            .is_some_and(|s| s.held && self.held_because.is_none())
+            && !self.is_in_use(&Key::Peer(endpoint.node.clone()))
+        {
+            dirty.merge(self.forget(&Key::Peer(endpoint.node.clone())));
+        }
+    }
+
+    fn touch_links_if(&self, changed: bool, dirty: &mut Dirty) {
+        if changed {
+            dirty.links.extend(self.members.keys().cloned());
+        }
+    }
+
+    fn touch_peer(&self, node: &NodeName, dirty: &mut Dirty) {
+        for (network, members) in &self.members {
+            for (id, slot) in members.endpoints_on(node) {
+                let endpoint = EndpointRef {
+                    network: network.clone(),
+                    node: node.clone(),
+                    id: id.clone(),
+                };
+                self.touch_endpoint(&endpoint, Some(slot), dirty);
+            }
+        }
+    }
+
+    fn touch_endpoint(&self, endpoint: &EndpointRef, slot: Option<&Slot<Endpoint>>, dirty: &mut Dirty) {
+        dirty.endpoints.insert(endpoint.clone());
+        let Some(value) = slot.and_then(|slot| slot.value.as_ref()) else {
+            return;
+        };
+        let network = &endpoint.network;
+        if let Some(mac) = value.mac {
+            dirty.mac(network, mac);
+            self.touch_rivals(
+                network,
+                self.members
+                    .get(network)
+                    .into_iter()
+                    .flat_map(|m| m.with_mac(mac)),
+                dirty,
+            );
+        }
+        for address in &value.addresses {
+            self.touch_address(network, *address, dirty);
+        }
+    }
+
+    fn touch_address(&self, network: &NetworkName, address: IpAddr, dirty: &mut Dirty) {
+        dirty.address(network, address);
+        let members = self.members.get(network);
+        self.touch_rivals(
+            network,
+            members.into_iter().flat_map(|m| m.with_address(address)),
+            dirty,
+        );
+    }
+
+    /// Whoever names the same MAC or address may have won or lost it, and with it the place of a MAC.
+    fn touch_rivals<'a>(
+        &self,
+        network: &NetworkName,
+        rivals: impl Iterator<Item = &'a Member>,
+        dirty: &mut Dirty,
+    ) {
+        for (node, id) in rivals {
+            let endpoint = EndpointRef {
+                network: network.clone(),
+                node: node.clone(),
+                id: id.clone(),
+            };
+            if let Some(value) = self.endpoint(&endpoint).and_then(|slot| slot.value.as_ref()) {
+                if let Some(mac) = value.mac {
+                    dirty.mac(network, mac);
+                }
+                for address in &value.addresses {
+                    dirty.address(network, *address);
+                }
+            }
+            dirty.endpoints.insert(endpoint);
+        }
+    }
+}
+
+impl<T> Slot<T> {
+    /// Takes in a stored entry: nothing if it is no news, else whether it could be understood.
+    fn accept(
+        &mut self,
+        entry: &Entry,
+        force: bool,
+        keep_raw: bool,
+        decode: impl FnOnce(&[u8]) -> Result<T, RecordError>,
+    ) -> Option<Result<(), RecordError>> {
+        if !force && !self.held && entry.mod_revision <= self.mod_revision {
+            return None;
+        }
+        self.held = false;
+        self.create_revision = entry.create_revision;
+        self.mod_revision = entry.mod_revision;
+        self.raw = keep_raw.then(|| entry.value.as_slice().into());
+        Some(match decode(&entry.value) {
+            Ok(value) => {
+                self.value = Some(value);
+                self.bad = false;
+                Ok(())
+            }
+            Err(error) => {
+                self.bad = true;
+                Err(error)
+            }
+        })
+    }
+}

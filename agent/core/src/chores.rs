@@ -1,0 +1,260 @@
+//! Record writes that an agent owes the cluster: completing what operators leave out, and clearing away
+//! what deletions leave behind. Each is a conditional transaction, so any number of agents may try.
+
+use std::net::IpAddr;
+
+use weft_store_schema::{
+    EndpointId, EndpointRef, Key, NetworkName, NodeName, PeerDocument, Value, Vni, VniClaimDocument, encode,
+    set_fields,
+};
+
+use crate::{
+    claims::{self, Refusal},
+    dirty::Dirty,
+    hash::stable_hash,
+    record::{Guard, Transaction, Write},
+    snapshot::Snapshot,
+};
+
+/// Something to be written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Chore {
+    /// This node's own peer record differs from what it should say.
+    PublishPeer,
+    /// A network has no VNI, or no claim for the VNI that it has.
+    CompleteNetwork(NetworkName),
+    /// A VNI is claimed for a network that does not exist.
+    FreeVni(Vni),
+    /// An endpoint of this node lacks addresses, their claims or a MAC.
+    CompleteEndpoint(EndpointRef),
+    /// An address is claimed for an endpoint of this node that does not exist.
+    ReleaseAddress(NetworkName, IpAddr),
+}
+
+/// What may be owed after a change of these objects. Cheap; [`transaction`] decides.
+pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Chore> {
+    let mut chores = Vec::new();
+    if publish_peer(snapshot, peer).is_some() {
+        chores.push(Chore::PublishPeer);
+    }
+    let node = snapshot.node();
+    let own = |network: &NetworkName| -> Vec<Chore> {
+        let complete = |id: &EndpointId| {
+            Chore::CompleteEndpoint(EndpointRef {
+                network: network.clone(),
+                node: node.clone(),
+                id: id.clone(),
+            })
+        };
+        snapshot
+            .own_endpoints(network)
+            .map(|(id, _)| complete(id))
+            .collect()
+    };
+    if dirty.everything {
+        for (network, _) in snapshot.networks() {
+            chores.push(Chore::CompleteNetwork(network.clone()));
+        }
+        chores.extend(snapshot.vnis().map(|(vni, _)| Chore::FreeVni(*vni)));
+        for (network, members) in snapshot.all_members() {
+            chores.extend(own(network));
+            chores.extend(
+                members
+                    .claims()
+                    .filter(|(_, slot)| slot.value.as_ref().is_some_and(|claim| claim.node == *node))
+                    .map(|(address, _)| Chore::ReleaseAddress(network.clone(), *address)),
+            );
+        }
+    } else {
+        for network in &dirty.networks {
+            chores.push(Chore::CompleteNetwork(network.clone()));
+            let claimed = snapshot
+                .vnis()
+                .filter(|(_, s)| s.value.as_ref().is_some_and(|c| c.network == *network));
+            chores.extend(claimed.map(|(vni, _)| Chore::FreeVni(*vni)));
+            chores.extend(own(network));
+        }
+        for endpoint in dirty.endpoints.iter().filter(|e| e.node == *node) {
+            chores.push(Chore::CompleteEndpoint(endpoint.clone()));
+        }
+        for (network, addresses) in &dirty.addresses {
+            chores.extend(
+                addresses
+                    .iter()
+                    .map(|a| Chore::ReleaseAddress(network.clone(), *a)),
+            );
+        }
+    }
+    chores.retain(|chore| is_owed(snapshot, peer, chore));
+    chores.sort_unstable();
+    chores.dedup();
+    chores
+}
+
+fn is_owed(snapshot: &Snapshot, peer: &PeerDocument, chore: &Chore) -> bool {
+    !matches!(transaction(snapshot, peer, chore), Ok(None))
+}
+
+/// The transaction of a chore, from what is known now; none if nothing is owed any more.
+///
+/// # Errors
+/// Why an endpoint's record cannot be completed.
+pub fn transaction(
+    snapshot: &Snapshot,
+    peer: &PeerDocument,
+    chore: &Chore,
+) -> Result<Option<Transaction>, Refusal> {
+    match chore {
+        Chore::PublishPeer => Ok(publish_peer(snapshot, peer)),
+        Chore::CompleteNetwork(network) => Ok(complete_network(snapshot, network)),
+        Chore::FreeVni(vni) => Ok(free_vni(snapshot, *vni)),
+        Chore::CompleteEndpoint(endpoint) => claims::complete(snapshot, endpoint),
+        Chore::ReleaseAddress(network, address) => {
+            let own = snapshot
+                .members(network)
+                .and_then(|m| m.claim(*address)?.value.as_ref())
+                .is_some_and(|claim| claim.node == *snapshot.node());
+            Ok(if own {
+                claims::release_orphan(snapshot, network, *address)
+            } else {
+                None
+            })
+        }
+    }
+}
+
+/// How many other agents are before this one in doing a chore that is nobody's own. All agents see the same
+/// order, so that as a rule one acts and the rest find it done.
+pub fn rank(snapshot: &Snapshot, chore: &Chore) -> usize {
+    let subject = match chore {
+        Chore::CompleteNetwork(network) if snapshot.takes_part(network) => return 0,
+        Chore::CompleteNetwork(network) => network.to_string(),
+        Chore::FreeVni(vni) => vni.to_string(),
+        Chore::PublishPeer | Chore::CompleteEndpoint(_) | Chore::ReleaseAddress(..) => return 0,
+    };
+    let weight = |node: &NodeName| {
+        let hash = subject
+            .bytes()
+            .chain(node.as_str().bytes())
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            });
+        (hash, node.clone())
+    };
+    let mine = weight(snapshot.node());
+    snapshot.peers().filter(|(node, _)| weight(node) < mine).count()
+}
+
+fn publish_peer(snapshot: &Snapshot, wanted: &PeerDocument) -> Option<Transaction> {
+    let key = Key::Peer(snapshot.node().clone());
+    let Some(slot) = snapshot.peer_slot(snapshot.node()).filter(|slot| !slot.held) else {
+        return Some(Transaction {
+            guards: vec![Guard::Absent(key.clone())],
+            writes: vec![Write::Put(key, encode(wanted))],
+        });
+    };
+    let is_right = !slot.bad && wanted.clone().validate().ok().as_ref() == slot.value.as_ref();
+    if is_right {
+        return None;
+    }
+    let fields = [
+        ("vteps", serde_value(&wanted.vteps)),
+        ("mtu", wanted.mtu.into()),
+        ("boot_id", wanted.boot_id.clone().into()),
+        ("agent_version", wanted.agent_version.clone().into()),
+    ];
+    // What cannot be read cannot be kept: a node's own record is the node's to write.
+    let record = slot
+        .raw
+        .as_deref()
+        .and_then(|raw| set_fields(raw, fields).ok())
+        .filter(|record| weft_store_schema::Peer::decode(record).is_ok());
+    Some(Transaction {
+        guards: vec![Guard::Unchanged(key.clone(), slot.mod_revision)],
+        writes: vec![Write::Put(key, record.unwrap_or_else(|| encode(wanted)))],
+    })
+}
+
+fn serde_value(texts: &[String]) -> Value {
+    texts.to_vec().into()
+}
+
+/// VNIs below this are left to operators and to other programs' defaults (flannel uses 1, Docker counts up
+/// from 256).
+const FIRST_CHOSEN_VNI: u32 = 4096;
+
+fn complete_network(snapshot: &Snapshot, name: &NetworkName) -> Option<Transaction> {
+    let slot = snapshot.network(name)?;
+    let network = slot.value.as_ref()?;
+    if slot.bad || slot.held {
+        return None;
+    }
+    let network_key = Key::Network(name.clone());
+    let unchanged = Guard::Unchanged(network_key.clone(), slot.mod_revision);
+    let claim = || {
+        encode(&VniClaimDocument {
+            version: None,
+            network: name.to_string(),
+        })
+    };
+    if let Some(vni) = network.vni {
+        // A VNI that another network holds is a problem that only an operator can solve.
+        return snapshot.vni_claim(vni).is_none().then(|| Transaction {
+            guards: vec![unchanged, Guard::Absent(Key::Vni(vni))],
+            writes: vec![Write::Put(Key::Vni(vni), claim())],
+        });
+    }
+    let held = snapshot
+        .vnis()
+        .find(|(_, s)| s.value.as_ref().is_some_and(|c| c.network == *name));
+    let (vni, guard, write) = match held {
+        Some((vni, s)) => (*vni, Guard::Unchanged(Key::Vni(*vni), s.mod_revision), None),
+        None => {
+            let vni = free_vni_for(snapshot, name)?;
+            (
+                vni,
+                Guard::Absent(Key::Vni(vni)),
+                Some(Write::Put(Key::Vni(vni), claim())),
+            )
+        }
+    };
+    let record = set_fields(slot.raw.as_deref()?, [("vni", vni.get().into())]).ok()?;
+    let writes = write
+        .into_iter()
+        .chain([Write::Put(network_key, record)])
+        .collect();
+    Some(Transaction {
+        guards: vec![unchanged, guard],
+        writes,
+    })
+}
+
+/// A VNI that no network has, sought from a place that depends on the network's name, so that networks made
+/// at the same time rarely meet.
+fn free_vni_for(snapshot: &Snapshot, name: &NetworkName) -> Option<Vni> {
+    let count = Vni::MAX - FIRST_CHOSEN_VNI + 1;
+    let start = (stable_hash([name.as_str()]) >> 32) as u32 % count;
+    (0..count)
+        .filter_map(|i| Vni::new(u64::from(FIRST_CHOSEN_VNI + (start + i) % count)))
+        .find(|vni| snapshot.vni_claim(*vni).is_none() && snapshot.owner_of_vni(*vni).is_none())
+}
+
+fn free_vni(snapshot: &Snapshot, vni: Vni) -> Option<Transaction> {
+    let slot = snapshot.vni_claim(vni)?;
+    let claim = slot.value.as_ref()?;
+    let key = Key::Vni(vni);
+    let unchanged = Guard::Unchanged(key.clone(), slot.mod_revision);
+    let owner = match snapshot.network(&claim.network) {
+        None => Guard::Absent(Key::Network(claim.network.clone())),
+        // The network was given another VNI.
+        Some(s) if !s.bad && !s.held => {
+            s.value.as_ref()?.vni.filter(|other| *other != vni)?;
+            Guard::Unchanged(Key::Network(claim.network.clone()), s.mod_revision)
+        }
+        Some(_) => return None,
+    };
+    Some(Transaction {
+        guards: vec![unchanged, owner],
+        writes: vec![Write::Delete(key)],
+    })
+}

@@ -1,0 +1,300 @@
+//! A network's endpoints and claims as records, with the indexes that answer "who has this MAC, who has
+//! this address" when several records say so.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    hash::Hash,
+    net::IpAddr,
+};
+
+use weft_store_schema::{AddressClaim, Endpoint, EndpointId, Mac, NodeName};
+
+/// An endpoint within its network.
+pub type Member = (NodeName, EndpointId);
+
+/// A record as the store has it, or had it when it was last right.
+#[derive(Debug, Clone)]
+pub struct Slot<T> {
+    /// The last valid value; none if there was never one.
+    pub value: Option<T>,
+    /// The stored record is not valid now; `value` is from before.
+    pub bad: bool,
+    /// The store does not have the record any more, and its effect is kept until somebody confirms.
+    pub held: bool,
+    /// The bytes, kept only where this node may have to rewrite the record.
+    pub raw: Option<Box<[u8]>>,
+    /// The revision at which the key was created.
+    pub create_revision: i64,
+    /// The revision at which it was last written.
+    pub mod_revision: i64,
+}
+
+impl<T> Default for Slot<T> {
+    fn default() -> Self {
+        Self {
+            value: None,
+            bad: false,
+            held: false,
+            raw: None,
+            create_revision: 0,
+            mod_revision: 0,
+        }
+    }
+}
+
+/// The members that a key of an index leads to: nearly always one.
+#[derive(Debug, Clone)]
+enum Holders {
+    One(Member),
+    Many(BTreeSet<Member>),
+}
+
+#[derive(Debug, Clone)]
+struct Index<K>(HashMap<K, Holders>);
+
+impl<K> Default for Index<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Copy + Eq + Hash> Index<K> {
+    fn insert(&mut self, key: K, member: &Member) {
+        match self.0.entry(key) {
+            std::collections::hash_map::Entry::Vacant(slot) => {
+                slot.insert(Holders::One(member.clone()));
+            }
+            std::collections::hash_map::Entry::Occupied(mut slot) => {
+                let many = match slot.get_mut() {
+                    Holders::One(one) if one == member => return,
+                    Holders::One(one) => BTreeSet::from([one.clone(), member.clone()]),
+                    Holders::Many(many) => {
+                        many.insert(member.clone());
+                        return;
+                    }
+                };
+                slot.insert(Holders::Many(many));
+            }
+        }
+    }
+
+    fn remove(&mut self, key: K, member: &Member) {
+        let std::collections::hash_map::Entry::Occupied(mut slot) = self.0.entry(key) else {
+            return;
+        };
+        let left = match slot.get_mut() {
+            Holders::One(one) if one == member => 0,
+            Holders::One(_) => 1,
+            Holders::Many(many) => {
+                many.remove(member);
+                many.len()
+            }
+        };
+        if left == 0 {
+            slot.remove();
+        }
+    }
+
+    fn get(&self, key: K) -> impl Iterator<Item = &Member> + use<'_, K> {
+        let (one, many) = match self.0.get(&key) {
+            Some(Holders::One(one)) => (Some(one), None),
+            Some(Holders::Many(many)) => (None, Some(many)),
+            None => (None, None),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+}
+
+/// A network's endpoints and claims.
+#[derive(Debug, Clone, Default)]
+pub struct Members {
+    endpoints: BTreeMap<NodeName, BTreeMap<EndpointId, Slot<Endpoint>>>,
+    claims: HashMap<IpAddr, Slot<AddressClaim>>,
+    by_mac: Index<Mac>,
+    by_address: Index<IpAddr>,
+    /// Endpoints of which it is not known what they have: never valid since this agent started, or not yet
+    /// completed by their node's agent.
+    undetermined: BTreeSet<Member>,
+}
+
+impl Members {
+    /// Every endpoint record, valid or not.
+    pub fn endpoints(&self) -> impl Iterator<Item = (&NodeName, &EndpointId, &Slot<Endpoint>)> {
+        self.endpoints
+            .iter()
+            .flat_map(|(node, there)| there.iter().map(move |(id, slot)| (node, id, slot)))
+    }
+
+    /// An endpoint's record.
+    pub fn endpoint(&self, (node, id): &Member) -> Option<&Slot<Endpoint>> {
+        self.endpoints.get(node)?.get(id)
+    }
+
+    /// A node's endpoint records.
+    pub fn endpoints_on(&self, node: &NodeName) -> impl Iterator<Item = (&EndpointId, &Slot<Endpoint>)> {
+        self.endpoints.get(node).into_iter().flatten()
+    }
+
+    /// The nodes that have endpoints here.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeName> {
+        self.endpoints.keys()
+    }
+
+    /// Every claim.
+    pub fn claims(&self) -> impl Iterator<Item = (&IpAddr, &Slot<AddressClaim>)> {
+        self.claims.iter()
+    }
+
+    /// The claim of an address.
+    pub fn claim(&self, address: IpAddr) -> Option<&Slot<AddressClaim>> {
+        self.claims.get(&address)
+    }
+
+    /// Whether a claim says that this member holds the address.
+    pub fn is_claimed_by(&self, address: IpAddr, (node, id): &Member) -> bool {
+        self.claim(address)
+            .and_then(|slot| slot.value.as_ref())
+            .is_some_and(|claim| claim.node == *node && claim.id == *id)
+    }
+
+    /// Who else holds the address by its claim.
+    pub fn claimed_by_other(&self, address: IpAddr, (node, id): &Member) -> Option<&AddressClaim> {
+        self.claim(address)
+            .and_then(|slot| slot.value.as_ref())
+            .filter(|claim| claim.node != *node || claim.id != *id)
+    }
+
+    /// Whether there are endpoints of which it is not known what they have.
+    pub fn any_undetermined(&self) -> bool {
+        self.undetermined.iter().any(|member| {
+            self.endpoint(member).is_some_and(|slot| slot.bad)
+                || self.claims.values().any(|c| {
+                    c.value
+                        .as_ref()
+                        .is_some_and(|c| (&c.node, &c.id) == (&member.0, &member.1))
+                })
+        })
+    }
+
+    /// Every MAC that a record names.
+    pub fn macs(&self) -> impl Iterator<Item = &Mac> {
+        self.by_mac.0.keys()
+    }
+
+    /// Every address that a record names.
+    pub fn addresses(&self) -> impl Iterator<Item = &IpAddr> {
+        self.by_address.0.keys()
+    }
+
+    /// Every member whose record names the MAC.
+    pub fn with_mac(&self, mac: Mac) -> impl Iterator<Item = &Member> {
+        self.by_mac.get(mac)
+    }
+
+    /// Every member whose record names the address.
+    pub fn with_address(&self, address: IpAddr) -> impl Iterator<Item = &Member> {
+        self.by_address.get(address)
+    }
+
+    /// The one member that has the MAC, the same on every host whatever the order in which records came:
+    /// who holds its first address by a claim, then who was there first.
+    pub fn owner_of_mac(&self, mac: Mac) -> Option<(&Member, &Endpoint)> {
+        self.best(self.with_mac(mac), |member, endpoint| {
+            endpoint.addresses.iter().any(|a| self.is_claimed_by(*a, member))
+        })
+    }
+
+    /// The one member that has the address: who holds it by a claim; without a claim in sight, who was
+    /// there first.
+    pub fn owner_of_address(&self, address: IpAddr) -> Option<(&Member, &Endpoint)> {
+        self.best(self.with_address(address), |member, _| {
+            self.is_claimed_by(address, member)
+        })
+        .filter(|(member, _)| self.claimed_by_other(address, member).is_none())
+    }
+
+    fn best<'a>(
+        &'a self,
+        mut members: impl Iterator<Item = &'a Member>,
+        claimed: impl Fn(&Member, &Endpoint) -> bool,
+    ) -> Option<(&'a Member, &'a Endpoint)> {
+        let with_slot = |member: &'a Member| {
+            let slot = self.endpoint(member)?;
+            Some((member, slot, slot.value.as_ref()?))
+        };
+        let first = members.next().and_then(with_slot);
+        let mut rest = members.filter_map(with_slot).peekable();
+        if rest.peek().is_none() {
+            return first.map(|(member, _, endpoint)| (member, endpoint));
+        }
+        first
+            .into_iter()
+            .chain(rest)
+            .min_by_key(|(member, slot, endpoint)| {
+                (!claimed(member, endpoint), slot.create_revision, *member)
+            })
+            .map(|(member, _, endpoint)| (member, endpoint))
+    }
+
+    pub(crate) fn put_endpoint(&mut self, member: Member, slot: Slot<Endpoint>) {
+        self.unindex(&member);
+        match &slot.value {
+            Some(endpoint) => {
+                if let Some(mac) = endpoint.mac {
+                    self.by_mac.insert(mac, &member);
+                }
+                for address in &endpoint.addresses {
+                    self.by_address.insert(*address, &member);
+                }
+                if endpoint.mac.is_none() || endpoint.addresses.is_empty() {
+                    self.undetermined.insert(member.clone());
+                }
+            }
+            None => drop(self.undetermined.insert(member.clone())),
+        }
+        let (node, id) = member;
+        self.endpoints.entry(node).or_default().insert(id, slot);
+    }
+
+    pub(crate) fn remove_endpoint(&mut self, member: &Member) -> Option<Slot<Endpoint>> {
+        self.unindex(member);
+        let there = self.endpoints.get_mut(&member.0)?;
+        let slot = there.remove(&member.1);
+        if there.is_empty() {
+            self.endpoints.remove(&member.0);
+        }
+        slot
+    }
+
+    fn unindex(&mut self, member: &Member) {
+        self.undetermined.remove(member);
+        let slot = self
+            .endpoints
+            .get(&member.0)
+            .and_then(|there| there.get(&member.1));
+        if let Some(endpoint) = slot.and_then(|slot| slot.value.as_ref()) {
+            if let Some(mac) = endpoint.mac {
+                self.by_mac.remove(mac, member);
+            }
+            for address in &endpoint.addresses {
+                self.by_address.remove(*address, member);
+            }
+        }
+    }
+
+    pub(crate) fn endpoint_mut(&mut self, (node, id): &Member) -> Option<&mut Slot<Endpoint>> {
+        self.endpoints.get_mut(node)?.get_mut(id)
+    }
+
+    pub(crate) fn put_claim(&mut self, address: IpAddr, slot: Slot<AddressClaim>) {
+        self.claims.insert(address, slot);
+    }
+
+    pub(crate) fn remove_claim(&mut self, address: IpAddr) -> Option<Slot<AddressClaim>> {
+        self.claims.remove(&address)
+    }
+
+    pub(crate) fn clear_claims(&mut self) {
+        self.claims.clear();
+    }
+}

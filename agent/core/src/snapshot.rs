@@ -1,0 +1,253 @@
+//! All records that matter to this host, as the store last had them.
+//!
+//! The snapshot is state, not history. How records get into it is in `changes.rs`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use weft_store_schema::{
+    Attachment, Endpoint, EndpointId, EndpointRef, Kind, Network, NetworkName, NodeName, Peer, Prefix, Vni,
+    VniClaim,
+};
+
+use crate::{
+    members::{Member, Members, Slot},
+    problem::Problem,
+    record::Scope,
+};
+
+/// All records that matter to this host.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub(crate) prefix: Prefix,
+    pub(crate) node: NodeName,
+    pub(crate) networks: BTreeMap<NetworkName, Slot<Network>>,
+    pub(crate) peers: BTreeMap<NodeName, Slot<Peer>>,
+    pub(crate) vnis: BTreeMap<Vni, Slot<VniClaim>>,
+    pub(crate) members: BTreeMap<NetworkName, Members>,
+    /// Which networks name a VNI.
+    pub(crate) vni_users: HashMap<Vni, BTreeSet<NetworkName>>,
+    /// Which of this node's endpoints name an attachment.
+    pub(crate) attachments: HashMap<Attachment, BTreeSet<EndpointRef>>,
+    /// Records and keys that cannot be understood.
+    pub(crate) problems: BTreeMap<String, Problem>,
+    pub(crate) listed: BTreeSet<Scope>,
+    /// Identity and revision of the store, once it was heard of.
+    pub(crate) store: Option<(u64, i64)>,
+    pub(crate) held_because: Option<String>,
+}
+
+impl Snapshot {
+    /// An empty snapshot of a node.
+    pub fn new(prefix: Prefix, node: NodeName) -> Self {
+        Self {
+            prefix,
+            node,
+            networks: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            vnis: BTreeMap::new(),
+            members: BTreeMap::new(),
+            vni_users: HashMap::new(),
+            attachments: HashMap::new(),
+            problems: BTreeMap::new(),
+            listed: BTreeSet::new(),
+            store: None,
+            held_because: None,
+        }
+    }
+
+    /// The prefix of every key.
+    pub fn prefix(&self) -> &Prefix {
+        &self.prefix
+    }
+
+    /// This node.
+    pub fn node(&self) -> &NodeName {
+        &self.node
+    }
+
+    /// The networks' records.
+    pub fn networks(&self) -> impl Iterator<Item = (&NetworkName, &Slot<Network>)> {
+        self.networks.iter()
+    }
+
+    /// A network's record.
+    pub fn network(&self, name: &NetworkName) -> Option<&Slot<Network>> {
+        self.networks.get(name)
+    }
+
+    /// The peers' records.
+    pub fn peers(&self) -> impl Iterator<Item = (&NodeName, &Slot<Peer>)> {
+        self.peers.iter()
+    }
+
+    /// A peer as it last was.
+    pub fn peer(&self, node: &NodeName) -> Option<&Peer> {
+        self.peers.get(node)?.value.as_ref()
+    }
+
+    /// A peer's record.
+    pub fn peer_slot(&self, node: &NodeName) -> Option<&Slot<Peer>> {
+        self.peers.get(node)
+    }
+
+    /// The claims of VNIs.
+    pub fn vnis(&self) -> impl Iterator<Item = (&Vni, &Slot<VniClaim>)> {
+        self.vnis.iter()
+    }
+
+    /// The claim of a VNI.
+    pub fn vni_claim(&self, vni: Vni) -> Option<&Slot<VniClaim>> {
+        self.vnis.get(&vni)
+    }
+
+    /// A network's endpoints and claims; none if nothing is known of any.
+    pub fn members(&self, network: &NetworkName) -> Option<&Members> {
+        self.members.get(network)
+    }
+
+    /// Every network that has members known here.
+    pub fn all_members(&self) -> impl Iterator<Item = (&NetworkName, &Members)> {
+        self.members.iter()
+    }
+
+    /// An endpoint's record.
+    pub fn endpoint(&self, endpoint: &EndpointRef) -> Option<&Slot<Endpoint>> {
+        self.members
+            .get(&endpoint.network)?
+            .endpoint(&(endpoint.node.clone(), endpoint.id.clone()))
+    }
+
+    /// This node's endpoint records in a network.
+    pub fn own_endpoints(
+        &self,
+        network: &NetworkName,
+    ) -> impl Iterator<Item = (&EndpointId, &Slot<Endpoint>)> {
+        self.members
+            .get(network)
+            .into_iter()
+            .flat_map(|m| m.endpoints_on(&self.node))
+    }
+
+    /// Whether this node has endpoint records in a network.
+    pub fn takes_part(&self, network: &NetworkName) -> bool {
+        self.own_endpoints(network).next().is_some()
+    }
+
+    /// The network that may use a VNI when several records name it: who holds the claim, then who was there
+    /// first. The same on every host.
+    pub fn owner_of_vni(&self, vni: Vni) -> Option<&NetworkName> {
+        let claim = self.vnis.get(&vni).and_then(|slot| slot.value.as_ref());
+        self.vni_users.get(&vni)?.iter().min_by_key(|name| {
+            let created = self
+                .networks
+                .get(*name)
+                .map_or(i64::MAX, |slot| slot.create_revision);
+            (claim.is_none_or(|claim| claim.network != **name), created, *name)
+        })
+    }
+
+    /// This node's endpoint that may use an attachment when several records name it: who was there first.
+    pub fn owner_of_attachment(&self, attachment: &Attachment) -> Option<&EndpointRef> {
+        self.attachments.get(attachment)?.iter().min_by_key(|endpoint| {
+            let created = self
+                .endpoint(endpoint)
+                .map_or(i64::MAX, |slot| slot.create_revision);
+            (created, *endpoint)
+        })
+    }
+
+    /// Records and keys that cannot be understood, by key.
+    pub fn problems(&self) -> &BTreeMap<String, Problem> {
+        &self.problems
+    }
+
+    /// Why objects are kept that the store no longer has, if they are.
+    pub fn held_because(&self) -> Option<&str> {
+        self.held_because.as_deref()
+    }
+
+    /// The newest revision heard of, 0 before the first.
+    pub fn revision(&self) -> i64 {
+        self.store.map_or(0, |(_, revision)| revision)
+    }
+
+    /// Which scopes have to be watched: every network's own endpoints, and everything about the networks
+    /// that this node takes part in, or is about to (`pinned`). Networks found in the kernel count as known,
+    /// so that a network without a record is not mistaken for one without endpoints.
+    pub fn interest(
+        &self,
+        in_kernel: &BTreeSet<NetworkName>,
+        pinned: &BTreeSet<NetworkName>,
+    ) -> BTreeSet<Scope> {
+        let mut scopes = BTreeSet::from([Scope::Networks, Scope::Peers, Scope::Vnis]);
+        let known: BTreeSet<&NetworkName> = self
+            .networks
+            .keys()
+            .chain(in_kernel)
+            .chain(pinned)
+            .chain(self.members.keys())
+            .collect();
+        for network in known {
+            if pinned.contains(network) || self.takes_part(network) {
+                scopes.insert(Scope::Endpoints(network.clone()));
+                scopes.insert(Scope::Addresses(network.clone()));
+            } else if self.networks.contains_key(network) || in_kernel.contains(network) {
+                scopes.insert(Scope::OwnEndpoints(network.clone()));
+            }
+        }
+        scopes
+    }
+
+    /// Whether all of these scopes have been listed, so that absence means something.
+    pub fn is_complete(&self, scopes: &BTreeSet<Scope>) -> bool {
+        self.listed.is_superset(scopes)
+    }
+
+    /// Forgets what lies outside the scopes that are still wanted.
+    pub fn retain(&mut self, scopes: &BTreeSet<Scope>) {
+        self.listed.retain(|scope| scopes.contains(scope));
+        let node = &self.node;
+        self.members.retain(|network, members| {
+            if scopes.contains(&Scope::Endpoints(network.clone())) {
+                return true;
+            }
+            members.clear_claims();
+            let others: Vec<Member> = members
+                .endpoints()
+                .filter(|(n, ..)| *n != node)
+                .map(|(n, id, _)| (n.clone(), id.clone()))
+                .collect();
+            for member in &others {
+                members.remove_endpoint(member);
+            }
+            members.endpoints_on(node).next().is_some()
+        });
+    }
+
+    /// What the MTU of every network depends on: the smallest underlay MTU among the peers, and whether all
+    /// of them can be reached over IPv4.
+    pub fn underlay_limits(&self) -> Option<(u16, bool)> {
+        let peers = || {
+            self.peers
+                .values()
+                .filter(|s| !s.held)
+                .filter_map(|s| s.value.as_ref())
+        };
+        Some((
+            peers().map(|p| p.mtu.get()).min()?,
+            peers().all(|p| p.v4.is_some()),
+        ))
+    }
+}
+
+/// The directory of a scope, with a slash at the end.
+pub fn directory(prefix: &Prefix, node: &NodeName, scope: &Scope) -> String {
+    match scope {
+        Scope::Networks => prefix.all(Kind::Networks),
+        Scope::Peers => prefix.all(Kind::Peers),
+        Scope::Vnis => prefix.all(Kind::Vnis),
+        Scope::OwnEndpoints(network) => prefix.endpoints_on(network, node),
+        Scope::Endpoints(network) => prefix.endpoints_of(network),
+        Scope::Addresses(network) => prefix.addresses_of(network),
+    }
+}
