@@ -62,7 +62,14 @@ impl Snapshot {
                 dirty.merge(self.delete(&key, revision));
             }
         }
-        self.listed.insert(scope.clone());
+        if self.listed.insert(scope.clone()) {
+            match scope {
+                Scope::Networks | Scope::Peers | Scope::Vnis => dirty.everything = true,
+                Scope::OwnEndpoints(network) | Scope::Endpoints(network) | Scope::Addresses(network) => {
+                    dirty.networks.insert(network.clone());
+                }
+            }
+        }
         self.store = Some(match self.store {
             Some((_, known)) if continuous => (cluster_id, known.max(revision)),
             _ => (cluster_id, revision),
@@ -88,6 +95,25 @@ impl Snapshot {
                 }
             }
         }
+        dirty
+    }
+
+    /// Notes that an endpoint of this node is detached here. It counts as absent on this host from now on;
+    /// the record and its claims go when the store can be reached.
+    pub fn detach(&mut self, endpoint: &EndpointRef) -> Dirty {
+        self.detaching.insert(endpoint.clone());
+        self.touched(endpoint)
+    }
+
+    /// Takes a detachment back, or forgets it once the store agrees.
+    pub fn end_detach(&mut self, endpoint: &EndpointRef) -> Dirty {
+        self.detaching.remove(endpoint);
+        self.touched(endpoint)
+    }
+
+    fn touched(&self, endpoint: &EndpointRef) -> Dirty {
+        let mut dirty = Dirty::default();
+        self.touch_endpoint(endpoint, self.endpoint(endpoint), &mut dirty);
         dirty
     }
 

@@ -1,7 +1,7 @@
 //! Record writes that an agent owes the cluster: completing what operators leave out, and clearing away
 //! what deletions leave behind. Each is a conditional transaction, so any number of agents may try.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use weft_store_schema::{
     EndpointId, EndpointRef, Key, NetworkName, NodeName, PeerDocument, Value, Vni, VniClaimDocument, encode,
@@ -27,6 +27,8 @@ pub enum Chore {
     FreeVni(Vni),
     /// An endpoint of this node lacks addresses, their claims or a MAC.
     CompleteEndpoint(EndpointRef),
+    /// An endpoint that is detached on this host still has its record.
+    DetachEndpoint(EndpointRef),
     /// An address is claimed for an endpoint of this node that does not exist.
     ReleaseAddress(NetworkName, IpAddr),
 }
@@ -37,6 +39,7 @@ pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Ch
     if publish_peer(snapshot, peer).is_some() {
         chores.push(Chore::PublishPeer);
     }
+    chores.extend(snapshot.detaching().iter().cloned().map(Chore::DetachEndpoint));
     let node = snapshot.node();
     let own = |network: &NetworkName| -> Vec<Chore> {
         let complete = |id: &EndpointId| {
@@ -92,10 +95,11 @@ pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Ch
 }
 
 fn is_owed(snapshot: &Snapshot, peer: &PeerDocument, chore: &Chore) -> bool {
-    !matches!(transaction(snapshot, peer, chore), Ok(None))
+    !matches!(transaction(snapshot, peer, chore, &BTreeSet::new()), Ok(None))
 }
 
-/// The transaction of a chore, from what is known now; none if nothing is owed any more.
+/// The transaction of a chore, from what is known now; none if nothing is owed any more. For `taken` see
+/// [`claims::attach`].
 ///
 /// # Errors
 /// Why an endpoint's record cannot be completed.
@@ -103,12 +107,16 @@ pub fn transaction(
     snapshot: &Snapshot,
     peer: &PeerDocument,
     chore: &Chore,
+    taken: &BTreeSet<IpAddr>,
 ) -> Result<Option<Transaction>, Refusal> {
     match chore {
         Chore::PublishPeer => Ok(publish_peer(snapshot, peer)),
         Chore::CompleteNetwork(network) => Ok(complete_network(snapshot, network)),
         Chore::FreeVni(vni) => Ok(free_vni(snapshot, *vni)),
-        Chore::CompleteEndpoint(endpoint) => claims::complete(snapshot, endpoint),
+        Chore::CompleteEndpoint(endpoint) if snapshot.detaching().contains(endpoint) => Ok(None),
+        Chore::CompleteEndpoint(endpoint) => claims::complete(snapshot, endpoint, taken),
+        Chore::DetachEndpoint(endpoint) if !snapshot.detaching().contains(endpoint) => Ok(None),
+        Chore::DetachEndpoint(endpoint) => Ok(claims::detach(snapshot, endpoint).ok()),
         Chore::ReleaseAddress(network, address) => {
             let own = snapshot
                 .members(network)
@@ -130,15 +138,13 @@ pub fn rank(snapshot: &Snapshot, chore: &Chore) -> usize {
         Chore::CompleteNetwork(network) if snapshot.takes_part(network) => return 0,
         Chore::CompleteNetwork(network) => network.to_string(),
         Chore::FreeVni(vni) => vni.to_string(),
-        Chore::PublishPeer | Chore::CompleteEndpoint(_) | Chore::ReleaseAddress(..) => return 0,
+        Chore::PublishPeer
+        | Chore::CompleteEndpoint(_)
+        | Chore::DetachEndpoint(_)
+        | Chore::ReleaseAddress(..) => return 0,
     };
     let weight = |node: &NodeName| {
-        let hash = subject
-            .bytes()
-            .chain(node.as_str().bytes())
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-            });
+        let hash = stable_hash([subject.as_str(), node.as_str()]);
         (hash, node.clone())
     };
     let mine = weight(snapshot.node());

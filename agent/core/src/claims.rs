@@ -1,7 +1,7 @@
 //! Claims of addresses as pure decisions: which to ask for, and the one transaction that takes or gives up
 //! the claim together with its endpoint. Whether it happens is the store's to say.
 
-use std::{fmt, net::IpAddr};
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use weft_store_schema::{
@@ -109,7 +109,8 @@ impl fmt::Display for Refusal {
 }
 
 /// The transaction that creates an endpoint with its claims: one address of each of the network's families,
-/// those wished for first.
+/// those wished for first. `taken` are addresses that are being claimed by other transactions just now: not
+/// chosen, but not refused either to who wishes for one.
 ///
 /// # Errors
 /// A [`Refusal`] when the view of the network already shows that it cannot be.
@@ -129,7 +130,7 @@ pub fn attach(
         .iter()
         .filter_map(|a| a.parse().ok())
         .collect();
-    let addresses = allocate(network, members, name, &wished, &[])?;
+    let addresses = allocate(network, members, name, &wished, &[], taken)?;
     let mac = choose_mac(
         members,
         name,
@@ -160,7 +161,11 @@ pub fn attach(
 ///
 /// # Errors
 /// A [`Refusal`] when what the record asks for cannot be had.
-pub fn complete(snapshot: &Snapshot, name: &EndpointRef) -> Result<Option<Transaction>, Refusal> {
+pub fn complete(
+    snapshot: &Snapshot,
+    name: &EndpointRef,
+    taken: &BTreeSet<IpAddr>,
+) -> Result<Option<Transaction>, Refusal> {
     let Some(slot) = snapshot.endpoint(name) else {
         return Ok(None);
     };
@@ -209,7 +214,7 @@ pub fn complete(snapshot: &Snapshot, name: &EndpointRef) -> Result<Option<Transa
             .filter(|a| !members.is_claimed_by(*a, &member) && written.requested.is_empty()),
     );
     kept.retain(|a| members.is_claimed_by(*a, &member));
-    let addresses = allocate(network, members, name, &wished, &kept)?;
+    let addresses = allocate(network, members, name, &wished, &kept, taken)?;
     let mac = choose_mac(members, name, written.mac.or(endpoint.mac), &addresses)?;
     let mut transaction = Transaction {
         guards: vec![
@@ -353,6 +358,7 @@ fn allocate(
     name: &EndpointRef,
     wished: &[IpAddr],
     kept: &[IpAddr],
+    taken: &BTreeSet<IpAddr>,
 ) -> Result<Vec<IpAddr>, Refusal> {
     let member: Member = (name.node.clone(), name.id.clone());
     for address in wished {
@@ -389,7 +395,7 @@ fn allocate(
             here = of_family(kept);
         }
         if here.is_empty() {
-            here.push(choose_address(network, members, name, family)?);
+            here.push(choose_address(network, members, name, family, taken)?);
         }
         addresses.extend(here);
     }
@@ -403,6 +409,7 @@ fn choose_address(
     members: &Members,
     name: &EndpointRef,
     family: Family,
+    claiming: &BTreeSet<IpAddr>,
 ) -> Result<IpAddr, Refusal> {
     let mut full = Vec::new();
     for subnet in network.subnets.iter().filter(|s| s.family() == family) {
@@ -412,6 +419,7 @@ fn choose_address(
             .claims()
             .map(|(address, _)| address)
             .chain(members.addresses())
+            .chain(claiming)
             .filter(|a| subnet.range.contains(**a))
             .map(|a| (number(*a), number(*a)));
         taken.extend(in_use);

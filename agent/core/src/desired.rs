@@ -184,6 +184,9 @@ pub(crate) struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     fn network(&self, name: &NetworkName, dirty: &Dirty) -> Wanted<Carried> {
+        if !self.snapshot.knows_members(name) {
+            return Wanted::Keep;
+        }
         if !self.snapshot.takes_part(name) {
             return Wanted::Absent;
         }

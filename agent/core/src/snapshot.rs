@@ -34,6 +34,8 @@ pub struct Snapshot {
     /// Identity and revision of the store, once it was heard of.
     pub(crate) store: Option<(u64, i64)>,
     pub(crate) held_because: Option<String>,
+    /// Endpoints of this node that are detached here, whether or not the store knows it yet.
+    pub(crate) detaching: BTreeSet<EndpointRef>,
 }
 
 impl Snapshot {
@@ -52,6 +54,7 @@ impl Snapshot {
             listed: BTreeSet::new(),
             store: None,
             held_because: None,
+            detaching: BTreeSet::new(),
         }
     }
 
@@ -201,6 +204,18 @@ impl Snapshot {
     /// Whether all of these scopes have been listed, so that absence means something.
     pub fn is_complete(&self, scopes: &BTreeSet<Scope>) -> bool {
         self.listed.is_superset(scopes)
+    }
+
+    /// Whether a network's members are known well enough here for absence to mean something.
+    pub fn knows_members(&self, network: &NetworkName) -> bool {
+        let listed = |scope: fn(NetworkName) -> Scope| self.listed.contains(&scope(network.clone()));
+        let all = listed(Scope::Endpoints) && listed(Scope::Addresses);
+        all || (!self.takes_part(network) && (listed(Scope::OwnEndpoints) || listed(Scope::Endpoints)))
+    }
+
+    /// This node's endpoints that are detached here, whether or not the store knows it yet.
+    pub fn detaching(&self) -> &BTreeSet<EndpointRef> {
+        &self.detaching
     }
 
     /// Forgets what lies outside the scopes that are still wanted.
