@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Parser, Subcommand};
+use nix::sys::signal::{SigSet, Signal};
 use weft_lab::{Lab, Underlay, down, labs, sweep};
 
 /// Hosts as network namespaces and a real etcd.
@@ -37,7 +38,7 @@ enum Action {
         /// Start no weftd.
         #[arg(long)]
         without_weftd: bool,
-        /// Keep the lab only until standard input ends or this process is killed.
+        /// Keep the lab only until standard input ends, or a signal comes.
         #[arg(long)]
         hold: bool,
     },
@@ -120,8 +121,7 @@ fn main() -> Result<()> {
             }
             print_environment(&lab);
             if hold {
-                std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink())
-                    .context("waiting for the end of standard input")?;
+                wait_for_the_end()?;
                 lab.close()?;
             }
         }
@@ -248,4 +248,19 @@ fn print_environment(lab: &Lab) {
         "WEFT_LAB_BIN={}",
         lab.record().bin_dir.clone().unwrap_or_default().display()
     );
+}
+
+/// Returns when standard input has ended, or on SIGINT, SIGTERM or SIGHUP.
+fn wait_for_the_end() -> Result<()> {
+    let mut signals = SigSet::empty();
+    signals.extend([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    // Only now, as children would inherit it; and before the thread, which does.
+    signals.thread_block().context("blocking signals")?;
+    std::thread::spawn(|| {
+        // However it ends, it has ended.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        nix::sys::signal::kill(nix::unistd::Pid::this(), Signal::SIGTERM)
+    });
+    signals.wait().context("waiting for a signal")?;
+    Ok(())
 }

@@ -1,0 +1,65 @@
+# weft: what a person runs. Everything here works from a fresh clone; `make` alone says what there is.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup build release demo lab-up lab-down clean-lab test fmt lint check install
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Tests and labs make network namespaces. PATH and HOME are kept, for that is where cargo lies.
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo 'sudo -E env "PATH=$$PATH" "HOME=$$HOME"')
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## install what is missing to build, test and demonstrate (Debian packages)
+	@tests/lab/setup.sh
+
+build: setup ## build everything for development
+	cargo build --workspace --locked
+
+release: setup
+	cargo build --release --locked -p weftd -p weft-cli -p weft-lab
+
+demo: ## three hosts, a real etcd, driven by etcdctl alone (KEEP=1 leaves it up, UNDERLAY=v4|v6|dual)
+	@KEEP='$(KEEP)' UNDERLAY='$(UNDERLAY)' tests/lab/demo.sh
+
+lab-up: release ## bring up a lab with an agent on each host, to play with
+	@$(AS_ROOT) $(TARGET)/release/weft-lab up --bin-dir $(TARGET)/release --underlay $(or $(UNDERLAY),v4)
+	@echo "usage: $(TARGET)/release/weft-lab --help; down again: make lab-down"
+
+lab-down: ## take down the labs of lab-up and of demo KEEP=1
+	@for lab in $(TARGET)/release/weft-lab $(TARGET)/debug/weft-lab; do \
+	    if [ -x $$lab ]; then $(AS_ROOT) $$lab down; exit 0; fi; done; \
+	    echo "no weft-lab is built, so no lab of this checkout is up"
+
+clean-lab: ## remove what labs of killed processes left behind
+	cargo build --locked -p weft-lab
+	$(AS_ROOT) $(TARGET)/debug/weft-lab sweep
+
+# Built as the caller and run as root: cargo then has nothing left to write as root.
+test: setup ## all tests, end to end included, on real network namespaces and a real etcd
+	cargo build --workspace --locked
+	if cargo nextest --version >/dev/null 2>&1; then \
+	    cargo nextest run --workspace --locked --no-run; \
+	    cargo test --workspace --locked --doc --quiet; \
+	    $(AS_ROOT) cargo nextest run --workspace --locked --no-fail-fast; \
+	else \
+	    cargo test --workspace --locked --no-run; \
+	    $(AS_ROOT) cargo test --workspace --locked --no-fail-fast; \
+	fi
+
+fmt: ## format
+	cargo fmt --all
+
+lint: setup ## formatting and clippy, warnings are errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+check: lint test ## lint, then all tests
+
+install: release ## install weftd and weft below PREFIX (default /usr/local)
+	install -D -m 755 $(TARGET)/release/weftd $(DESTDIR)$(PREFIX)/sbin/weftd
+	install -D -m 755 $(TARGET)/release/weft $(DESTDIR)$(PREFIX)/bin/weft
