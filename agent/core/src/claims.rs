@@ -118,6 +118,7 @@ pub fn attach(
     snapshot: &Snapshot,
     name: &EndpointRef,
     document: EndpointDocument,
+    taken: &BTreeSet<IpAddr>,
 ) -> Result<Transaction, Refusal> {
     let (network, network_at) = network_of(snapshot, &name.network)?;
     if snapshot.endpoint(name).is_some_and(|slot| !slot.held) {

@@ -306,6 +306,9 @@ impl<'a> Pass<'a> {
     }
 
     fn local(&self, network: &Network, members: &Members, name: &EndpointRef) -> Wanted<Box<Local>> {
+        if self.snapshot.detaching().contains(name) {
+            return Wanted::Absent;
+        }
         let Some(slot) = self.snapshot.endpoint(name) else {
             return Wanted::Absent;
         };
