@@ -1,0 +1,369 @@
+//! What went wrong, told so that it helps: what failed, on which object, why, and what to do about it.
+//!
+//! In: gRPC statuses and errors of the socket. Out: text for people, JSON for programs, and the exit status.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use serde::Serialize;
+use tonic::Status;
+use tonic_types::StatusExt as _;
+
+use crate::output::plain;
+
+/// The kinds of failure that programs tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Code {
+    /// The arguments do not make sense.
+    Usage,
+    /// The agent does not take a value.
+    InvalidArgument,
+    NotFound,
+    AlreadyExists,
+    Conflict,
+    Full,
+    Unavailable,
+    DeadlineExceeded,
+    /// Anything else.
+    Internal,
+}
+
+impl Code {
+    /// The exit status, part of the command's interface.
+    pub(crate) const fn exit(self) -> u8 {
+        match self {
+            Self::Internal | Self::Full => 1,
+            Self::Usage | Self::InvalidArgument => 2,
+            Self::NotFound => 3,
+            Self::AlreadyExists | Self::Conflict => 4,
+            Self::Unavailable => 5,
+            Self::DeadlineExceeded => 6,
+        }
+    }
+}
+
+/// A failed command.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Failure {
+    /// Which kind.
+    pub(crate) code: Code,
+    /// What failed and why, in one sentence.
+    pub(crate) message: String,
+    /// What else is known, boxed: a failure is rare, and carried by every result.
+    #[serde(flatten)]
+    pub(crate) about: Box<About>,
+}
+
+/// The particulars of a failure.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct About {
+    /// The field or option that it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) field: Option<String>,
+    /// The object that it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) resource: Option<Resource>,
+    /// What to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hint: Option<String>,
+    /// What else the agent says: names and values.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) details: BTreeMap<String, String>,
+}
+
+/// The object that a failure is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Resource {
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    pub(crate) name: String,
+}
+
+/// The envelope of a failure in JSON.
+#[derive(Serialize)]
+struct Envelope<'a> {
+    error: &'a Failure,
+}
+
+impl Failure {
+    fn new(code: Code, message: String, about: About) -> Self {
+        Self {
+            code,
+            message,
+            about: Box::new(about),
+        }
+    }
+
+    /// An option whose value does not make sense beside the others.
+    pub(crate) fn usage(option: &str, why: impl Into<String>) -> Self {
+        let about = About {
+            field: Some(option.to_owned()),
+            ..Default::default()
+        };
+        Self::new(Code::Usage, format!("{option}: {}", why.into()), about)
+    }
+
+    /// Arguments that cannot be parsed.
+    pub(crate) fn arguments(why: &clap::Error) -> Self {
+        let text = why.to_string();
+        let message = text
+            .lines()
+            .take_while(|line| !line.is_empty())
+            .collect::<Vec<_>>()
+            .join(" ");
+        Self::new(
+            Code::Usage,
+            message.trim_start_matches("error: ").to_owned(),
+            About::default(),
+        )
+    }
+
+    /// Nothing more can be read or written here.
+    pub(crate) fn io(action: &str, why: &io::Error) -> Self {
+        Self::new(
+            Code::Internal,
+            format!("cannot {action}: {why}"),
+            About::default(),
+        )
+    }
+
+    /// The agent's socket cannot be reached.
+    pub(crate) fn unreachable(socket: &Path, why: &io::Error, access: Option<&SocketAccess>) -> Self {
+        let at = socket.display();
+        let hint = match (why.kind(), access) {
+            (io::ErrorKind::PermissionDenied, Some(access)) => format!(
+                "the socket is for user {} and group {}: run this as one of them (sudo weft …), or add yourself to the group \
+                 (sudo usermod -aG {} $USER) and log in again",
+                access.owner, access.group, access.group
+            ),
+            (io::ErrorKind::PermissionDenied, None) => {
+                "run this as root, or as a member of the socket's group".to_owned()
+            }
+            _ => {
+                "is weftd running? (systemctl status weftd), or name another socket with --socket".to_owned()
+            }
+        };
+        let message = format!("cannot reach the weft agent at {at}: {}", os_text(why));
+        Self::new(
+            Code::Unavailable,
+            message,
+            About {
+                hint: Some(hint),
+                ..Default::default()
+            },
+        )
+    }
+
+    /// The agent refused or failed to do something: `action` is what was asked for ("create network blue").
+    pub(crate) fn refused(action: &str, status: &Status) -> Self {
+        let details = status.get_error_details();
+        let info = details.error_info().filter(|info| info.domain == "weft");
+        let code = match (info.map(|info| info.reason.as_str()), status.code()) {
+            (Some("FULL"), _) => Code::Full,
+            (_, tonic::Code::InvalidArgument | tonic::Code::OutOfRange) => Code::InvalidArgument,
+            (_, tonic::Code::NotFound) => Code::NotFound,
+            (_, tonic::Code::AlreadyExists) => Code::AlreadyExists,
+            (_, tonic::Code::FailedPrecondition | tonic::Code::Aborted) => Code::Conflict,
+            (_, tonic::Code::Unavailable) => Code::Unavailable,
+            // Cancelled is what the client's own clock gives.
+            (_, tonic::Code::DeadlineExceeded | tonic::Code::Cancelled) => Code::DeadlineExceeded,
+            _ => Code::Internal,
+        };
+        let field = details
+            .bad_request()
+            .and_then(|bad| bad.field_violations.first())
+            .map(|violation| violation.field.clone());
+        let resource = details.resource_info().map(|resource| Resource {
+            kind: resource.resource_type.clone(),
+            name: resource.resource_name.clone(),
+        });
+        let why = match (code, status.code()) {
+            (_, tonic::Code::Unimplemented) => {
+                "the agent does not know this call; is it older than this command?"
+            }
+            (Code::DeadlineExceeded, tonic::Code::Cancelled) => "no answer in time",
+            _ => status.message(),
+        };
+        let about = About {
+            hint: hint(
+                code,
+                field.as_deref(),
+                resource.as_ref(),
+                info.and_then(|info| info.metadata.get("what")),
+            ),
+            details: info
+                .map(|info| info.metadata.clone().into_iter().collect())
+                .unwrap_or_default(),
+            field,
+            resource,
+        };
+        Self::new(code, format!("cannot {action}: {why}"), about)
+    }
+
+    /// For people: the failure, and on a line of its own what to do.
+    pub(crate) fn text(&self) -> String {
+        let mut text = format!("weft: {}\n", plain(&self.message));
+        if let Some(hint) = &self.about.hint {
+            text.push_str(&format!("      {}\n", plain(hint)));
+        }
+        text
+    }
+
+    /// For programs: one line.
+    pub(crate) fn json(&self) -> String {
+        let envelope = Envelope { error: self };
+        // Strings and maps of strings always serialize.
+        serde_json::to_string(&envelope).unwrap_or_default() + "\n"
+    }
+}
+
+/// Whose a socket is.
+pub(crate) struct SocketAccess {
+    pub(crate) owner: String,
+    pub(crate) group: String,
+}
+
+/// "No such file or directory (os error 2)" without what only programs read.
+fn os_text(why: &io::Error) -> String {
+    let text = why.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_owned()
+}
+
+/// What to do about it, where there is something to say.
+fn hint(
+    code: Code,
+    field: Option<&str>,
+    resource: Option<&Resource>,
+    away: Option<&String>,
+) -> Option<String> {
+    let kind = resource.map(|resource| resource.kind.as_str());
+    match code {
+        Code::InvalidArgument => option_of(field?).map(|option| format!("that is {option}")),
+        Code::NotFound => match kind {
+            Some("network") => Some("'weft network list' shows those there are".to_owned()),
+            Some("endpoint") => Some("'weft endpoint list' shows those there are".to_owned()),
+            _ => None,
+        },
+        Code::AlreadyExists => match (kind, resource) {
+            (Some("network"), Some(it)) => Some(format!("see 'weft network inspect {}'", it.name)),
+            (Some("endpoint"), _) => Some("see 'weft endpoint list --local', or give another --id".to_owned()),
+            _ => None,
+        },
+        Code::Conflict if kind == Some("network") => Some("'weft endpoint list' shows its endpoints".to_owned()),
+        Code::Unavailable if away.is_some_and(|what| what.contains("store")) => {
+            Some("forwarding goes on without it; 'weft status' shows the connection".to_owned())
+        }
+        Code::DeadlineExceeded if kind == Some("endpoint") => {
+            Some("the agent goes on with it; see 'weft endpoint list --local' and 'weft status', or give it longer with --timeout".to_owned())
+        }
+        Code::Internal => Some("the agent's log says more (journalctl -u weftd)".to_owned()),
+        _ => None,
+    }
+}
+
+/// The option or argument that a field of a request comes from.
+fn option_of(field: &str) -> Option<&'static str> {
+    let field = field.strip_prefix("spec.").unwrap_or(field);
+    let (head, tail) = field.split_once(['.', '[']).unwrap_or((field, ""));
+    Some(match head {
+        "subnets" if tail.contains("gateway") => "--gateway",
+        "subnets" if tail.contains("range") => "--range",
+        "subnets" if tail.contains("reserved") => "--reserved",
+        "subnets" => "--subnet",
+        "vni" => "--vni",
+        "mtu" => "--mtu",
+        "labels" => "--label",
+        "options" => "--option",
+        "requested_addresses" => "--address",
+        "mac" => "--mac",
+        "attachment" if tail == "ifname" => "--ifname",
+        "attachment" => "the argument NETNS",
+        "timeout" => "--timeout",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic_types::ErrorDetails;
+
+    fn refused(code: tonic::Code, reason: &str, more: impl FnOnce(&mut ErrorDetails)) -> Failure {
+        let mut details = ErrorDetails::new();
+        details.set_error_info(reason, "weft", [("what".to_owned(), "the store".to_owned())]);
+        more(&mut details);
+        Failure::refused(
+            "create network blue",
+            &Status::with_error_details(code, "why not", details),
+        )
+    }
+
+    #[test]
+    fn each_code_has_its_exit_status() {
+        for (code, reason, exit) in [
+            (tonic::Code::Internal, "INTERNAL", 1),
+            (tonic::Code::ResourceExhausted, "FULL", 1),
+            (tonic::Code::InvalidArgument, "INVALID_ARGUMENT", 2),
+            (tonic::Code::NotFound, "NOT_FOUND", 3),
+            (tonic::Code::AlreadyExists, "ALREADY_EXISTS", 4),
+            (tonic::Code::FailedPrecondition, "CONFLICT", 4),
+            (tonic::Code::Unavailable, "UNAVAILABLE", 5),
+            (tonic::Code::DeadlineExceeded, "DEADLINE_EXCEEDED", 6),
+        ] {
+            assert_eq!(refused(code, reason, |_| {}).code.exit(), exit, "{reason}");
+        }
+    }
+
+    #[test]
+    fn names_field_and_option() {
+        let failure = refused(tonic::Code::InvalidArgument, "INVALID_ARGUMENT", |details| {
+            details.add_bad_request_violation("spec.subnets[0].gateway", "is odd");
+        });
+        assert_eq!(failure.about.field.as_deref(), Some("spec.subnets[0].gateway"));
+        assert_eq!(
+            failure.text(),
+            "weft: cannot create network blue: why not\n      that is --gateway\n"
+        );
+        assert_eq!(
+            failure.json(),
+            "{\"error\":{\"code\":\"invalid_argument\",\"message\":\"cannot create network blue: why not\",\
+             \"field\":\"spec.subnets[0].gateway\",\"hint\":\"that is --gateway\",\"details\":{\"what\":\"the store\"}}}\n"
+        );
+    }
+
+    #[test]
+    fn a_missing_agent_and_a_closed_door_say_what_to_do() {
+        let socket = Path::new("/run/weft/weftd.sock");
+        let missing = Failure::unreachable(socket, &io::Error::from_raw_os_error(2), None);
+        assert_eq!(
+            missing.text(),
+            "weft: cannot reach the weft agent at /run/weft/weftd.sock: No such file or directory\n      \
+             is weftd running? (systemctl status weftd), or name another socket with --socket\n"
+        );
+        let access = SocketAccess {
+            owner: "root".to_owned(),
+            group: "weft".to_owned(),
+        };
+        let denied = Failure::unreachable(socket, &io::Error::from_raw_os_error(13), Some(&access));
+        assert!(
+            denied.text().contains("group weft") && denied.text().contains("usermod -aG weft"),
+            "{}",
+            denied.text()
+        );
+        assert_eq!((missing.code.exit(), denied.code.exit()), (5, 5));
+    }
+
+    #[test]
+    fn no_escape_sequence_of_the_agents_reaches_the_terminal() {
+        let status = Status::internal("bad \u{1b}[31mthing\r\n");
+        assert_eq!(
+            Failure::refused("look", &status)
+                .text()
+                .matches(['\u{1b}', '\r'])
+                .count(),
+            0
+        );
+    }
+}

@@ -1,0 +1,280 @@
+//! Carries out a command: asks the agent, prints the answer.
+//!
+//! In: the parsed command line. Out: text on standard output, or a [`Failure`]. It must not know how calls travel or
+//! how tables are laid out.
+
+use std::path::Path;
+
+use clap::CommandFactory as _;
+use serde::Serialize;
+use tokio_stream::StreamExt as _;
+use weft_proto::v1::{self, EventKind};
+
+use crate::args::{
+    AttachArgs, Cli, Command, EndpointCommand, EventsArgs, Format, Kind, NetworkCommand, PeerCommand,
+};
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::output::{Paint, plain, print};
+use crate::progress::waiting;
+use crate::view::{self, Endpoint, Network, Peer};
+use crate::{report, subnet, table};
+
+/// How answers are printed.
+struct Printer {
+    format: Format,
+    paint: Paint,
+}
+
+impl Printer {
+    /// Prints the value in the format asked for.
+    fn show<T: Serialize + ?Sized>(
+        &self,
+        value: &T,
+        text: impl FnOnce(&T, Paint) -> String,
+    ) -> Result<(), Failure> {
+        self.line(value, text).map(|_| ())
+    }
+
+    /// The same; returns whether anybody still reads.
+    fn line<T: Serialize + ?Sized>(
+        &self,
+        value: &T,
+        text: impl FnOnce(&T, Paint) -> String,
+    ) -> Result<bool, Failure> {
+        match self.format {
+            Format::Table => print(&text(value, self.paint)),
+            Format::Json => {
+                let json =
+                    serde_json::to_string(value).map_err(|why| Failure::io("print JSON", &why.into()))?;
+                print(&(json + "\n"))
+            }
+        }
+    }
+}
+
+/// Carries out the command line.
+pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
+    let printer = Printer {
+        format: cli.output,
+        paint: Paint::detect(),
+    };
+    let socket = cli.socket.as_path();
+    match cli.command {
+        Command::Network(command) => network(command, socket, &printer).await,
+        Command::Endpoint(command) => endpoint(command, socket, &printer).await,
+        Command::Peer(PeerCommand::List) => {
+            let client = Client::connect(socket).await?;
+            let peers = waiting("listing peers", client.list_peers()).await?;
+            let peers: Vec<Peer> = peers.into_iter().map(Peer::from).collect();
+            printer.show(&peers[..], table::peers)
+        }
+        Command::Status => {
+            let client = Client::connect(socket).await?;
+            let status = waiting("asking for the status", client.status()).await?;
+            printer.show(&view::Status::from(status), report::status)
+        }
+        Command::Events(args) => events(args, socket, &printer).await,
+        Command::Version => version(socket, &printer).await,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "weft", &mut script);
+            print(&String::from_utf8_lossy(&script)).map(|_| ())
+        }
+    }
+}
+
+async fn network(command: NetworkCommand, socket: &Path, printer: &Printer) -> Result<(), Failure> {
+    match command {
+        NetworkCommand::Create(args) => {
+            // Before anybody is asked: a mistake on the command line needs no agent.
+            let spec = subnet::spec(&args)?;
+            let client = Client::connect(socket).await?;
+            let what = format!("creating network {}", args.name);
+            let made = waiting(&what, client.create_network(&args.name, spec)).await?;
+            printer.show(&Network::from(made), |made, paint| {
+                table::networks(std::slice::from_ref(made), paint)
+            })
+        }
+        NetworkCommand::List => {
+            let client = Client::connect(socket).await?;
+            let networks = waiting("listing networks", client.list_networks()).await?;
+            let networks: Vec<Network> = networks.into_iter().map(Network::from).collect();
+            printer.show(&networks[..], table::networks)
+        }
+        NetworkCommand::Inspect { name } => {
+            let client = Client::connect(socket).await?;
+            let network = waiting("asking for the network", client.get_network(&name)).await?;
+            printer.show(&Network::from(network), report::network)
+        }
+        NetworkCommand::Delete { name } => {
+            let client = Client::connect(socket).await?;
+            waiting(&format!("deleting network {name}"), client.delete_network(&name)).await?;
+            printer.show(&view::Deleted { deleted: name }, |it, _| {
+                format!("network {} deleted\n", plain(&it.deleted))
+            })
+        }
+    }
+}
+
+async fn endpoint(command: EndpointCommand, socket: &Path, printer: &Printer) -> Result<(), Failure> {
+    match command {
+        EndpointCommand::Attach(args) => {
+            let timeout = args.timeout;
+            let request = attachment(args)?;
+            let client = Client::connect(socket).await?;
+            let what = format!("attaching to network {}", request.network);
+            let made = waiting(&what, client.attach_endpoint(request, timeout)).await?;
+            printer.show(&Endpoint::from(made), |made, paint| {
+                table::endpoints(std::slice::from_ref(made), paint)
+            })
+        }
+        EndpointCommand::Detach(args) => {
+            let client = Client::connect(socket).await?;
+            let name = format!("{}/{}", args.network, args.id);
+            let what = format!("detaching endpoint {name}");
+            let done = waiting(
+                &what,
+                client.detach_endpoint(&args.network, &args.id, args.timeout),
+            )
+            .await?;
+            let done = view::Detached {
+                existed: done.existed,
+                record_pending: done.record_pending,
+            };
+            printer.show(&done, |done, _| detached(&name, done))
+        }
+        EndpointCommand::List(args) => {
+            let filter = v1::ListEndpointsRequest {
+                network: args.network.unwrap_or_default(),
+                node: args.node.unwrap_or_default(),
+                local: args.local,
+                ..Default::default()
+            };
+            let client = Client::connect(socket).await?;
+            let endpoints = waiting("listing endpoints", client.list_endpoints(filter)).await?;
+            let endpoints: Vec<Endpoint> = endpoints.into_iter().map(Endpoint::from).collect();
+            printer.show(&endpoints[..], table::endpoints)
+        }
+        EndpointCommand::Inspect { network, id, node } => {
+            let client = Client::connect(socket).await?;
+            let endpoint = waiting(
+                "asking for the endpoint",
+                client.get_endpoint(&network, node.as_deref(), &id),
+            )
+            .await?;
+            printer.show(&Endpoint::from(endpoint), report::endpoint)
+        }
+    }
+}
+
+fn detached(name: &str, done: &view::Detached) -> String {
+    let mut text = match done.existed {
+        true => format!("endpoint {} detached\n", plain(name)),
+        false => format!("endpoint {} was not attached here\n", plain(name)),
+    };
+    if done.record_pending {
+        text.push_str("its record is removed from the store when that is available again\n");
+    }
+    text
+}
+
+fn attachment(args: AttachArgs) -> Result<v1::AttachEndpointRequest, Failure> {
+    Ok(v1::AttachEndpointRequest {
+        network: args.network,
+        id: args.id.unwrap_or_default(),
+        name: args.name.unwrap_or_default(),
+        attachment: Some(v1::Attachment {
+            netns: namespace(&args.netns)?,
+            ifname: args.ifname,
+        }),
+        requested_addresses: args.addresses.iter().map(ToString::to_string).collect(),
+        mac: args.mac.unwrap_or_default(),
+        labels: args.labels.into_iter().collect(),
+        timeout: None,
+    })
+}
+
+/// The absolute path of a namespace: one named as `ip netns` names it lies in /run/netns.
+fn namespace(given: &str) -> Result<String, Failure> {
+    if given.contains('/') {
+        let path = std::path::absolute(given).map_err(|why| Failure::usage("NETNS", why.to_string()))?;
+        return Ok(path.display().to_string());
+    }
+    if given.is_empty() {
+        return Err(Failure::usage(
+            "NETNS",
+            "is empty; give a path, or a name under /run/netns",
+        ));
+    }
+    Ok(format!("/run/netns/{given}"))
+}
+
+async fn events(args: EventsArgs, socket: &Path, printer: &Printer) -> Result<(), Failure> {
+    let request = v1::WatchEventsRequest {
+        kinds: args
+            .kinds
+            .into_iter()
+            .map(|kind| EventKind::from(kind).into())
+            .collect(),
+        network: args.network.unwrap_or_default(),
+    };
+    let mut stream = Client::connect(socket).await?.watch_events(request).await?;
+    while let Some(next) = stream.next().await {
+        let event = next.map_err(|status| Failure::refused("go on watching the events", &status))?;
+        if !printer.line(&view::Event::from(event), report::event)? {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+async fn version(socket: &Path, printer: &Printer) -> Result<(), Failure> {
+    let asked = async { Client::connect(socket).await?.version().await };
+    let (agent, outcome) = match waiting("asking for the agent's version", asked).await {
+        Ok(agent) => (Some(agent.into()), Ok(())),
+        Err(why) => (None, Err(why)),
+    };
+    let client = view::ClientVersion {
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    printer.show(&view::Versions { client, agent }, |versions, _| {
+        report::versions(versions)
+    })?;
+    outcome
+}
+
+impl From<Kind> for EventKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::NetworkPut => Self::NetworkPut,
+            Kind::NetworkDeleted => Self::NetworkDeleted,
+            Kind::EndpointPut => Self::EndpointPut,
+            Kind::EndpointDeleted => Self::EndpointDeleted,
+            Kind::PeerPut => Self::PeerPut,
+            Kind::PeerDeleted => Self::PeerDeleted,
+            Kind::EndpointReady => Self::EndpointReady,
+            Kind::EndpointFailed => Self::EndpointFailed,
+            Kind::DriftRepaired => Self::DriftRepaired,
+            Kind::ProblemAppeared => Self::ProblemAppeared,
+            Kind::ProblemCleared => Self::ProblemCleared,
+            Kind::StoreConnected => Self::StoreConnected,
+            Kind::StoreLost => Self::StoreLost,
+            Kind::EventsLost => Self::EventsLost,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_name_is_a_namespace_of_ip_netns() {
+        assert_eq!(namespace("web").unwrap(), "/run/netns/web");
+        assert_eq!(namespace("/run/docker/netns/5f").unwrap(), "/run/docker/netns/5f");
+        let here = std::env::current_dir().unwrap().join("x");
+        assert_eq!(namespace("./x").unwrap(), here.display().to_string());
+        assert_eq!(namespace("").unwrap_err().code.exit(), 2);
+    }
+}

@@ -1,0 +1,192 @@
+//! Puts gateways, ranges and reserved addresses to the subnets that they lie in.
+//!
+//! In: the values as given, each parsed. Out: the subnets of a network's specification. Everything else about them the agent judges.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use weft_proto::v1;
+
+use crate::args::CreateArgs;
+use crate::failure::Failure;
+
+/// Addresses never to be handed out: one, a span or a CIDR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reserved {
+    Address(IpAddr),
+    Span(IpAddr, IpAddr),
+    Cidr(IpNet),
+}
+
+impl FromStr for Reserved {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let address = |text: &str| {
+            text.trim()
+                .parse::<IpAddr>()
+                .map_err(|_| format!("{text:?} is not an address; give an address, FROM-TO or a CIDR"))
+        };
+        if text.contains('/') {
+            return text
+                .parse()
+                .map(Self::Cidr)
+                .map_err(|_| format!("{text:?} is not a CIDR"));
+        }
+        let Some((from, to)) = text.split_once('-') else {
+            return address(text).map(Self::Address);
+        };
+        let (from, to) = (address(from)?, address(to)?);
+        if from.is_ipv4() != to.is_ipv4() || from > to {
+            return Err(
+                "the first address of a span must not be past its last, and of the same family".to_owned(),
+            );
+        }
+        Ok(Self::Span(from, to))
+    }
+}
+
+impl fmt::Display for Reserved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Span(from, to) => write!(f, "{from}-{to}"),
+            Self::Cidr(cidr) => cidr.fmt(f),
+        }
+    }
+}
+
+impl Reserved {
+    fn lies_in(self, subnet: &IpNet) -> bool {
+        match self {
+            Self::Address(address) => subnet.contains(&address),
+            Self::Span(from, to) => subnet.contains(&from) && subnet.contains(&to),
+            Self::Cidr(cidr) => subnet.contains(&cidr),
+        }
+    }
+}
+
+/// The specification that the arguments describe. Errors: usage, naming the option that lies in none of the subnets or
+/// is given twice for one.
+pub(crate) fn spec(args: &CreateArgs) -> Result<v1::NetworkSpec, Failure> {
+    let mut subnets: Vec<v1::Subnet> = args
+        .subnets
+        .iter()
+        .map(|cidr| v1::Subnet {
+            cidr: cidr.to_string(),
+            ..Default::default()
+        })
+        .collect();
+    let place = |option: &str, value: &dyn fmt::Display, lies_in: &dyn Fn(&IpNet) -> bool| {
+        args.subnets.iter().position(lies_in).ok_or_else(|| {
+            let all: Vec<String> = args.subnets.iter().map(ToString::to_string).collect();
+            Failure::usage(
+                option,
+                format!("{value} lies in none of the subnets ({})", all.join(", ")),
+            )
+        })
+    };
+    let once = |option: &str, slot: &mut String, value: String, cidr: &str| {
+        if !slot.is_empty() {
+            let why = format!("subnet {cidr} has {slot} already, and cannot have {value} as well");
+            return Err(Failure::usage(option, why));
+        }
+        *slot = value;
+        Ok(())
+    };
+    for gateway in &args.gateways {
+        let at = place("--gateway", gateway, &|subnet| subnet.contains(gateway))?;
+        let v1::Subnet {
+            cidr, gateway: slot, ..
+        } = &mut subnets[at];
+        once("--gateway", slot, gateway.to_string(), cidr)?;
+    }
+    for range in &args.ranges {
+        let at = place("--range", range, &|subnet| subnet.contains(range))?;
+        let v1::Subnet {
+            cidr, range: slot, ..
+        } = &mut subnets[at];
+        once("--range", slot, range.to_string(), cidr)?;
+    }
+    for reserved in &args.reserved {
+        let at = place("--reserved", reserved, &|subnet| reserved.lies_in(subnet))?;
+        subnets[at].reserved.push(reserved.to_string());
+    }
+    Ok(v1::NetworkSpec {
+        subnets,
+        vni: args.vni,
+        mtu: args.mtu,
+        multicast: args.multicast,
+        labels: args.labels.iter().cloned().collect(),
+        options: args.options.iter().cloned().collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command, NetworkCommand};
+    use clap::Parser as _;
+
+    fn spec_of(options: &str) -> Result<v1::NetworkSpec, Failure> {
+        let line = format!("weft network create blue {options}");
+        match Cli::try_parse_from(line.split_whitespace()).unwrap().command {
+            Command::Network(NetworkCommand::Create(args)) => spec(&args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn options_go_to_the_subnet_that_holds_them() {
+        let spec = spec_of(
+            "--subnet 10.1.0.0/24 --subnet fd00::/64 --gateway fd00::1 --gateway 10.1.0.1 --range 10.1.0.128/25 \
+             --reserved fd00::5 --reserved 10.1.0.130-10.1.0.140 --reserved 10.1.0.192/30 --vni 9",
+        )
+        .unwrap();
+        assert_eq!(spec.vni, Some(9));
+        assert_eq!(
+            spec.subnets,
+            [
+                v1::Subnet {
+                    cidr: "10.1.0.0/24".to_owned(),
+                    gateway: "10.1.0.1".to_owned(),
+                    range: "10.1.0.128/25".to_owned(),
+                    reserved: vec!["10.1.0.130-10.1.0.140".to_owned(), "10.1.0.192/30".to_owned()],
+                },
+                v1::Subnet {
+                    cidr: "fd00::/64".to_owned(),
+                    gateway: "fd00::1".to_owned(),
+                    reserved: vec!["fd00::5".to_owned()],
+                    ..Default::default()
+                },
+            ]
+        );
+    }
+
+    #[test]
+    fn options_outside_or_twice_are_refused() {
+        for (options, message) in [
+            (
+                "--gateway 10.9.0.1",
+                "--gateway: 10.9.0.1 lies in none of the subnets (10.1.0.0/24)",
+            ),
+            (
+                "--range 10.1.0.0/16",
+                "--range: 10.1.0.0/16 lies in none of the subnets (10.1.0.0/24)",
+            ),
+            (
+                "--reserved 10.1.0.250-10.1.1.2",
+                "--reserved: 10.1.0.250-10.1.1.2 lies in none of the subnets (10.1.0.0/24)",
+            ),
+            (
+                "--gateway 10.1.0.1 --gateway 10.1.0.2",
+                "--gateway: subnet 10.1.0.0/24 has 10.1.0.1 already, and cannot have 10.1.0.2 as well",
+            ),
+        ] {
+            let failure = spec_of(&format!("--subnet 10.1.0.0/24 {options}")).expect_err(options);
+            assert_eq!((failure.message.as_str(), failure.code.exit()), (message, 2));
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! A made-up agent: fails by the name of what is asked for, and otherwise echoes.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{Stream, iter};
+use tonic::transport::Server;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+use weft_proto::v1::endpoints_server::{Endpoints, EndpointsServer};
+use weft_proto::v1::events_server::{Events, EventsServer};
+use weft_proto::v1::networks_server::{Networks, NetworksServer};
+use weft_proto::v1::peers_server::{Peers, PeersServer};
+use weft_proto::v1::status_server::{self, StatusServer};
+use weft_proto::v1::{self, EndpointState, Event, EventKind};
+
+/// How many endpoints there are; several pages of them, and more than a pipe holds.
+pub(crate) const ENDPOINTS: usize = 2500;
+
+/// How many of them come at a time.
+const PAGE: usize = 1000;
+
+/// A running agent; it ends when this is dropped.
+pub(crate) struct Agent {
+    pub(crate) socket: PathBuf,
+    _directory: TempDir,
+    server: JoinHandle<()>,
+}
+
+impl Agent {
+    pub(crate) fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("weftd.sock");
+        let listener = UnixListener::bind(&socket).expect("a socket");
+        let server = tokio::spawn(async move {
+            Server::builder()
+                .add_service(NetworksServer::new(Fake))
+                .add_service(EndpointsServer::new(Fake))
+                .add_service(PeersServer::new(Fake))
+                .add_service(StatusServer::new(Fake))
+                .add_service(EventsServer::new(Fake))
+                .serve_with_incoming(UnixListenerStream::new(listener))
+                .await
+                .expect("it serves");
+        });
+        Self {
+            socket,
+            _directory: directory,
+            server,
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+struct Fake;
+
+/// A status as the agent makes them.
+fn status(code: Code, reason: &str, message: &str, more: impl FnOnce(&mut ErrorDetails)) -> Status {
+    let mut details = ErrorDetails::new();
+    details.set_error_info(reason, "weft", [("what".to_owned(), "the store".to_owned())]);
+    more(&mut details);
+    Status::with_error_details(code, message, details)
+}
+
+fn about(name: &str) -> impl FnOnce(&mut ErrorDetails) {
+    move |details| {
+        details.set_resource_info("network", name, "", "");
+    }
+}
+
+#[tonic::async_trait]
+impl Networks for Fake {
+    async fn create(
+        &self,
+        request: Request<v1::CreateNetworkRequest>,
+    ) -> Result<Response<v1::CreateNetworkResponse>, Status> {
+        let v1::CreateNetworkRequest { name, spec } = request.into_inner();
+        match name.as_str() {
+            "blue" => Err(status(
+                Code::AlreadyExists,
+                "ALREADY_EXISTS",
+                "network blue already exists",
+                about("blue"),
+            )),
+            "odd" => {
+                let message = "spec.subnets[0].cidr: is odd";
+                Err(status(
+                    Code::InvalidArgument,
+                    "INVALID_ARGUMENT",
+                    message,
+                    |details| {
+                        details.add_bad_request_violation("spec.subnets[0].cidr", "is odd");
+                    },
+                ))
+            }
+            _ => {
+                let (vni, mtu) = spec.as_ref().map_or((0, 0), |spec| (spec.vni(), spec.mtu()));
+                let network = v1::Network {
+                    name,
+                    vni,
+                    mtu,
+                    spec,
+                    ..Default::default()
+                };
+                Ok(Response::new(v1::CreateNetworkResponse {
+                    network: Some(network),
+                }))
+            }
+        }
+    }
+
+    async fn list(
+        &self,
+        _request: Request<v1::ListNetworksRequest>,
+    ) -> Result<Response<v1::ListNetworksResponse>, Status> {
+        Ok(Response::new(v1::ListNetworksResponse::default()))
+    }
+
+    async fn get(
+        &self,
+        request: Request<v1::GetNetworkRequest>,
+    ) -> Result<Response<v1::GetNetworkResponse>, Status> {
+        let name = request.into_inner().name;
+        match name.as_str() {
+            "blue" => {
+                let network = v1::Network {
+                    name,
+                    vni: 7,
+                    ..Default::default()
+                };
+                Ok(Response::new(v1::GetNetworkResponse {
+                    network: Some(network),
+                }))
+            }
+            "broken" => Err(status(
+                Code::Internal,
+                "INTERNAL",
+                "reading it failed: EIO",
+                |_| {},
+            )),
+            _ => {
+                let message = format!("network {name} does not exist");
+                Err(status(Code::NotFound, "NOT_FOUND", &message, about(&name)))
+            }
+        }
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::DeleteNetworkRequest>,
+    ) -> Result<Response<v1::DeleteNetworkResponse>, Status> {
+        let name = request.into_inner().name;
+        Err(match name.as_str() {
+            "blue" => status(
+                Code::FailedPrecondition,
+                "CONFLICT",
+                "network blue: it has 1 endpoint",
+                about("blue"),
+            ),
+            _ => status(
+                Code::Unavailable,
+                "UNAVAILABLE",
+                "the store is not available: no leader",
+                |_| {},
+            ),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Endpoints for Fake {
+    async fn attach(
+        &self,
+        request: Request<v1::AttachEndpointRequest>,
+    ) -> Result<Response<v1::AttachEndpointResponse>, Status> {
+        let request = request.into_inner();
+        let timeout = request
+            .timeout
+            .and_then(|timeout| Duration::try_from(timeout).ok())
+            .expect("a time-out");
+        let attachment = request.attachment.expect("an attachment");
+        if attachment.netns.ends_with("slow") {
+            tokio::time::sleep(timeout).await;
+            let message = "endpoint blue: not done after 0.5 s: no carrier";
+            return Err(status(
+                Code::DeadlineExceeded,
+                "DEADLINE_EXCEEDED",
+                message,
+                |_| {},
+            ));
+        }
+        let endpoint = v1::Endpoint {
+            network: request.network,
+            id: request.id,
+            name: request.name,
+            attachment: Some(attachment),
+            requested_addresses: request.requested_addresses,
+            mac: request.mac,
+            labels: request.labels,
+            message: format!("timeout {timeout:?}"),
+            ..Default::default()
+        };
+        Ok(Response::new(v1::AttachEndpointResponse {
+            endpoint: Some(endpoint),
+        }))
+    }
+
+    async fn detach(
+        &self,
+        request: Request<v1::DetachEndpointRequest>,
+    ) -> Result<Response<v1::DetachEndpointResponse>, Status> {
+        let existed = request.into_inner().id == "web";
+        Ok(Response::new(v1::DetachEndpointResponse {
+            existed,
+            record_pending: false,
+        }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListEndpointsRequest>,
+    ) -> Result<Response<v1::ListEndpointsResponse>, Status> {
+        let first: usize = request.into_inner().page_token.parse().unwrap_or(0);
+        let end = (first + PAGE).min(ENDPOINTS);
+        let endpoints = (first..end)
+            .map(|number| v1::Endpoint {
+                network: "blue".to_owned(),
+                node: "host1".to_owned(),
+                id: format!("e{number:05}"),
+                state: EndpointState::Ready.into(),
+                ..Default::default()
+            })
+            .collect();
+        let next_page_token = if end < ENDPOINTS {
+            end.to_string()
+        } else {
+            String::new()
+        };
+        Ok(Response::new(v1::ListEndpointsResponse {
+            endpoints,
+            next_page_token,
+        }))
+    }
+
+    async fn get(
+        &self,
+        _request: Request<v1::GetEndpointRequest>,
+    ) -> Result<Response<v1::GetEndpointResponse>, Status> {
+        Err(Status::not_found("no such endpoint"))
+    }
+}
+
+#[tonic::async_trait]
+impl Peers for Fake {
+    async fn list(
+        &self,
+        _request: Request<v1::ListPeersRequest>,
+    ) -> Result<Response<v1::ListPeersResponse>, Status> {
+        let peers = vec![v1::Peer {
+            node: "host1".to_owned(),
+            ..Default::default()
+        }];
+        Ok(Response::new(v1::ListPeersResponse {
+            peers,
+            next_page_token: String::new(),
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl status_server::Status for Fake {
+    async fn get(
+        &self,
+        _request: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        let problem = v1::Problem {
+            key: "networks/red".to_owned(),
+            field: "subnets[0]".to_owned(),
+            message: "is odd".to_owned(),
+            since: None,
+        };
+        let status = v1::AgentStatus {
+            problems: vec![problem],
+            ..Default::default()
+        };
+        Ok(Response::new(v1::GetStatusResponse { status: Some(status) }))
+    }
+
+    async fn version(
+        &self,
+        _request: Request<v1::VersionRequest>,
+    ) -> Result<Response<v1::VersionResponse>, Status> {
+        Ok(Response::new(v1::VersionResponse {
+            version: "1.2.3".to_owned(),
+            node: "host1".to_owned(),
+            api: "weft.v1".to_owned(),
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl Events for Fake {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let request = request.into_inner();
+        let event = |kind: EventKind| Event {
+            kind: kind.into(),
+            message: format!("kinds {:?} of {}", request.kinds, request.network),
+            ..Default::default()
+        };
+        let stopping = "the agent is not available: it is stopping";
+        Ok(Response::new(Box::pin(iter([
+            Ok(event(EventKind::EndpointReady)),
+            Ok(event(EventKind::DriftRepaired)),
+            Err(status(Code::Unavailable, "UNAVAILABLE", stopping, |_| {})),
+        ]))))
+    }
+}

@@ -1,0 +1,296 @@
+//! The command as people and programs run it: the binary itself, against a made-up agent on a real Unix socket.
+
+mod fake;
+
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::Command;
+
+use fake::Agent;
+
+/// Longer than anything here takes on a healthy machine.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn weft() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    command
+        .env_remove("WEFT_SOCKET")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    command
+}
+
+async fn output(command: &mut Command) -> Output {
+    tokio::time::timeout(DEADLINE, command.output())
+        .await
+        .expect("in time")
+        .expect("it runs")
+}
+
+/// Exit status, standard output and standard error of a command line against the agent.
+async fn run(agent: &Agent, line: &str) -> (i32, String, String) {
+    let done = output(
+        weft()
+            .env("WEFT_SOCKET", &agent.socket)
+            .args(line.split_whitespace()),
+    )
+    .await;
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (
+        done.status.code().expect("an exit status"),
+        text(done.stdout),
+        text(done.stderr),
+    )
+}
+
+#[tokio::test]
+async fn exit_statuses_tell_failures_apart() {
+    let agent = Agent::start();
+    for (line, exit, complaint) in [
+        ("network inspect blue", 0, ""),
+        (
+            "network inspect broken",
+            1,
+            "cannot inspect network broken: reading it failed",
+        ),
+        ("network inspect", 2, "Usage:"),
+        (
+            "network create odd --subnet 10.1.0.0/16 --gateway 10.2.0.1",
+            2,
+            "--gateway: 10.2.0.1 lies in none",
+        ),
+        (
+            "network create odd --subnet 10.1.0.0/16",
+            2,
+            "cannot create network odd: spec.subnets[0].cidr: is odd",
+        ),
+        (
+            "network inspect green",
+            3,
+            "cannot inspect network green: network green does not exist",
+        ),
+        (
+            "network create blue --subnet 10.1.0.0/16",
+            4,
+            "cannot create network blue: network blue already exists",
+        ),
+        (
+            "network delete blue",
+            4,
+            "cannot delete network blue: network blue: it has 1 endpoint",
+        ),
+        (
+            "network delete away",
+            5,
+            "cannot delete network away: the store is not available: no leader",
+        ),
+        (
+            "endpoint attach blue slow --timeout 500ms",
+            6,
+            "cannot attach /run/netns/slow to network blue",
+        ),
+    ] {
+        let (code, _, stderr) = run(&agent, line).await;
+        assert_eq!(code, exit, "weft {line}: {stderr}");
+        assert!(stderr.contains(complaint), "weft {line}: {stderr}");
+        assert_eq!(stderr.is_empty(), exit == 0, "weft {line}: {stderr}");
+    }
+}
+
+#[tokio::test]
+async fn errors_are_json_for_whoever_asks_for_json() {
+    let agent = Agent::start();
+    let error = async |line: &str| {
+        let (_, stdout, stderr) = run(&agent, line).await;
+        assert_eq!(stdout, "", "{line}");
+        let value: Value =
+            serde_json::from_str(&stderr).unwrap_or_else(|why| panic!("{line}: {why}: {stderr}"));
+        value["error"].clone()
+    };
+    let odd = error("-o json network create odd --subnet 10.1.0.0/16").await;
+    assert_eq!(
+        (&odd["code"], &odd["field"]),
+        (&"invalid_argument".into(), &"spec.subnets[0].cidr".into())
+    );
+    let missing = error("network inspect green -o json").await;
+    assert_eq!(missing["code"], "not_found");
+    assert_eq!(
+        missing["resource"],
+        serde_json::json!({"type": "network", "name": "green"})
+    );
+    let usage = error("network inspect -o json").await;
+    assert_eq!(usage["code"], "usage");
+    assert!(usage["message"].as_str().unwrap().contains("NAME"), "{usage}");
+}
+
+#[tokio::test]
+async fn an_agent_that_is_not_there_is_said_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("weftd.sock");
+    let done = output(weft().arg("status").arg("--socket").arg(&socket)).await;
+    assert_eq!(done.status.code(), Some(5));
+    let expected = format!(
+        "weft: cannot reach the weft agent at {}: No such file or directory\n      \
+         is weftd running? (systemctl status weftd), or name another socket with --socket\n",
+        socket.display()
+    );
+    assert_eq!(String::from_utf8_lossy(&done.stderr), expected);
+
+    // A stale socket.
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let done = output(weft().arg("version").arg("--socket").arg(&socket)).await;
+    assert_eq!(done.status.code(), Some(5));
+    assert!(String::from_utf8_lossy(&done.stderr).contains("Connection refused"));
+    let own = format!("weft   {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(
+        String::from_utf8_lossy(&done.stdout),
+        own,
+        "its own version it knows"
+    );
+}
+
+#[tokio::test]
+async fn requests_carry_what_was_said() {
+    let agent = Agent::start();
+    let (code, stdout, stderr) = run(
+        &agent,
+        "-o json endpoint attach blue web --id w1 --name front --ifname net0 --address 10.1.0.9 --address fd00::9 \
+         --mac 02:00:00:00:00:01 --label a=b --timeout 3s",
+    )
+    .await;
+    assert_eq!(code, 0, "{stderr}");
+    let made: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(
+        made["attachment"],
+        serde_json::json!({"netns": "/run/netns/web", "ifname": "net0"})
+    );
+    assert_eq!(
+        made["requested_addresses"],
+        serde_json::json!(["10.1.0.9", "fd00::9"])
+    );
+    assert_eq!((&made["id"], &made["name"]), (&"w1".into(), &"front".into()));
+    assert_eq!(made["labels"]["a"], "b");
+    assert_eq!(
+        made["message"], "timeout 3s",
+        "the fake tells the time-out that it was given"
+    );
+
+    let (code, stdout, _) = run(
+        &agent,
+        "-o json network create red --subnet 10.1.0.0/24 --subnet fd00::/64 --gateway fd00::1 --vni 9 --mtu 1400",
+    )
+    .await;
+    assert_eq!(code, 0);
+    let made: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(made["subnets"][1]["gateway"], "fd00::1");
+    assert_eq!((&made["vni"], &made["mtu"]), (&9.into(), &1400.into()));
+}
+
+#[tokio::test]
+async fn detaching_twice_is_fine() {
+    let agent = Agent::start();
+    let (code, stdout, _) = run(&agent, "endpoint detach blue web").await;
+    assert_eq!((code, stdout.as_str()), (0, "endpoint blue/web detached\n"));
+    let (code, stdout, _) = run(&agent, "endpoint detach blue gone").await;
+    assert_eq!(
+        (code, stdout.as_str()),
+        (0, "endpoint blue/gone was not attached here\n")
+    );
+    let (_, stdout, _) = run(&agent, "endpoint detach blue web -o json").await;
+    assert_eq!(stdout, "{\"existed\":true,\"record_pending\":false}\n");
+}
+
+#[tokio::test]
+async fn lists_are_gathered_from_all_pages() {
+    let agent = Agent::start();
+    let (code, stdout, stderr) = run(&agent, "-o json endpoint list").await;
+    assert_eq!(code, 0, "{stderr}");
+    let all: Vec<Value> = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(all.len(), fake::ENDPOINTS);
+    assert_eq!(
+        all[fake::ENDPOINTS - 1]["id"],
+        format!("e{:05}", fake::ENDPOINTS - 1)
+    );
+    let (_, stdout, _) = run(&agent, "peer list").await;
+    assert_eq!(stdout.lines().count(), 2, "{stdout}");
+    assert!(
+        !stdout.contains('\u{1b}'),
+        "no colours where nobody looks: {stdout:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_is_no_failure() {
+    let agent = Agent::start();
+    let mut child = weft()
+        .env("WEFT_SOCKET", &agent.socket)
+        .args(["endpoint", "list"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // As `| head -1` does; the list is far longer than a pipe holds.
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.next_line().await.unwrap().unwrap().starts_with("NETWORK"));
+    drop(lines);
+    let done = tokio::time::timeout(DEADLINE, child.wait_with_output())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (done.status.code(), String::from_utf8_lossy(&done.stderr).as_ref()),
+        (Some(0), "")
+    );
+}
+
+#[tokio::test]
+async fn events_come_one_a_line_until_the_agent_stops() {
+    let agent = Agent::start();
+    let (code, stdout, stderr) = run(
+        &agent,
+        "-o json events --network blue --kind endpoint-ready --kind drift-repaired",
+    )
+    .await;
+    let events: Vec<Value> = stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(events.len(), 2);
+    assert_eq!(events[0]["kind"], "endpoint_ready");
+    assert_eq!(
+        events[0]["message"], "kinds [7, 9] of blue",
+        "the fake tells what was asked for"
+    );
+    assert_eq!(code, 5, "{stderr}");
+    assert!(stderr.contains("it is stopping"), "{stderr}");
+}
+
+#[tokio::test]
+async fn version_and_status_speak_of_the_agent() {
+    let agent = Agent::start();
+    let (code, stdout, _) = run(&agent, "version").await;
+    let expected = format!(
+        "weft   {}\nweftd  1.2.3 on host1 (weft.v1)\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    assert_eq!((code, stdout), (0, expected));
+    let (code, stdout, _) = run(&agent, "status").await;
+    assert_eq!(code, 0);
+    assert!(stdout.contains("networks/red   subnets[0]"), "{stdout}");
+}
+
+#[tokio::test]
+async fn completions_and_help_need_no_agent() {
+    for shell in ["bash", "zsh", "fish"] {
+        let done = output(weft().args(["completions", shell])).await;
+        assert!(done.status.success());
+        let script = String::from_utf8_lossy(&done.stdout);
+        assert!(script.contains("weft") && script.contains("endpoint"), "{shell}");
+    }
+    let done = output(weft().args(["endpoint", "attach", "--help"])).await;
+    assert!(done.status.success());
+    assert!(String::from_utf8_lossy(&done.stdout).contains("Examples:"));
+}
