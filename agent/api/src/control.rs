@@ -19,7 +19,8 @@ pub struct Caller {
     pub uid: u32,
     /// Its effective group id when it connected.
     pub gid: u32,
-    /// Its process id when it connected, as seen from the agent; not given if it is in a namespace out of sight.
+    /// Its process id when it connected, as seen from the agent; not given if it is in a namespace out of
+    /// sight.
     pub pid: Option<i32>,
 }
 
@@ -61,11 +62,13 @@ pub type EventStream = Pin<Box<dyn Stream<Item = Result<v1::Event, ApiError>> + 
 
 /// The agent, as far as the API drives it.
 ///
-/// Every method may be called many times at once. A call's future is dropped at any of its awaits when the client
-/// leaves or the deadline is well past, so what it has begun must be complete or found again by the reconcile loop.
+/// Every method may be called many times at once. A call's future is dropped at any of its awaits when the
+/// client leaves or the deadline is well past, so what it has begun must be complete or found again by the
+/// reconcile loop.
 ///
-/// Required strings and messages of a request are there (not empty); their *content* is the implementor's to check,
-/// with [`ApiError::InvalidArgument`] naming the field as the .proto file does (`spec.subnets[0].cidr`).
+/// Required strings and messages of a request are there (not empty); their *content* is the implementor's to
+/// check, with [`ApiError::InvalidArgument`] naming the field as the .proto file does
+/// (`spec.subnets[0].cidr`).
 pub trait Control: Send + Sync + 'static {
     /// Writes a new network; returns it with its VNI claimed.
     ///
@@ -90,19 +93,20 @@ pub trait Control: Send + Sync + 'static {
     /// Removes a network. Errors: `NotFound`, `Conflict` while it has endpoints, `Unavailable`.
     fn delete_network(&self, call: Call, name: String) -> impl Future<Output = Result<(), ApiError>> + Send;
 
-    /// Makes an endpoint on this host; returns when the local data plane carries it. `request.timeout` is already in
-    /// `call.deadline`. Idempotent for the same request with an id.
+    /// Makes an endpoint on this host; returns when the local data plane carries it. `request.timeout` is
+    /// already in `call.deadline`. Idempotent for the same request with an id.
     ///
-    /// Errors: `InvalidArgument`, `NotFound` (the network), `AlreadyExists` (the id, for another request), `Conflict` (the
-    /// interface or a wished address is another's), `Full`, `Unavailable`, `DeadlineExceeded`.
+    /// Errors: `InvalidArgument`, `NotFound` (the network), `AlreadyExists` (the id, for another request),
+    /// `Conflict` (the interface or a wished address is another's), `Full`, `Unavailable`,
+    /// `DeadlineExceeded`.
     fn attach_endpoint(
         &self,
         call: Call,
         request: v1::AttachEndpointRequest,
     ) -> impl Future<Output = Result<v1::Endpoint, ApiError>> + Send;
 
-    /// Removes an endpoint of this host, if there is one; returns when the local data plane is rid of it, with or
-    /// without the store. Errors: `DeadlineExceeded`, `Internal`.
+    /// Removes an endpoint of this host, if there is one; returns when the local data plane is rid of it,
+    /// with or without the store. Errors: `DeadlineExceeded`, `Internal`.
     fn detach_endpoint(
         &self,
         call: Call,
@@ -110,7 +114,8 @@ pub trait Control: Send + Sync + 'static {
         id: String,
     ) -> impl Future<Output = Result<v1::DetachEndpointResponse, ApiError>> + Send;
 
-    /// The endpoints asked for, in any order. Errors: `Unavailable` if they are not in view and the store is away.
+    /// The endpoints asked for, in any order. Errors: `Unavailable` if they are not in view and the store is
+    /// away.
     fn list_endpoints(
         &self,
         call: Call,

@@ -1,6 +1,8 @@
-//! Why a call failed, and how that travels: a gRPC status with typed details, so that programs need not read prose.
+//! Why a call failed, and how that travels: a gRPC status with typed details, so that programs need not read
+//! prose.
 //!
-//! In: errors of the agent, each naming its subject. Out: [`tonic::Status`]. It must not know where they come from.
+//! In: errors of the agent, each naming its subject. Out: [`tonic::Status`]. It must not know where they come
+//! from.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -13,8 +15,8 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 /// The `domain` of every `google.rpc.ErrorInfo` that an agent sends.
 pub const ERROR_DOMAIN: &str = "weft";
 
-/// The longest message sent, in bytes: clients drop answers whose headers exceed 16 KiB, and the text is in there
-/// percent-encoded, and again within the details.
+/// The longest message sent, in bytes: clients drop answers whose headers exceed 16 KiB, and the text is in
+/// there percent-encoded, and again within the details.
 const LONGEST_TEXT: usize = 1000;
 
 /// What a call is about: a kind of object and its name.
@@ -77,7 +79,8 @@ pub enum ApiError {
         /// The object.
         what: Subject,
     },
-    /// There is such an object already, and not the one that is asked for. gRPC: ALREADY_EXISTS with ResourceInfo.
+    /// There is such an object already, and not the one that is asked for. gRPC: ALREADY_EXISTS with
+    /// ResourceInfo.
     #[error("{what} already exists")]
     AlreadyExists {
         /// The object.

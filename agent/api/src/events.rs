@@ -1,7 +1,7 @@
 //! Hands events from the agent to any number of watchers, and picks those that a watcher asked for.
 //!
-//! In: events, published by the agent's loop, which never waits for a watcher. Out: one [`EventStream`] per watcher.
-//! It must not know what the events mean.
+//! In: events, published by the agent's loop, which never waits for a watcher. Out: one [`EventStream`] per
+//! watcher. It must not know what the events mean.
 
 use std::time::SystemTime;
 
@@ -20,8 +20,8 @@ pub struct EventHub {
 }
 
 impl EventHub {
-    /// A hub that keeps `backlog` events (at least 1) for watchers that are behind; one that falls further behind gets an
-    /// `EVENTS_LOST` with the number instead.
+    /// A hub that keeps `backlog` events (at least 1) for watchers that are behind; one that falls further
+    /// behind gets an `EVENTS_LOST` with the number instead.
     #[must_use]
     pub fn new(backlog: usize) -> Self {
         Self {

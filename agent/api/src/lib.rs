@@ -1,7 +1,7 @@
 //! The agent's API: gRPC on a Unix socket.
 //!
-//! In: something that implements [`Control`], a socket's path and a token for shutdown. Out: a served socket, every
-//! failure a status with typed details. It must not know etcd, netlink, or how anything is carried out.
+//! In: something that implements [`Control`], a socket's path and a token for shutdown. Out: a served socket,
+//! every failure a status with typed details. It must not know etcd, netlink, or how anything is carried out.
 
 mod control;
 mod error;

@@ -1,7 +1,7 @@
 //! Cuts lists into pages that fit a message.
 //!
-//! In: whole lists in any order and the client's page size and token. Out: the page and the next token, which is the
-//! last entry's key: entries that come and go meanwhile neither repeat nor hide others.
+//! In: whole lists in any order and the client's page size and token. Out: the page and the next token, which
+//! is the last entry's key: entries that come and go meanwhile neither repeat nor hide others.
 
 use prost::Message;
 
@@ -10,12 +10,14 @@ use crate::ApiError;
 /// Most entries of a page, and how many it has if the client does not say.
 const MOST_ENTRIES: usize = 1000;
 
-/// A page is closed when its entries reach this many bytes, well under the 4 MiB that clients take by default.
+/// A page is closed when its entries reach this many bytes, well under the 4 MiB that clients take by
+/// default.
 const ENOUGH_BYTES: usize = 1 << 20;
 
 /// The page of `items` after `token`, ordered by `key`, and the token of the next page (empty at the end).
 ///
-/// The parts of a key hold no '/'. Errors: `InvalidArgument` for a page size over 1000 or a token that none of these was.
+/// The parts of a key hold no '/'. Errors: `InvalidArgument` for a page size over 1000 or a token that none
+/// of these was.
 pub(crate) fn page<T: Message, const N: usize>(
     mut items: Vec<T>,
     key: impl for<'a> Fn(&'a T) -> [&'a str; N],

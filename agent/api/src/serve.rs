@@ -1,4 +1,5 @@
-//! Serves the API on a listening socket until told to stop, within bounds that one client cannot exceed for the others.
+//! Serves the API on a listening socket until told to stop, within bounds that one client cannot exceed for
+//! the others.
 //!
 //! In: a [`Listener`], a [`Control`], [`Limits`] and a token for shutdown. Out: nothing, when all is served.
 //! It must not know what the calls do.
@@ -90,8 +91,8 @@ pub enum ServeError {
     },
 }
 
-/// Serves `control` until `shutdown` is cancelled: then no call is accepted any more, streams of events end, calls
-/// under way have `limits.drain` to finish, and the socket is removed.
+/// Serves `control` until `shutdown` is cancelled: then no call is accepted any more, streams of events end,
+/// calls under way have `limits.drain` to finish, and the socket is removed.
 pub async fn serve<C: Control>(
     listener: Listener,
     limits: Limits,
@@ -150,7 +151,8 @@ pub async fn serve<C: Control>(
 
 /// The connections to the socket, at most `most` open at a time.
 ///
-/// A failed accept() (no file descriptors left) is no reason to stop serving: it is tried again after a moment.
+/// A failed accept() (no file descriptors left) is no reason to stop serving: it is tried again after a
+/// moment.
 fn accept(listener: UnixListener, most: usize) -> impl Stream<Item = io::Result<Connection>> {
     let slots = Arc::new(Semaphore::new(most));
     futures::stream::unfold((listener, slots), |(listener, slots)| async {

@@ -1,7 +1,7 @@
 //! The generated gRPC services on top of a [`Control`]: what is the same for every call is done here once.
 //!
-//! In: gRPC requests. Out: gRPC answers. Each call gets a deadline, its required fields checked, a place among those
-//! under way and, if it fails, a status with details. It must not know how a call is carried out.
+//! In: gRPC requests. Out: gRPC answers. Each call gets a deadline, its required fields checked, a place
+//! among those under way and, if it fails, a status with details. It must not know how a call is carried out.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -75,7 +75,8 @@ impl<C: Control> Service<C> {
         &self.shared.control
     }
 
-    /// The circumstances of a call; `asked` is the time-out that the request itself names, if it has such a field.
+    /// The circumstances of a call; `asked` is the time-out that the request itself names, if it has such a
+    /// field.
     fn call<T>(&self, request: &Request<T>, asked: Option<Duration>) -> Call {
         let started = Instant::now();
         let limits = &self.shared.limits;
@@ -83,7 +84,8 @@ impl<C: Control> Service<C> {
             .unwrap_or(limits.default_timeout)
             .min(limits.longest_timeout);
         let timeout = grpc_timeout(request.metadata()).map_or(timeout, |grpc| {
-            // Answer a little earlier than the client's own clock cuts the call: the reason is worth more than the code.
+            // Answer a little earlier than the client's own clock cuts the call: the reason is worth more
+            // than the code.
             timeout.min(grpc - (grpc / 10).min(Duration::from_millis(100)))
         });
         let caller = request
@@ -169,7 +171,8 @@ fn refused(what: &Subject, call: Call, why: ApiError) -> Status {
     why.into()
 }
 
-/// The `grpc-timeout` of a request; one that is malformed is as none, as the specification has it for unknown headers.
+/// The `grpc-timeout` of a request; one that is malformed is as none, as the specification has it for unknown
+/// headers.
 fn grpc_timeout(metadata: &MetadataMap) -> Option<Duration> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -188,7 +191,8 @@ fn grpc_timeout(metadata: &MetadataMap) -> Option<Duration> {
     })
 }
 
-/// The time-out that a request names. Errors: `InvalidArgument` unless it is more than 0 and at most `longest`.
+/// The time-out that a request names. Errors: `InvalidArgument` unless it is more than 0 and at most
+/// `longest`.
 fn asked_timeout(
     asked: Option<prost_types::Duration>,
     longest: Duration,

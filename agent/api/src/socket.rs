@@ -1,5 +1,5 @@
-//! The Unix socket that the agent listens on: made so that nobody but its owner and its group can ever connect, and so
-//! that one agent never takes another's.
+//! The Unix socket that the agent listens on: made so that nobody but its owner and its group can ever
+//! connect, and so that one agent never takes another's.
 //!
 //! In: a path and a group's name. Out: a [`Listener`]. It must not know what is served.
 
@@ -110,7 +110,8 @@ pub enum ListenError {
     },
 }
 
-/// A socket that is listened on. Dropping it removes the socket, unless someone else has put another in its place.
+/// A socket that is listened on. Dropping it removes the socket, unless someone else has put another in its
+/// place.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
@@ -188,7 +189,8 @@ fn look_up(name: &str) -> Result<Group, ListenError> {
     }
 }
 
-/// Makes the directories that are missing above the path, open to all whatever the umask: the socket's own mode guards it.
+/// Makes the directories that are missing above the path, open to all whatever the umask: the socket's own
+/// mode guards it.
 fn make_directories(path: &Path) -> Result<(), ListenError> {
     let mut missing: Vec<&Path> = path
         .ancestors()
@@ -312,8 +314,9 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
 
 /// A listening socket that nobody else may connect to yet.
 ///
-/// Linux gives the file that bind() makes the mode of the unbound socket, less the umask. So with fchmod() before it the
-/// file is never there with a wider mode than is wanted, and the process's umask, which all threads share, is left alone.
+/// Linux gives the file that bind() makes the mode of the unbound socket, less the umask. So with fchmod()
+/// before it the file is never there with a wider mode than is wanted, and the process's umask, which all
+/// threads share, is left alone.
 fn listen_unseen(path: &Path) -> nix::Result<UnixListener> {
     let socket = socket::socket(
         AddressFamily::Unix,

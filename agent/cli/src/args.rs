@@ -45,7 +45,8 @@ pub(crate) struct Cli {
     )]
     pub(crate) socket: PathBuf,
 
-    /// How to print: a table for people, or JSON for programs (lists are arrays, errors objects on standard error)
+    /// How to print: a table for people, or JSON for programs (lists are arrays, errors objects on standard
+    /// error)
     #[arg(
         short,
         long,

@@ -1,7 +1,7 @@
 //! The agent, as this command calls it: one method per call, lists gathered from their pages.
 //!
-//! In: the socket's path and requests. Out: records, or a [`Failure`] that says what was asked for. It must not know how
-//! anything is printed.
+//! In: the socket's path and requests. Out: records, or a [`Failure`] that says what was asked for. It must
+//! not know how anything is printed.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -26,7 +26,8 @@ use crate::failure::{Failure, SocketAccess};
 /// How long a call that does not wait for the data plane may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How much longer than the agent this side waits: the agent's own reason for being late is worth more than ours.
+/// How much longer than the agent this side waits: the agent's own reason for being late is worth more than
+/// ours.
 const MARGIN: Duration = Duration::from_secs(2);
 
 /// A connection to the agent.

@@ -134,8 +134,8 @@ impl Failure {
         let at = socket.display();
         let hint = match (why.kind(), access) {
             (io::ErrorKind::PermissionDenied, Some(access)) => format!(
-                "the socket is for user {} and group {}: run this as one of them (sudo weft …), or add yourself to the group \
-                 (sudo usermod -aG {} $USER) and log in again",
+                "the socket is for user {} and group {}: run this as one of them (sudo weft …), or add yourself \
+                 to the group (sudo usermod -aG {} $USER) and log in again",
                 access.owner, access.group, access.group
             ),
             (io::ErrorKind::PermissionDenied, None) => {
@@ -248,15 +248,22 @@ fn hint(
         },
         Code::AlreadyExists => match (kind, resource) {
             (Some("network"), Some(it)) => Some(format!("see 'weft network inspect {}'", it.name)),
-            (Some("endpoint"), _) => Some("see 'weft endpoint list --local', or give another --id".to_owned()),
+            (Some("endpoint"), _) => {
+                Some("see 'weft endpoint list --local', or give another --id".to_owned())
+            }
             _ => None,
         },
-        Code::Conflict if kind == Some("network") => Some("'weft endpoint list' shows its endpoints".to_owned()),
+        Code::Conflict if kind == Some("network") => {
+            Some("'weft endpoint list' shows its endpoints".to_owned())
+        }
         Code::Unavailable if away.is_some_and(|what| what.contains("store")) => {
             Some("forwarding goes on without it; 'weft status' shows the connection".to_owned())
         }
         Code::DeadlineExceeded if kind == Some("endpoint") => {
-            Some("the agent goes on with it; see 'weft endpoint list --local' and 'weft status', or give it longer with --timeout".to_owned())
+            let see = "see 'weft endpoint list --local' and 'weft status'";
+            Some(format!(
+                "the agent goes on with it; {see}, or give it longer with --timeout"
+            ))
         }
         Code::Internal => Some("the agent's log says more (journalctl -u weftd)".to_owned()),
         _ => None,

@@ -1,7 +1,7 @@
 //! `weft`, the operator's command: sees and changes weft's networks through the agent of this host.
 //!
-//! In: the command line. Out: tables or JSON, and an exit status that programs can rely on. It talks gRPC to the agent's
-//! Unix socket and knows neither etcd nor the kernel.
+//! In: the command line. Out: tables or JSON, and an exit status that programs can rely on. It talks gRPC to
+//! the agent's Unix socket and knows neither etcd nor the kernel.
 
 mod args;
 mod client;

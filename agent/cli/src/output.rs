@@ -58,8 +58,8 @@ impl Paint {
     }
 }
 
-/// The text without control characters: names and messages come from records that anyone may have written, and must
-/// not move the cursor of the person who reads them.
+/// The text without control characters: names and messages come from records that anyone may have written,
+/// and must not move the cursor of the person who reads them.
 pub(crate) fn plain(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })

@@ -1,6 +1,7 @@
 //! Tells a person who waits what is being waited for.
 //!
-//! In: a future and what it does. Out: its result; meanwhile, after two seconds, a line on standard error if that is a terminal.
+//! In: a future and what it does. Out: its result; meanwhile, after two seconds, a line on standard error if
+//! that is a terminal.
 
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;

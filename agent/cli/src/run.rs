@@ -1,7 +1,7 @@
 //! Carries out a command: asks the agent, prints the answer.
 //!
-//! In: the parsed command line. Out: text on standard output, or a [`Failure`]. It must not know how calls travel or
-//! how tables are laid out.
+//! In: the parsed command line. Out: text on standard output, or a [`Failure`]. It must not know how calls
+//! travel or how tables are laid out.
 
 use std::path::Path;
 

@@ -1,6 +1,7 @@
 //! Puts gateways, ranges and reserved addresses to the subnets that they lie in.
 //!
-//! In: the values as given, each parsed. Out: the subnets of a network's specification. Everything else about them the agent judges.
+//! In: the values as given, each parsed. Out: the subnets of a network's specification. Everything else about
+//! them the agent judges.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -68,8 +69,8 @@ impl Reserved {
     }
 }
 
-/// The specification that the arguments describe. Errors: usage, naming the option that lies in none of the subnets or
-/// is given twice for one.
+/// The specification that the arguments describe. Errors: usage, naming the option that lies in none of the
+/// subnets or is given twice for one.
 pub(crate) fn spec(args: &CreateArgs) -> Result<v1::NetworkSpec, Failure> {
     let mut subnets: Vec<v1::Subnet> = args
         .subnets

@@ -1,7 +1,7 @@
 //! What `-o json` prints: the stable shapes that programs may rely on, and that the tables are made from.
 //!
-//! Every key is always there; what is not known or not given is `null`. Times are RFC 3339 in UTC, sizes in bytes.
-//! Keys may be added with any version; none is renamed, removed or given another type.
+//! Every key is always there; what is not known or not given is `null`. Times are RFC 3339 in UTC, sizes in
+//! bytes. Keys may be added with any version; none is renamed, removed or given another type.
 //!
 //! In: messages of the API. Out: values that serialize. It must not know terminals.
 

@@ -1,4 +1,5 @@
-//! The command as people and programs run it: the binary itself, against a made-up agent on a real Unix socket.
+//! The command as people and programs run it: the binary itself, against a made-up agent on a real Unix
+//! socket.
 
 mod fake;
 
