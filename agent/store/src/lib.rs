@@ -1,1 +1,179 @@
-//! Placeholder.
+//! The client of etcd: watches the records, writes them under guards, keeps this node's presence.
+//!
+//! In: a [`Config`], the scopes that are wanted, transactions. Out: [`Events`] (what the records are and how
+//! they change, in order and without gaps), what became of each transaction, and [`Health`].
+//!
+//! It knows keys and revisions, but neither reads what records say nor judges it: a value is bytes here.
+//! Nothing that happens to etcd is fatal: it is reported, and tried again until the agent stops.
+
+mod backoff;
+mod config;
+mod error;
+mod follow;
+mod health;
+mod interest;
+mod members;
+mod outage;
+mod outbox;
+mod presence;
+mod progress;
+mod read;
+mod stream;
+mod transaction;
+mod watch;
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use weft_core::record::{Committed, Scope, Transaction};
+use weft_store_schema::{Key, NodeName, Prefix};
+
+pub use config::{Config, Limits, Secret, Timing, Tls, User};
+pub use error::{Cause, StoreError};
+pub use health::Health;
+pub use outbox::Events;
+pub use read::{Fetched, Listing};
+
+use interest::Interest;
+use members::Members;
+use presence::Presence;
+use watch::Signals;
+
+/// A handle to the store; clones share everything.
+#[derive(Clone)]
+pub struct Store {
+    members: Arc<Members>,
+    interest: Arc<Interest>,
+    signals: Arc<Signals>,
+    presence: Presence,
+    tasks: TaskTracker,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store")
+            .field("config", self.members.config())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Starts the tasks that talk to etcd. They end when `stop` is cancelled; see [`Store::closed`].
+    ///
+    /// # Errors
+    /// Only for a configuration that can never work: no endpoint, a malformed URL, TLS files that cannot be
+    /// read or used. etcd being down is no error: it is told as an event, and waited out.
+    pub async fn open(config: Config, stop: CancellationToken) -> Result<(Self, Events), StoreError> {
+        let (sender, receiver) = mpsc::channel(config.limits.queue.max(1));
+        let members = Arc::new(Members::new(config, stop).await?);
+        let interest = Arc::new(Interest::new());
+        let signals = Arc::new(Signals::default());
+        let tasks = TaskTracker::new();
+        tasks.spawn(watch::run(
+            Arc::clone(&members),
+            Arc::clone(&interest),
+            Arc::clone(&signals),
+            sender,
+        ));
+        let (presence, keeper) = presence::new(Arc::clone(&members));
+        tasks.spawn(keeper);
+        tasks.close();
+        let events = Events::new(receiver, Arc::clone(&interest));
+        Ok((
+            Self {
+                members,
+                interest,
+                signals,
+                presence,
+                tasks,
+            },
+            events,
+        ))
+    }
+
+    /// Waits until all tasks have ended after the stop was asked for. The presence lease is given back within
+    /// half a second, if etcd answers.
+    pub async fn closed(&self) {
+        self.tasks.wait().await;
+    }
+
+    /// The prefix of all keys.
+    pub fn prefix(&self) -> &Prefix {
+        &self.members.config().prefix
+    }
+
+    /// This node.
+    pub fn node(&self) -> &NodeName {
+        &self.members.config().node
+    }
+
+    /// Sets which scopes are watched. New ones are listed and watched from there on, missing ones end.
+    /// A network's `OwnEndpoints` and `Endpoints` may replace each other without a gap: the new one is listed
+    /// before the old one ends.
+    pub fn want(&self, scopes: BTreeSet<Scope>) {
+        self.interest.set(scopes);
+    }
+
+    /// Has everything listed again, as if something might have been missed.
+    pub fn relist(&self) {
+        self.signals.relist();
+    }
+
+    /// Carries out a transaction: all of it, or nothing. Its own changes appear among the events, at the
+    /// revision returned.
+    ///
+    /// A transaction that guards something it writes (`Absent` or `Unchanged` with a write of that key, or
+    /// `Present` with its deletion) is sent again when an answer is lost, to any endpoint, and still takes
+    /// effect once.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] and the refusals: it surely did not happen. [`StoreError::Unknown`]: it may
+    /// have happened, or may still; look at the records before going on. [`StoreError::Transaction`]: it has
+    /// no guard, or is larger than etcd takes.
+    pub async fn commit(
+        &self,
+        transaction: &Transaction,
+        deadline: Duration,
+    ) -> Result<Committed, StoreError> {
+        let committed = transaction::commit(&self.members, transaction, deadline).await;
+        if let Ok(Committed::Yes { revision }) = committed {
+            self.signals.committed(revision);
+        }
+        committed
+    }
+
+    /// Reads a key, linearizably.
+    ///
+    /// # Errors
+    /// When no endpoint answers in time, or etcd refuses.
+    pub async fn get(&self, key: &Key, deadline: Duration) -> Result<Fetched, StoreError> {
+        read::get(&self.members, key, deadline).await
+    }
+
+    /// Reads everything below a directory (a key prefix that ends with a slash, see [`Prefix`]) at one
+    /// revision, linearizably, in pages.
+    ///
+    /// # Errors
+    /// When no endpoint answers in time, or etcd refuses.
+    pub async fn list(&self, directory: &str, deadline: Duration) -> Result<Listing, StoreError> {
+        read::list(&self.members, directory, deadline).await
+    }
+
+    /// Sets this node's presence, kept under `alive/<node>` by a lease from now on: put again whenever the
+    /// lease or the key is lost.
+    pub fn presence(&self, alive: Vec<u8>) {
+        self.presence.alive(alive);
+    }
+
+    /// Sets this node's status, kept under `status/<node>` by the same lease. Written at most once a second,
+    /// the latest wins, and only once there is a presence.
+    pub fn report(&self, status: Vec<u8>) {
+        self.presence.status(status);
+    }
+
+    /// How the connection does.
+    pub fn health(&self) -> Health {
+        self.members.health.lock().clone()
+    }
+}

@@ -1,0 +1,152 @@
+//! Events on their way to the reader. A slow reader fills the outbox, a full outbox stops the reading from
+//! etcd, and etcd keeps the rest: memory stays bounded and nothing is dropped.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use tokio::sync::mpsc;
+use weft_core::record::{Change, Entry, Scope, StoreEvent};
+
+use crate::interest::{Generation, Interest};
+
+/// An event and what it was made for.
+#[derive(Debug)]
+pub(crate) struct Parcel {
+    event: StoreEvent,
+    /// The scope's generation; for news about all scopes, the newest one there was.
+    generation: Generation,
+}
+
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    parcels: VecDeque<Parcel>,
+    bytes: usize,
+    most_bytes: usize,
+    sender: mpsc::Sender<Parcel>,
+}
+
+fn weight_of(entry: &Entry) -> usize {
+    entry.key.len() + entry.value.len() + 64
+}
+
+fn weight(event: &StoreEvent) -> usize {
+    match event {
+        StoreEvent::Listed { entries, .. } => entries.iter().map(weight_of).sum(),
+        StoreEvent::Changed { changes, .. } => changes
+            .iter()
+            .map(|change| match change {
+                Change::Put(entry) => weight_of(entry),
+                Change::Deleted { key, .. } => key.len() + 64,
+            })
+            .sum(),
+        StoreEvent::Progress { .. } | StoreEvent::Connection(_) => 64,
+    }
+}
+
+impl Outbox {
+    pub(crate) fn new(sender: mpsc::Sender<Parcel>, most_bytes: usize) -> Self {
+        Self {
+            parcels: VecDeque::new(),
+            bytes: 0,
+            most_bytes,
+            sender,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.parcels.is_empty()
+    }
+
+    /// Whether more may be read from etcd.
+    pub(crate) fn has_room(&self) -> bool {
+        self.bytes < self.most_bytes
+    }
+
+    pub(crate) fn push(&mut self, event: StoreEvent, generation: Generation) {
+        self.bytes += weight(&event);
+        let event = match event {
+            // Neighbours of one scope go as one: a reader that falls behind gets fewer, larger events.
+            StoreEvent::Changed { scope, changes } => match self.parcels.back_mut() {
+                Some(Parcel {
+                    event:
+                        StoreEvent::Changed {
+                            scope: last,
+                            changes: before,
+                        },
+                    generation: of,
+                }) if *last == scope && *of == generation => {
+                    before.extend(changes);
+                    return;
+                }
+                _ => StoreEvent::Changed { scope, changes },
+            },
+            other => other,
+        };
+        self.parcels.push_back(Parcel { event, generation });
+    }
+
+    /// Waits until the reader takes one; cancelling loses nothing. False when there is no reader any more.
+    pub(crate) async fn deliver(&mut self) -> bool {
+        let Ok(permit) = self.sender.reserve().await else {
+            return false;
+        };
+        if let Some(parcel) = self.parcels.pop_front() {
+            self.bytes = self.bytes.saturating_sub(weight(&parcel.event));
+            permit.send(parcel);
+        }
+        true
+    }
+}
+
+/// The reader's end: everything the store has to tell, in order.
+#[derive(Debug)]
+pub struct Events {
+    receiver: mpsc::Receiver<Parcel>,
+    interest: Arc<Interest>,
+}
+
+impl Events {
+    pub(crate) fn new(receiver: mpsc::Receiver<Parcel>, interest: Arc<Interest>) -> Self {
+        Self { receiver, interest }
+    }
+
+    /// The next event; none once the store has been shut down. Cancelling loses nothing.
+    ///
+    /// Nothing of a scope is returned after the [`want`](crate::Store::want) that dropped it, with one
+    /// exception: `OwnEndpoints` and `Endpoints` of a network that replace each other, where the old one goes
+    /// on until the new one's `Listed` has been returned.
+    pub async fn recv(&mut self) -> Option<StoreEvent> {
+        loop {
+            let Parcel { event, generation } = self.receiver.recv().await?;
+            if self.admits(&event, generation) {
+                return Some(event);
+            }
+        }
+    }
+
+    /// The next event if one is there already.
+    pub fn try_recv(&mut self) -> Option<StoreEvent> {
+        while let Ok(Parcel { event, generation }) = self.receiver.try_recv() {
+            if self.admits(&event, generation) {
+                return Some(event);
+            }
+        }
+        None
+    }
+
+    fn admits(&self, event: &StoreEvent, generation: Generation) -> bool {
+        let of = |scope: &Scope| self.interest.admits(scope, generation);
+        match event {
+            StoreEvent::Listed { scope, .. } => {
+                let admitted = of(scope);
+                if admitted {
+                    self.interest.listed(scope);
+                }
+                admitted
+            }
+            StoreEvent::Changed { scope, .. } => of(scope),
+            // About all scopes of its time: void if one was added since.
+            StoreEvent::Progress { .. } => generation == self.interest.newest(),
+            StoreEvent::Connection(_) => true,
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Linearizable reads: one key, or everything below a directory at one revision, in pages.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use etcd_client::{Client, GetOptions, GetResponse, KeyValue};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::time::Instant;
+use weft_core::record::{Entry, Scope};
+use weft_store_schema::{Key, Kind, NodeName, Prefix};
+
+use crate::{
+    StoreError,
+    error::{Failure, Verdict},
+    members::Members,
+};
+
+/// Listings in flight at a time: over a slow line, many small scopes would otherwise add up.
+const AT_ONCE: usize = 8;
+
+/// One key at a revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// What the key holds; none if it does not exist.
+    pub entry: Option<Entry>,
+    /// The store's revision at the time.
+    pub revision: i64,
+    /// Identity of the cluster.
+    pub cluster_id: u64,
+}
+
+/// All keys below a directory at a revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// The entries, in the order of their keys.
+    pub entries: Vec<Entry>,
+    /// The revision they were read at.
+    pub revision: i64,
+    /// Identity of the cluster.
+    pub cluster_id: u64,
+}
+
+/// Several scopes at one revision.
+#[derive(Debug)]
+pub(crate) struct Lists {
+    pub(crate) entries: BTreeMap<Scope, Vec<Entry>>,
+    pub(crate) revision: i64,
+    pub(crate) cluster_id: u64,
+    pub(crate) term: u64,
+}
+
+/// Where an answer stands in the store's history.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Position {
+    pub(crate) revision: i64,
+    pub(crate) cluster_id: u64,
+    pub(crate) term: u64,
+}
+
+pub(crate) fn entry_of(kv: KeyValue) -> Entry {
+    let (create_revision, mod_revision) = (kv.create_revision(), kv.mod_revision());
+    let (key, value) = kv.into_key_value();
+    Entry {
+        key,
+        value,
+        create_revision,
+        mod_revision,
+    }
+}
+
+/// The directory a scope stands for.
+pub(crate) fn directory(scope: &Scope, prefix: &Prefix, node: &NodeName) -> String {
+    match scope {
+        Scope::Networks => prefix.all(Kind::Networks),
+        Scope::Peers => prefix.all(Kind::Peers),
+        Scope::Vnis => prefix.all(Kind::Vnis),
+        Scope::OwnEndpoints(network) => prefix.endpoints_on(network, node),
+        Scope::Endpoints(network) => prefix.endpoints_of(network),
+        Scope::Addresses(network) => prefix.addresses_of(network),
+    }
+}
+
+/// The first key after all that start with a directory; directories end with a slash.
+pub(crate) fn end_of(directory: &str) -> Vec<u8> {
+    let mut end = directory.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end
+}
+
+pub(crate) async fn get(members: &Members, key: &Key, deadline: Duration) -> Result<Fetched, StoreError> {
+    let what = format!("reading {key}");
+    let full = members.config().prefix.key(key);
+    let mut answer = ask(members, deadline, &what, |client| {
+        range(client, full.clone(), GetOptions::new(), 0)
+    })
+    .await?;
+    let header = position(&answer);
+    Ok(Fetched {
+        entry: answer.take_kvs().into_iter().next().map(entry_of),
+        revision: header.revision,
+        cluster_id: header.cluster_id,
+    })
+}
+
+pub(crate) async fn list(
+    members: &Members,
+    directory: &str,
+    deadline: Duration,
+) -> Result<Listing, StoreError> {
+    let what = format!("listing {directory}");
+    let end = Instant::now() + deadline;
+    loop {
+        match pages(members, directory, 0, end).await {
+            Ok((entries, at)) => {
+                return Ok(Listing {
+                    entries,
+                    revision: at.revision,
+                    cluster_id: at.cluster_id,
+                });
+            }
+            // Compacted between two pages: from the beginning, at a newer revision.
+            Err(failure) if failure.verdict == Verdict::Compacted && Instant::now() < end => {}
+            Err(failure) => return Err(as_read_error(failure, what, members, deadline)),
+        }
+    }
+}
+
+/// Lists scopes, all at one revision.
+pub(crate) async fn list_scopes(
+    members: &Members,
+    scopes: &[Scope],
+    deadline: Duration,
+) -> Result<Lists, Failure> {
+    let end = Instant::now() + deadline;
+    let config = members.config();
+    let place = |scope: &Scope| directory(scope, &config.prefix, &config.node);
+    let Some((first, rest)) = scopes.split_first() else {
+        return Err(Failure::new(Verdict::Refused, "", "nothing to list"));
+    };
+    let (entries, at) = pages(members, &place(first), 0, end).await?;
+    let mut all: BTreeMap<Scope, Vec<Entry>> = stream::iter(rest.iter().cloned())
+        .map(|scope| {
+            let directory = place(&scope);
+            async move {
+                let (entries, _) = pages(members, &directory, at.revision, end).await?;
+                Ok::<_, Failure>((scope, entries))
+            }
+        })
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await?;
+    all.insert(first.clone(), entries);
+    Ok(Lists {
+        entries: all,
+        revision: at.revision,
+        cluster_id: at.cluster_id,
+        term: at.term,
+    })
+}
+
+/// Where the store stands now, by a linearizable read of next to nothing.
+pub(crate) async fn position_now(
+    client: Client,
+    scope: &Scope,
+    members: &Members,
+) -> Result<Position, etcd_client::Error> {
+    let config = members.config();
+    let directory = directory(scope, &config.prefix, &config.node);
+    let options = GetOptions::new()
+        .with_range(end_of(&directory))
+        .with_limit(1)
+        .with_keys_only();
+    let answer = client.kv_client().get(directory, Some(options)).await?;
+    members.health.seen(answer.header());
+    Ok(position(&answer))
+}
+
+/// All pages of a directory, at the given revision, or at the newest if it is 0.
+async fn pages(
+    members: &Members,
+    directory: &str,
+    revision: i64,
+    end: Instant,
+) -> Result<(Vec<Entry>, Position), Failure> {
+    let limits = &members.config().limits;
+    let mut entries = Vec::new();
+    let mut from = directory.as_bytes().to_vec();
+    let mut at = None;
+    loop {
+        let revision = at.map_or(revision, |at: Position| at.revision);
+        let options = GetOptions::new()
+            .with_range(end_of(directory))
+            .with_limit(limits.page)
+            .with_revision(revision);
+        let left = end.saturating_duration_since(Instant::now());
+        let mut answer = members
+            .ask(left, true, |client| {
+                range(client, from.clone(), options.clone(), limits.message)
+            })
+            .await
+            .result?;
+        let header = position(&answer);
+        // The header of a read at an old revision carries the newest one.
+        let here = at.get_or_insert(Position {
+            revision: if revision > 0 { revision } else { header.revision },
+            ..header
+        });
+        let more = answer.more();
+        entries.extend(answer.take_kvs().into_iter().map(entry_of));
+        match entries.last() {
+            Some(last) if more => {
+                from = last.key.clone();
+                from.push(0);
+            }
+            _ => return Ok((entries, *here)),
+        }
+    }
+}
+
+async fn range(
+    client: Client,
+    from: impl Into<Vec<u8>>,
+    options: GetOptions,
+    message: usize,
+) -> Result<GetResponse, etcd_client::Error> {
+    let mut kv = client.kv_client();
+    if message > 0 {
+        kv = kv.max_decoding_message_size(message);
+    }
+    kv.get(from, Some(options)).await
+}
+
+fn position(answer: &GetResponse) -> Position {
+    answer.header().map_or(
+        Position {
+            revision: 0,
+            cluster_id: 0,
+            term: 0,
+        },
+        |header| Position {
+            revision: header.revision(),
+            cluster_id: header.cluster_id(),
+            term: header.raft_term(),
+        },
+    )
+}
+
+async fn ask<F>(
+    members: &Members,
+    deadline: Duration,
+    what: &str,
+    request: impl FnMut(Client) -> F,
+) -> Result<GetResponse, StoreError>
+where
+    F: Future<Output = Result<GetResponse, etcd_client::Error>>,
+{
+    if members.stop().is_cancelled() {
+        return Err(StoreError::Stopping {
+            what: what.to_owned(),
+        });
+    }
+    let outcome = members.ask(deadline, true, request).await;
+    outcome
+        .result
+        .map_err(|failure| as_read_error(failure, what.to_owned(), members, deadline))
+}
+
+/// A read whose answer was lost changed nothing.
+fn as_read_error(failure: Failure, what: String, members: &Members, deadline: Duration) -> StoreError {
+    let verdict = match failure.verdict {
+        Verdict::Lost => Verdict::NotDone,
+        other => other,
+    };
+    Failure { verdict, ..failure }.into_error(what, members.user(), deadline)
+}

@@ -1,0 +1,429 @@
+//! Conditional writes: one round trip, and exactly once in effect although answers get lost.
+//!
+//! A lost answer leaves open whether the transaction happened. It is sent again only if it *guards what it
+//! writes*, that is, if its own success breaks one of its guards: then it cannot happen twice in a row. If
+//! the second sending is turned away, the state that etcd returns with the refusal is weighed against what
+//! would be there had the first sending happened; where that does not decide, the answer is
+//! [`StoreError::Unknown`] and the records must be looked at.
+//!
+//! Known and accepted: a request that was given up may still sit in a frozen member and happen later, if its
+//! guards hold then. Being all or nothing, it can leave no half-made state behind; the watch shows it.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, Txn, TxnOp, TxnOpResponse, TxnResponse};
+use weft_core::record::{Committed, Entry, Guard, Scope, Transaction, Write};
+use weft_store_schema::{Key, NodeName, Prefix};
+
+use crate::{
+    StoreError,
+    members::Members,
+    read::{directory, end_of, entry_of},
+};
+
+/// etcd's own bound (`--max-txn-ops`), for the guards and for each branch.
+const MOST_OPERATIONS: usize = 128;
+/// etcd's own bound (`--max-request-bytes`) is 1.5 MiB; the rest is left for framing.
+const MOST_BYTES: usize = (3 << 19) - (16 << 10);
+
+fn guarded(guard: &Guard) -> Place<'_> {
+    match guard {
+        Guard::Absent(key) | Guard::Unchanged(key, _) => Place::Key(key),
+        Guard::Empty(scope) => Place::FirstOf(scope),
+    }
+}
+
+/// What is read when a guard fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place<'a> {
+    Key(&'a Key),
+    /// The first key of a directory.
+    FirstOf(&'a Scope),
+}
+
+fn written(write: &Write) -> &Key {
+    match write {
+        Write::Put(key, _) | Write::Delete(key) => key,
+    }
+}
+
+/// Whether the transaction's success makes one of its guards fail.
+fn guards_itself(transaction: &Transaction) -> bool {
+    transaction.guards.iter().any(|guard| {
+        transaction.writes.iter().any(|write| match (guard, write) {
+            (Guard::Absent(a), Write::Put(b, _))
+            | (Guard::Unchanged(a, _), Write::Put(b, _) | Write::Delete(b)) => a == b,
+            _ => false,
+        })
+    })
+}
+
+/// What is being done, for messages.
+fn subject(transaction: &Transaction) -> String {
+    let keys: Vec<_> = transaction
+        .writes
+        .iter()
+        .map(|write| match write {
+            Write::Put(key, _) => format!("writing {key}"),
+            Write::Delete(key) => format!("deleting {key}"),
+        })
+        .collect();
+    match keys.as_slice() {
+        [] => "a transaction without writes".to_owned(),
+        [one] => one.clone(),
+        [first, rest @ ..] => format!("{first} (and {} more in one transaction)", rest.len()),
+    }
+}
+
+/// What is read when a guard fails: the guarded places in their order, then what else would be written.
+fn places(transaction: &Transaction) -> Vec<Place<'_>> {
+    let mut places: Vec<_> = transaction.guards.iter().map(guarded).collect();
+    for key in transaction.writes.iter().map(written) {
+        if !places.contains(&Place::Key(key)) {
+            places.push(Place::Key(key));
+        }
+    }
+    places
+}
+
+fn check(transaction: &Transaction, prefix: &Prefix) -> Result<(), String> {
+    let (guards, writes) = (transaction.guards.len(), transaction.writes.len());
+    let reads = places(transaction).len();
+    if guards == 0 {
+        return Err("a transaction without guards is never made: guard what it relies on".to_owned());
+    }
+    if reads > MOST_OPERATIONS {
+        return Err(format!(
+            "{guards} guards and {writes} writes touch {reads} keys, etcd takes at most {MOST_OPERATIONS}"
+        ));
+    }
+    let mut keys = BTreeSet::new();
+    if let Some(twice) = transaction
+        .writes
+        .iter()
+        .map(written)
+        .find(|key| !keys.insert(*key))
+    {
+        return Err(format!("{twice} is written twice in one transaction"));
+    }
+    let key_bytes = |key: &Key| prefix.key(key).len() + 24;
+    let guard_bytes = |guard: &Guard| match guarded(guard) {
+        Place::Key(key) => 2 * key_bytes(key),
+        Place::FirstOf(_) => 4 * (prefix.as_str().len() + 160),
+    };
+    let bytes: usize = transaction
+        .writes
+        .iter()
+        .map(|write| match write {
+            Write::Put(key, value) => key_bytes(key) + value.len(),
+            Write::Delete(key) => key_bytes(key),
+        })
+        .chain(transaction.guards.iter().map(guard_bytes))
+        .sum();
+    if bytes > MOST_BYTES {
+        return Err(format!(
+            "{bytes} bytes are more than etcd takes in one request ({MOST_BYTES})"
+        ));
+    }
+    Ok(())
+}
+
+fn build(transaction: &Transaction, prefix: &Prefix, node: &NodeName) -> Txn {
+    let compares: Vec<_> = transaction
+        .guards
+        .iter()
+        .map(|guard| match guard {
+            Guard::Absent(key) => Compare::create_revision(prefix.key(key), CompareOp::Equal, 0),
+            Guard::Unchanged(key, revision) => {
+                Compare::mod_revision(prefix.key(key), CompareOp::Equal, *revision)
+            }
+            // No key has creation revision 0: over a range, this holds only if nothing is there.
+            Guard::Empty(scope) => {
+                let directory = directory(scope, prefix, node);
+                let end = end_of(&directory);
+                Compare::create_revision(directory, CompareOp::Equal, 0).with_range(end)
+            }
+        })
+        .collect();
+    let writes: Vec<_> = transaction
+        .writes
+        .iter()
+        .map(|write| match write {
+            Write::Put(key, value) => TxnOp::put(prefix.key(key), value.clone(), None),
+            Write::Delete(key) => TxnOp::delete(prefix.key(key), None),
+        })
+        .collect();
+    let reads: Vec<_> = places(transaction)
+        .into_iter()
+        .map(|place| match place {
+            Place::Key(key) => TxnOp::get(prefix.key(key), None),
+            Place::FirstOf(scope) => {
+                let directory = directory(scope, prefix, node);
+                let options = GetOptions::new().with_range(end_of(&directory)).with_limit(1);
+                TxnOp::get(directory, Some(options))
+            }
+        })
+        .collect();
+    Txn::new().when(compares).and_then(writes).or_else(reads)
+}
+
+/// Carries out a transaction; see [`Store::commit`](crate::Store::commit).
+pub(crate) async fn commit(
+    members: &Members,
+    transaction: &Transaction,
+    deadline: Duration,
+) -> Result<Committed, StoreError> {
+    let what = subject(transaction);
+    let prefix = &members.config().prefix;
+    if members.stop().is_cancelled() {
+        return Err(StoreError::Stopping { what });
+    }
+    if let Err(why) = check(transaction, prefix) {
+        return Err(StoreError::Transaction { what, why });
+    }
+    let txn = build(transaction, prefix, &members.config().node);
+    // Whatever the first sending does, it does at a later revision than any we have heard of.
+    let before = members.health.lock().revision;
+    let message = members.config().limits.message;
+    let outcome = members
+        .ask(deadline, guards_itself(transaction), |client| {
+            let txn = txn.clone();
+            async move {
+                let mut kv = client.kv_client().max_decoding_message_size(message);
+                kv.txn(txn).await
+            }
+        })
+        .await;
+    match (outcome.result, outcome.lost) {
+        (Ok(answer), None) => Ok(read_answer(&answer, transaction).0),
+        (Ok(answer), Some(lost)) => {
+            let (committed, now) = read_answer(&answer, transaction);
+            match committed {
+                Committed::Yes { .. } => Ok(committed),
+                Committed::No { revision, .. } => match weigh(transaction, &now, before, revision) {
+                    Weighed::Happened(revision) => Ok(Committed::Yes { revision }),
+                    Weighed::DidNot => Ok(committed),
+                    Weighed::Undecided => Err(StoreError::Unknown {
+                        what,
+                        source: lost.cause,
+                    }),
+                },
+            }
+        }
+        // Refused or unreachable in the end, but an earlier sending may have happened.
+        (Err(_), Some(lost)) => Err(StoreError::Unknown {
+            what,
+            source: lost.cause,
+        }),
+        (Err(failure), None) => Err(failure.into_error(what, members.user(), deadline)),
+    }
+}
+
+/// The result, and the state of all [`places`] where a guard failed.
+fn read_answer(answer: &TxnResponse, transaction: &Transaction) -> (Committed, Vec<Option<Entry>>) {
+    let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+    if answer.succeeded() {
+        return (Committed::Yes { revision }, Vec::new());
+    }
+    let now: Vec<_> = answer
+        .op_responses()
+        .into_iter()
+        .map(|response| match response {
+            TxnOpResponse::Get(mut answer) => first_entry(&mut answer),
+            _ => None,
+        })
+        .collect();
+    let guarded = now.iter().take(transaction.guards.len()).cloned().collect();
+    (
+        Committed::No {
+            revision,
+            now: guarded,
+        },
+        now,
+    )
+}
+
+fn first_entry(answer: &mut GetResponse) -> Option<Entry> {
+    answer.take_kvs().into_iter().next().map(entry_of)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Weighed {
+    Happened(i64),
+    DidNot,
+    Undecided,
+}
+
+/// Whether an earlier sending of a transaction happened, judged from a later refusal. `now` is the state of
+/// its [`places`] at `revision`; `before` is a revision older than the first sending.
+fn weigh(transaction: &Transaction, now: &[Option<Entry>], before: i64, revision: i64) -> Weighed {
+    let places = places(transaction);
+    let at = |place: Place<'_>| {
+        places
+            .iter()
+            .position(|other| *other == place)
+            .and_then(|i| now.get(i)?.as_ref())
+    };
+    let state = |key| at(Place::Key(key));
+
+    // Untouched since before the first sending, although it would have been written: it did not happen.
+    let untouched = transaction
+        .writes
+        .iter()
+        .any(|write| state(written(write)).is_some_and(|entry| entry.mod_revision <= before));
+    // A guard that was broken all the while: it cannot have happened.
+    let broken = transaction.guards.iter().any(|guard| match guard {
+        Guard::Absent(key) => state(key).is_some_and(|entry| entry.create_revision <= before),
+        Guard::Unchanged(key, expected) => {
+            state(key).is_some_and(|entry| entry.mod_revision <= before && entry.mod_revision != *expected)
+        }
+        Guard::Empty(scope) => at(Place::FirstOf(scope)).is_some_and(|entry| entry.create_revision <= before),
+    });
+    if untouched || broken {
+        return Weighed::DidNot;
+    }
+
+    // All is as we would have left it, written at one revision: it happened (or somebody did the very same).
+    let mut revisions = BTreeSet::new();
+    let as_asked = transaction.writes.iter().all(|write| match write {
+        Write::Put(key, value) => state(key).is_some_and(|entry| {
+            revisions.insert(entry.mod_revision);
+            entry.value == *value
+        }),
+        Write::Delete(key) => state(key).is_none(),
+    });
+    match (as_asked, revisions.len()) {
+        // Only deletions, and all is gone: whoever did it, it is as asked.
+        (true, 0) => Weighed::Happened(revision),
+        (true, 1) => Weighed::Happened(revisions.first().copied().unwrap_or(revision)),
+        _ => Weighed::Undecided,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_store_schema::{NetworkName, NodeName};
+
+    use super::*;
+
+    fn network(name: &str) -> Key {
+        Key::Network(NetworkName::new(name).unwrap())
+    }
+
+    fn entry(value: &str, create_revision: i64, mod_revision: i64) -> Option<Entry> {
+        Some(Entry {
+            key: vec![],
+            value: value.into(),
+            create_revision,
+            mod_revision,
+        })
+    }
+
+    fn create_two() -> Transaction {
+        Transaction {
+            guards: vec![Guard::Absent(network("a")), Guard::Absent(network("b"))],
+            writes: vec![
+                Write::Put(network("a"), b"1".to_vec()),
+                Write::Put(network("b"), b"2".to_vec()),
+            ],
+        }
+    }
+
+    #[test]
+    fn a_lost_creation_is_recognised() {
+        let weighed = weigh(&create_two(), &[entry("1", 12, 12), entry("2", 12, 12)], 10, 15);
+        assert_eq!(weighed, Weighed::Happened(12));
+    }
+
+    #[test]
+    fn a_key_that_was_there_before_refutes_it() {
+        let weighed = weigh(&create_two(), &[entry("1", 5, 5), None], 10, 15);
+        assert_eq!(weighed, Weighed::DidNot);
+        // Even with our very value: it is from another time.
+        let weighed = weigh(&create_two(), &[entry("1", 5, 5), entry("2", 5, 5)], 10, 15);
+        assert_eq!(weighed, Weighed::DidNot);
+    }
+
+    #[test]
+    fn what_others_did_meanwhile_leaves_it_open() {
+        for now in [
+            [entry("other", 12, 12), None],
+            [entry("1", 12, 12), entry("2", 13, 13)],
+            [entry("1", 12, 12), entry("changed", 12, 14)],
+            [None, None],
+        ] {
+            assert_eq!(weigh(&create_two(), &now, 10, 15), Weighed::Undecided, "{now:?}");
+        }
+    }
+
+    #[test]
+    fn a_lost_release() {
+        let release = Transaction {
+            guards: vec![
+                Guard::Unchanged(network("a"), 7),
+                Guard::Unchanged(network("b"), 8),
+            ],
+            writes: vec![Write::Delete(network("a")), Write::Delete(network("b"))],
+        };
+        assert_eq!(weigh(&release, &[None, None], 10, 15), Weighed::Happened(15));
+        // Still there, and another guard is what failed.
+        assert_eq!(
+            weigh(&release, &[entry("x", 7, 7), None], 10, 15),
+            Weighed::DidNot
+        );
+        // Deleted, and the address claimed by another since.
+        assert_eq!(
+            weigh(&release, &[None, entry("y", 12, 12)], 10, 15),
+            Weighed::Undecided
+        );
+    }
+
+    #[test]
+    fn only_what_guards_itself_is_sent_again() {
+        assert!(guards_itself(&create_two()));
+        let put_elsewhere = Transaction {
+            guards: vec![Guard::Unchanged(network("a"), 7)],
+            writes: vec![Write::Put(network("b"), vec![])],
+        };
+        assert!(!guards_itself(&put_elsewhere));
+    }
+
+    #[test]
+    fn an_empty_directory_that_never_was() {
+        let transaction = Transaction {
+            guards: vec![Guard::Empty(Scope::Peers), Guard::Unchanged(network("a"), 7)],
+            writes: vec![Write::Delete(network("a"))],
+        };
+        assert_eq!(
+            weigh(&transaction, &[entry("p", 5, 5), None], 10, 15),
+            Weighed::DidNot
+        );
+        assert_eq!(
+            weigh(&transaction, &[entry("p", 12, 12), entry("x", 7, 7)], 10, 15),
+            Weighed::DidNot
+        );
+        assert_eq!(
+            weigh(&transaction, &[entry("p", 12, 12), None], 10, 15),
+            Weighed::Happened(15)
+        );
+    }
+
+    #[test]
+    fn transactions_etcd_would_refuse_are_named_before() {
+        let prefix = Prefix::default();
+        let why = |transaction| check(&transaction, &prefix).unwrap_err();
+        assert!(why(Transaction::default()).contains("without guards"));
+        let mut many = create_two();
+        for i in 0..127 {
+            many.writes
+                .push(Write::Delete(Key::Peer(NodeName::new(&format!("n{i}")).unwrap())));
+        }
+        assert!(why(many).contains("at most 128"));
+        let mut twice = create_two();
+        twice.writes.push(Write::Delete(network("a")));
+        assert!(why(twice).contains("twice"));
+        let mut large = create_two();
+        large.writes[0] = Write::Put(network("a"), vec![0; 1 << 21]);
+        assert!(why(large).contains("bytes"));
+    }
+}
