@@ -64,6 +64,6 @@ else
 fi
 lab=$(sed -n 's/^WEFT_LAB=//p' <<<"$environment")
 printf '%s\n' "Three hosts, one etcd, one weftd a host. The lab is $lab; host N is the namespace wl$lab-hN."
-mapfile -t variables <<<"$environment"
+mapfile -t variables < <(grep '=' <<<"$environment")
 "${as_root[@]}" env "${variables[@]}" "WEFT_LAB_CMD=$bin/weft-lab" ${KEEP:+"KEEP=$KEEP"} \
     bash tests/lab/drive.sh tests/lab/driver-namespaces.sh

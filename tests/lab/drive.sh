@@ -72,8 +72,14 @@ address() {
 }
 mac() { in_container "$1" "$2" ip -o link show dev eth0 | sed -E 's/.*link\/ether ([0-9a-f:]+).*/\1/'; }
 has_both() { [[ -n $(address "$1" "$2" 4) && -n $(address "$1" "$2" 6) ]]; }
-knows() { in_network "$1" bridge fdb show 2>/dev/null | grep -q "$2"; }
-knows_not() { ! knows "$@"; }
+# entries N MAC: what host N has for it, tunnel's entries and neighbours.
+entries() { { in_network "$1" bridge fdb show && in_network "$1" ip neigh show nud all; } 2>/dev/null | grep -F "$2"; }
+# knows N MAC: host N has the tunnel's entry for it, and the neighbours of both families.
+knows() {
+    local found
+    found=$(entries "$@") && [[ $found == *" dst "* && $(grep -c lladdr <<<"$found") == 2 ]]
+}
+knows_not() { ! entries "$@" >/dev/null; }
 # wait_for SECONDS WHAT CMD...: until CMD succeeds.
 wait_for() {
     local seconds=$1 what=$2 end
@@ -147,7 +153,7 @@ in_network 1 ip -d link show type vxlan |
     awk '/^[0-9]+:/ { name = $2 } $1 == "vxlan" { line = ""; for (i = 1; i <= NF; i++) {
             if ($i == "id" || $i == "local" || $i == "dstport" || $i == "dev") line = line " " $i " " $(++i)
             if ($i == "nolearning") line = line " nolearning" }
-        print name " vxlan" line }' | marked
+        sub("[@:].*", "", name); print name ": vxlan" line }' | marked
 say "A bridge joins it with the containers:"
 shown "ip link show master br0"
 in_network 1 ip -o link show master br0 |
@@ -155,12 +161,12 @@ in_network 1 ip -o link show master br0 |
 say "Which MAC is behind which host: the forwarding database (FDB). Written from etcd, never learned from traffic."
 for n in 1 2 3; do
     shown "bridge fdb show | grep dst         # on $(node_name "$n")"
-    in_network "$n" bridge fdb show | grep ' dst ' | sort | marked
+    in_network "$n" bridge fdb show | grep ' dst ' | sed 's/ link-netnsid [0-9]*//' | sort | marked
 done
 say "Which address has which MAC: neighbours. The bridge answers ARP and ND from them (neighbour suppression), so no"
 say "broadcast ever crosses the underlay."
-shown "ip neigh show dev br0              # on $(node_name 1)"
-in_network 1 ip neigh show dev br0 nud noarp nud permanent | sort | marked
+shown "ip neigh show dev br0 nud all | grep extern_learn        # on $(node_name 1)"
+in_network 1 ip neigh show dev br0 nud all | grep extern_learn | sort | marked
 
 chapter "Every container reaches every other"
 for n in 1 2 3; do
