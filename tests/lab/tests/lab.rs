@@ -334,6 +334,76 @@ fn the_command_brings_a_lab_up_and_down() -> Result<()> {
     Ok(())
 }
 
+/// A directory with a stand-in for weftd, removed with the value.
+struct StandIn(std::path::PathBuf);
+
+impl StandIn {
+    fn new(name: &str, script: &str) -> Result<Self> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = std::env::temp_dir().join(format!("weft-lab-stand-in-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&dir)?;
+        let path = dir.join("weftd");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n"))?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn an_agent_that_ends_at_once_is_reported_with_its_log() -> Result<()> {
+    let stand_in = StandIn::new("ends", "echo what is wrong >&2; exit 3")?;
+    let lab = Lab::builder().hosts(1).bin_dir(&stand_in.0).build()?;
+    let error = format!("{:#}", lab.host(1).start_weftd().unwrap_err());
+    assert!(
+        error.contains("host1") && error.contains("what is wrong"),
+        "{error}"
+    );
+    lab.close()
+}
+
+#[test]
+fn agents_are_started_in_their_host_stopped_and_killed() -> Result<()> {
+    let script = "trap 'echo bye; exit 0' TERM; ip -o addr show dev eth0; cat \"$2\"; echo up\n\
+                  while :; do sleep 0.05; done";
+    let stand_in = StandIn::new("stays", script)?;
+    let lab = Lab::builder().hosts(2).bin_dir(&stand_in.0).build()?;
+    let host = lab.host(2);
+    let logs = |text: &str, times: usize| {
+        eventually(SOON, &format!("{text:?} is logged {times} times"), || {
+            ensure!(host.log().matches(text).count() == times, "{}", host.log());
+            Ok(())
+        })
+    };
+    assert!(host.stop().is_err() && host.pid().is_none(), "nothing runs yet");
+    host.spawn_weftd(&[])?;
+    logs("up\n", 1)?;
+    for expected in [
+        "10.99.0.2/24",
+        "node = \"host2\"",
+        "http://10.99.0.241:2379",
+        "/h2/weftd.sock",
+    ] {
+        assert!(host.log().contains(expected), "{expected}: {}", host.log());
+    }
+    let first = host.pid().context("it runs")?;
+    assert!(host.spawn_weftd(&[]).is_err(), "one agent a host");
+    host.kill9()?;
+    assert_eq!(host.pid(), None);
+    host.spawn_weftd(&[])?;
+    logs("up\n", 2)?;
+    assert_ne!(host.pid(), Some(first));
+    host.stop()?;
+    logs("bye\n", 1)?;
+    assert_eq!(host.pid(), None);
+    lab.close()
+}
+
 #[test]
 fn impossible_labs_are_refused() {
     for builder in [
