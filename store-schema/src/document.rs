@@ -1,7 +1,12 @@
 //! Records as bytes: bounded decoding, and rewriting that keeps what this version does not know.
 
-use serde::{Serialize, de::DeserializeOwned};
-use serde_json::{Map, Value};
+use std::{collections::BTreeMap, fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, MapAccess, Visitor, value::MapAccessDeserializer},
+};
+use serde_json::{Value, value::RawValue};
 
 use crate::RecordError;
 
@@ -23,10 +28,15 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError> {
             limit: MAX_RECORD_BYTES,
         });
     }
-    serde_json::from_slice(bytes).map_err(|error| match version(bytes) {
+    // serde_json does not look into strings that it skips: a field that this version does not know could hold
+    // bytes that no rewrite can keep.
+    let text = std::str::from_utf8(bytes).map_err(|error| RecordError::Json {
+        why: format!("not UTF-8 text from byte {} on", error.valid_up_to()),
+    })?;
+    from_object(text).map_err(|error| match from_object(text) {
         // A newer version may well have fields of other types: that is the cause then, not the symptom.
-        Some(found) if found != RECORD_VERSION => RecordError::Version {
-            found,
+        Ok(Versioned { version }) if version != RECORD_VERSION => RecordError::Version {
+            found: version,
             known: RECORD_VERSION,
         },
         _ => RecordError::Json {
@@ -35,23 +45,62 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError> {
     })
 }
 
-fn version(bytes: &[u8]) -> Option<u64> {
-    #[derive(serde::Deserialize)]
-    struct Versioned {
-        version: u64,
-    }
-    serde_json::from_slice::<Versioned>(bytes).ok().map(|v| v.version)
+#[derive(Deserialize)]
+struct Versioned {
+    version: u64,
 }
 
-/// serde quotes the offending input; a bad record must not fill a log.
+fn from_object<T: DeserializeOwned>(text: &str) -> serde_json::Result<T> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let value = object(&mut json)?;
+    json.end()?;
+    Ok(value)
+}
+
+/// Deserialises from a JSON object only. serde reads a struct from an array too, field by field in the order
+/// of this code: no form that anybody means, nor one that could be rewritten.
+pub(crate) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+    struct Object<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a JSON object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+    from.deserialize_map(Object(PhantomData))
+}
+
+/// Deserialises a list of JSON objects; see [`object`].
+pub(crate) fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    struct Object<T>(T);
+    impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+        fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            object(from).map(Object)
+        }
+    }
+    let objects: Vec<Object<T>> = Vec::deserialize(from)?;
+    Ok(objects.into_iter().map(|object| object.0).collect())
+}
+
+/// serde quotes the offending input: a bad record must neither fill a log nor drive a terminal.
 fn shorten(text: &str) -> String {
+    let text: String = text
+        .chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect();
     match text.char_indices().nth(200) {
         Some((end, _)) => {
             // The end tells line and column: keep it.
             let tail = text.rfind(" at line ").map_or("", |at| &text[at..]);
+            let tail: String = tail.chars().take(60).collect();
             format!("{}…{tail}", &text[..end])
         }
-        None => text.to_owned(),
+        None => text,
     }
 }
 
@@ -72,8 +121,8 @@ pub fn encode<T: Serialize>(document: &T) -> Vec<u8> {
         .unwrap_or_else(|error| unreachable!("a document does not serialise: {error}"))
 }
 
-/// The record with these top-level fields set and every other byte of meaning kept, also fields that this
-/// version does not know.
+/// The record with these top-level fields set and every other field's value kept byte by byte, also of fields
+/// that this version does not know. The fields come out in the order of their names.
 ///
 /// # Errors
 /// When the stored value is not a JSON object.
@@ -81,8 +130,11 @@ pub fn set_fields(
     stored: &[u8],
     fields: impl IntoIterator<Item = (&'static str, Value)>,
 ) -> Result<Vec<u8>, RecordError> {
-    let mut object: Map<String, Value> = decode(stored)?;
+    // Not as `Value`s: these have no place for numbers beyond 64 bits, nor for nesting deeper than 128.
+    let mut object: BTreeMap<String, Box<RawValue>> = decode(stored)?;
     for (name, value) in fields {
+        let value = serde_json::value::to_raw_value(&value)
+            .unwrap_or_else(|error| unreachable!("a value does not serialise: {error}"));
         object.insert(name.to_owned(), value);
     }
     Ok(encode(&object))
@@ -107,6 +159,44 @@ mod tests {
     fn numbers_that_json_allows_survive_a_rewrite() {
         let rewritten = set_fields(br#"{"big":18446744073709551615,"f":0.1}"#, []).unwrap();
         assert_eq!(rewritten, br#"{"big":18446744073709551615,"f":0.1}"#);
+    }
+
+    #[test]
+    fn what_a_value_has_no_place_for_survives_a_rewrite() {
+        let deep = format!("{}0{}", "[".repeat(500), "]".repeat(500));
+        let unknown = format!(
+            r#""a":123456789012345678901234567890,"b":1e999,"c":0.10,"d":-0,"e":"\ud800","f":{deep},"g":{{"y":1,"x":2}}"#
+        );
+        let rewritten = set_fields(
+            format!("{{{unknown},\"vni\":1}}").as_bytes(),
+            [("vni", Value::from(7))],
+        )
+        .unwrap();
+        assert_eq!(
+            String::from_utf8(rewritten).unwrap(),
+            format!("{{{unknown},\"vni\":7}}")
+        );
+    }
+
+    #[test]
+    fn what_is_read_can_be_rewritten() {
+        for bytes in [
+            &b"{\"subnets\":[],\"x\":\"\xff\"}"[..],
+            br#"[null,[{"cidr":"10.1.0.0/16"}],null,null,false,{},{}]"#,
+            br#"{"subnets":[["10.1.0.0/16",null,null,[]]]}"#,
+        ] {
+            let text = String::from_utf8_lossy(bytes);
+            assert!(decode::<crate::NetworkDocument>(bytes).is_err(), "{text}");
+        }
+        let array = br#"{"attachment":["/run/netns/web",null]}"#;
+        assert!(decode::<crate::EndpointDocument>(array).is_err());
+    }
+
+    #[test]
+    fn a_wrong_value_does_not_reach_a_terminal_as_it_is() {
+        let bad = br#"{"vteps":[],"kind":"\u001b[2J"}"#;
+        let error = decode::<crate::PeerDocument>(bad).unwrap_err().to_string();
+        assert!(!error.contains('\u{1b}'), "{error:?}");
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub struct EndpointDocument {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Where the endpoint's interface is.
+    #[serde(deserialize_with = "document::object")]
     pub attachment: AttachmentDocument,
     /// Addresses wished for; free ones are chosen for the families (of the network) not named here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -19,6 +19,7 @@ pub struct NetworkDocument {
     #[schemars(range(min = 1, max = 1))]
     pub version: Option<u64>,
     /// The address space: one or more subnets of either family that do not overlap.
+    #[serde(deserialize_with = "document::objects")]
     #[schemars(length(min = 1, max = 64))]
     pub subnets: Vec<SubnetDocument>,
     /// VXLAN network identifier; an agent claims a free one when absent.
