@@ -46,12 +46,24 @@ pub fn parse_reserved(text: &str) -> Result<AddressRange, String> {
         )
     };
     if let Some((first, last)) = text.split_once('-') {
-        let first = first.trim().parse().map_err(|_| allowed())?;
-        let last = last.trim().parse().map_err(|_| allowed())?;
+        let first: IpAddr = first.trim().parse().map_err(|_| allowed())?;
+        let last: IpAddr = last.trim().parse().map_err(|_| allowed())?;
+        if first.is_ipv4() != last.is_ipv4() {
+            return Err(format!("{first}-{last} mixes IPv4 and IPv6"));
+        }
         AddressRange::new(first, last)
-            .ok_or_else(|| format!("{text}: the first address lies behind the last"))
+            .ok_or_else(|| format!("{first}-{last}: the first address lies behind the last"))
     } else if text.contains('/') {
-        Ok(AddressRange::of(text.parse::<IpNet>().map_err(|_| allowed())?))
+        let net: IpNet = text.parse().map_err(|_| allowed())?;
+        // Who writes 10.1.0.9/16 may well mean one address: that is no reason to take away 65536.
+        if net != net.trunc() {
+            let address = net.addr();
+            return Err(format!(
+                "{net} has host bits set; did you mean {}, or {address}?",
+                net.trunc()
+            ));
+        }
+        Ok(AddressRange::of(net))
     } else {
         let address = text.parse().map_err(|_| allowed())?;
         Ok(AddressRange {
@@ -81,6 +93,19 @@ mod tests {
         ] {
             assert!(range(bad).is_err(), "{bad}");
         }
+        assert_eq!(
+            range("10.1.0.9/16").unwrap_err(),
+            "10.1.0.9/16 has host bits set; did you mean 10.1.0.0/16, or 10.1.0.9?"
+        );
+        assert_eq!(
+            range("10.1.0.9-fd00::1").unwrap_err(),
+            "10.1.0.9-fd00::1 mixes IPv4 and IPv6"
+        );
+        let padded = format!("10.1.0.20{}-10.1.0.9", " ".repeat(100_000));
+        assert_eq!(
+            range(&padded).unwrap_err(),
+            "10.1.0.20-10.1.0.9: the first address lies behind the last"
+        );
     }
 
     #[test]
