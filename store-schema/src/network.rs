@@ -1,8 +1,11 @@
 //! `networks/<network>`: what an operator says of a network.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -181,16 +184,14 @@ impl SubnetDocument {
                 format!("{net} is the whole address space"),
             ));
         }
-        let special = net.network();
-        if special.is_multicast() || special.is_loopback() || special.is_unspecified() {
+        let special = SPECIAL
+            .iter()
+            .find(|(special, _)| special.contains(&net) || net.contains(special));
+        if let Some((special, what)) = special {
             return Err(RecordError::field(
                 cidr(),
-                format!("{net} is loopback, multicast or unspecified space"),
+                format!("{net} overlaps {special}, {what}"),
             ));
-        }
-        if matches!(special, IpAddr::V6(a) if a.is_unicast_link_local()) {
-            let why = format!("{net} is link-local; every interface has addresses there already");
-            return Err(RecordError::field(cidr(), why));
         }
         let inside = |range: AddressRange, field: String| {
             if net.contains(&range.first) && net.contains(&range.last) {
@@ -258,6 +259,29 @@ impl SubnetDocument {
     }
 }
 
+const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix))
+}
+
+const fn v6(bits: u128, prefix: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::from_bits(bits), prefix))
+}
+
+/// What no endpoint can have as its address, whatever the subnet around it.
+const SPECIAL: [(IpNet, &str); 8] = [
+    (v4(0, 0, 0, 0, 8), "which is no host's (RFC 1122)"),
+    (v4(127, 0, 0, 0, 8), "which is loopback"),
+    (v4(224, 0, 0, 0, 4), "which is multicast"),
+    (v4(255, 255, 255, 255, 32), "the broadcast address"),
+    (v6(0, 96), "which holds the unspecified and the loopback address"),
+    (v6(0xffff << 32, 96), "the IPv4-mapped addresses"),
+    (
+        v6(0xfe80 << 112, 10),
+        "which is link-local: every interface has addresses there already",
+    ),
+    (v6(0xff00 << 112, 8), "which is multicast"),
+];
+
 fn clip(text: &str) -> String {
     text.chars().take(80).collect()
 }
@@ -312,5 +336,43 @@ impl Network {
         Family::ALL
             .into_iter()
             .filter(|f| self.subnets.iter().any(|s| s.family() == *f))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subnet_holds_no_address_that_is_never_an_endpoints() {
+        let decode =
+            |cidr: &str| Network::decode(format!(r#"{{"subnets":[{{"cidr":"{cidr}"}}]}}"#).as_bytes());
+        for bad in [
+            "0.1.0.0/16",
+            "126.0.0.0/7",
+            "127.1.0.0/16",
+            "128.0.0.0/1",
+            "192.0.0.0/2",
+            "255.255.255.255/32",
+            "::/64",
+            "::1/128",
+            "::ffff:10.0.0.0/104",
+            "fe80::/64",
+            "fe00::/8",
+            "ff02::/16",
+        ] {
+            let error = decode(bad).unwrap_err();
+            assert_eq!(error.field_path(), Some("subnets[0].cidr"), "{bad}");
+            assert!(error.why().starts_with(&format!("{bad} overlaps ")), "{error}");
+        }
+        for good in [
+            "10.0.0.0/8",
+            "64:ff9b::/96",
+            "fc00::/7",
+            "169.254.0.0/16",
+            "240.0.0.0/8",
+        ] {
+            assert!(decode(good).is_ok(), "{good}");
+        }
     }
 }
