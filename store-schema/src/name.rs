@@ -31,9 +31,10 @@ fn is_name(text: &str) -> bool {
         && text.as_bytes()[0].is_ascii_alphanumeric()
 }
 
-const IFNAME_RULE: &str = "use 1 to 15 printable ASCII characters without space, '/', ':' or '%', and none of \".\", \"..\", \"lo\"";
+const IFNAME_RULE: &str = "use 1 to 15 printable ASCII characters without space, '/', ':' or '%', and none of \".\", \"..\", \"lo\", \"all\", \"default\"";
 
 /// The kernel's `dev_valid_name` (net/core/dev.c), narrowed to what a person can type and a log can show.
+/// `all` and `default` are taken in /proc/sys/net/ipv4/conf.
 fn is_ifname(text: &str) -> bool {
     (1..=15).contains(&text.len())
         && text
@@ -144,6 +145,8 @@ mod tests {
             ".",
             "..",
             "lo",
+            "all",
+            "default",
             "eth 0",
             "eth/0",
             "eth:0",
