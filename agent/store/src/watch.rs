@@ -77,6 +77,8 @@ struct Watcher {
     interest: Arc<Interest>,
     signals: Arc<Signals>,
     changed: watch::Receiver<()>,
+    /// What is wanted has changed since `follows` was brought in line.
+    interest_changed: bool,
     follows: BTreeMap<Scope, Follow>,
     outbox: Outbox,
     outage: Outage,
@@ -114,6 +116,7 @@ pub(crate) async fn run(
     let timing = config.timing.clone();
     let mut watcher = Watcher {
         changed: interest.subscribe(),
+        interest_changed: true,
         follows: BTreeMap::new(),
         outbox: Outbox::new(sender, config.limits.backlog),
         outage: Outage::new(),
@@ -297,7 +300,9 @@ impl Watcher {
 
     /// Follows what is wanted while there is no stream.
     fn follow_interest_offline(&mut self) {
+        // Taken note of before it is read: a change in between is seen once more, not lost.
         self.changed.mark_unchanged();
+        self.interest_changed = false;
         let followed = self.interest.followed();
         self.follows
             .retain(|scope, follow| followed.get(scope) == Some(&follow.generation));
@@ -332,6 +337,7 @@ impl Watcher {
                 if changed.is_err() {
                     return Err(End::Stop);
                 }
+                self.interest_changed = true;
             }
             () = self.signals.wake.notified() => self.heed_signals(session),
             result = running(&mut session.running) => {
@@ -367,7 +373,7 @@ impl Watcher {
 
     /// Begins and ends following as the wanted scopes change.
     async fn follow_interest(&mut self, session: &mut Session) -> Result<(), Failure> {
-        if !self.changed.has_changed().unwrap_or(false) {
+        if !self.interest_changed {
             return Ok(());
         }
         let before: BTreeMap<Scope, (Generation, Option<i64>)> = self
