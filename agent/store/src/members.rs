@@ -311,13 +311,11 @@ fn describe(error: &StoreError) -> String {
 }
 
 fn full_url(url: &str, tls: bool) -> String {
-    let url = url.trim().trim_end_matches('/');
-    if url.contains("://") {
-        url.to_owned()
-    } else if tls {
-        format!("https://{url}")
-    } else {
-        format!("http://{url}")
+    let url = url.trim();
+    match url.split_once("://") {
+        Some((scheme, rest)) => format!("{scheme}://{}", rest.trim_end_matches('/')),
+        None if tls => format!("https://{url}"),
+        None => format!("http://{url}"),
     }
 }
 

@@ -240,14 +240,6 @@ impl Etcd {
         }
     }
 
-    pub(crate) async fn restart(&mut self) {
-        for member in &mut self.members {
-            member.kill();
-            member.start();
-        }
-        self.ready().await;
-    }
-
     /// Puts a key; the revision.
     pub(crate) async fn put(&self, key: &str, value: &str) -> i64 {
         let answer = self
