@@ -19,11 +19,14 @@
 #   network_netns N NETWORK   print the path of the network's namespace on host N; default: /run/netns/weft-NETWORK
 #   node_name N               print the node name of host N; default: hostN
 #
-# and may set PREFIX (default /weft/v1/). Agents and etcd run before this starts. bash, ip, bridge, ping, nsenter.
+#   driver_close              called at the very end; default: nothing
+#
+# and may set PREFIX (default /weft/v1/) and PATIENCE (seconds until a wait fails; default 20). Agents and etcd run before this starts. bash, ip, bridge, ping, nsenter.
 set -euo pipefail
 
 driver=${1:?usage: drive.sh DRIVER}
 PREFIX=/weft/v1/
+PATIENCE=20
 NETWORK=blue
 
 # The defaults; a driver may define its own in their place.
@@ -34,6 +37,7 @@ NETWORK=blue
     in_container() { on_host "$1" ip netns exec "${@:2}"; }
     network_netns() { echo "/run/netns/weft-$2"; }
     node_name() { echo "host$1"; }
+    driver_close() { :; }
 }
 
 # shellcheck source=tests/lab/driver-namespaces.sh
@@ -80,13 +84,12 @@ knows() {
     found=$(entries "$@") && [[ $found == *" dst "* && $(grep -c lladdr <<<"$found") == 2 ]]
 }
 knows_not() { ! entries "$@" >/dev/null; }
-# wait_for SECONDS WHAT CMD...: until CMD succeeds.
+# wait_for WHAT CMD...: until CMD succeeds.
 wait_for() {
-    local seconds=$1 what=$2 end
-    shift 2
-    end=$((SECONDS + seconds))
+    local what=$1 end=$((SECONDS + PATIENCE))
+    shift
     until "$@"; do
-        ((SECONDS < end)) || die "not within $seconds seconds: $what"
+        ((SECONDS < end)) || die "not within $PATIENCE seconds: $what"
         sleep 0.02
     done
 }
@@ -106,7 +109,7 @@ finish() {
     local status=$? entry
     trap - EXIT
     trap '' INT TERM
-    [[ -n ${prober:-} ]] && kill "$prober" 2>/dev/null
+    [[ -n ${prober:-} ]] && kill -- "-$prober" 2>/dev/null
     [[ -n ${answered:-} ]] && rm -f "$answered"
     if [[ -z ${KEEP:-} ]]; then
         for entry in "${made[@]}"; do kv del "$PREFIX$entry" >/dev/null 2>&1; done
@@ -115,6 +118,7 @@ finish() {
             container_del $entry >/dev/null 2>&1
         done
     fi
+    driver_close
     exit "$status"
 }
 trap finish EXIT
@@ -136,12 +140,12 @@ for n in 1 2 3; do
     put "$(endpoint_key "$n" "c$n")" "$(attachment "$n" "c$n")"
 done
 for n in 1 2 3; do
-    wait_for 20 "c$n has its addresses" has_both "$n" "c$n"
+    wait_for "c$n has its addresses" has_both "$n" "c$n"
     good "c$n on $(node_name "$n"): $(address "$n" "c$n" 4)  $(address "$n" "c$n" 6)  $(mac "$n" "c$n")"
 done
 for n in 1 2 3; do
     for m in 1 2 3; do
-        [[ $n == "$m" ]] || wait_for 20 "$(node_name "$n") forwards to c$m" knows "$n" "$(mac "$m" "c$m")"
+        [[ $n == "$m" ]] || wait_for "$(node_name "$n") forwards to c$m" knows "$n" "$(mac "$m" "c$m")"
     done
 done
 
@@ -187,11 +191,13 @@ target=$(address 1 c1 4)
 new_container 2 late
 say "A new container on $(node_name 2) tries c1 without a pause; nobody has attached it yet. Now:"
 answered=$(mktemp)
-# The clock is read on the host of the prober both times.
+# The clock is read on the host of the prober both times. A process group of its own (-m), to be ended as a whole.
+set -m
 # shellcheck disable=SC2016 # expanded over there
-in_container 2 late bash -c 'for ((i = 0; i < 20000; i++)); do
-    ping -n -q -c 1 -W 1 "$0" >/dev/null 2>&1 && { date +%s%N; exit; }; done; exit 1' "$target" >"$answered" &
+in_container 2 late timeout "$PATIENCE" bash -c \
+    'until ping -n -q -c 1 -W 1 "$0" >/dev/null 2>&1; do :; done; date +%s%N' "$target" >"$answered" &
 prober=$!
+set +m
 made+=("$(endpoint_key 2 late)")
 record=$(attachment 2 late)
 start=$(on_host 2 date +%s%N)
@@ -209,13 +215,13 @@ gone=$(mac 3 c3)
 to=$(address 3 c3 4)
 del "$(endpoint_key 3 c3)"
 for n in 1 2 3; do
-    wait_for 20 "$(node_name "$n") forgets $gone" knows_not "$n" "$gone"
+    wait_for "$(node_name "$n") forgets $gone" knows_not "$n" "$gone"
     good "$(node_name "$n") no longer knows $gone"
 done
 if ping_ms 1 c1 "$to" >/dev/null; then die "c3 still answers at $to"; fi
 good "c1 → c3  $to: no answer"
 claim_gone() { [[ -z $(kv get --keys-only "${PREFIX}addresses/$NETWORK/$to") ]]; }
-wait_for 20 "the claim of $to is released" claim_gone
+wait_for "the claim of $to is released" claim_gone
 good "$to is free for another endpoint"
 ms=$(ping_ms 1 c1 "$(address 2 c2 4)") || die "c1 lost c2"
 good "c1 → c2  untouched ($ms ms)"
