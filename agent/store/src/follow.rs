@@ -34,6 +34,11 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
+    /// Whether etcd ended a watch, and might do so again right after the listing.
+    pub(crate) fn follows_a_failed_watch(self) -> bool {
+        matches!(self, Self::Compacted | Self::Cancelled)
+    }
+
     /// Whether the watch goes on as it is beside the listing.
     fn keeps_watch(self) -> bool {
         self == Self::Refresh

@@ -27,6 +27,7 @@ pub(crate) struct Progress {
     /// Questions not answered yet, and how many of these answers are void.
     open: u32,
     void: u32,
+    asked_at: Option<Instant>,
     candidate: Option<(i64, Instant)>,
     certain: i64,
 }
@@ -39,6 +40,7 @@ impl Progress {
             gap,
             open: 0,
             void: 0,
+            asked_at: None,
             candidate: None,
             certain: 0,
         }
@@ -49,18 +51,22 @@ impl Progress {
         self.trusted
     }
 
-    pub(crate) fn is_open(&self) -> bool {
-        self.open > 0
-    }
-
-    pub(crate) fn asked(&mut self) {
-        self.open += 1;
-    }
-
-    /// A question went unanswered for long: etcd passes over one while a watch is catching up.
-    pub(crate) fn given_up(&mut self) {
+    /// Until when an answer is waited for before asking again, if one is.
+    ///
+    /// After that long none will come: etcd passes over a question while a watch is catching up.
+    pub(crate) fn waits_until(&mut self, now: Instant, patience: Duration) -> Option<Instant> {
+        let until = self.asked_at.filter(|_| self.open > 0)? + patience;
+        if now < until {
+            return Some(until);
+        }
         self.open = 0;
         self.void = 0;
+        None
+    }
+
+    pub(crate) fn asked(&mut self, now: Instant) {
+        self.open += 1;
+        self.asked_at = Some(now);
     }
 
     /// A watch is being created.
@@ -144,13 +150,13 @@ mod tests {
     fn an_old_server_is_believed_the_second_time() {
         let start = Instant::now();
         let mut progress = Progress::new(Some("3.4.23"), GAP);
-        progress.asked();
+        progress.asked(start);
         assert_eq!(progress.answered(7, start), Answer::AskAgain(start + GAP));
-        progress.asked();
+        progress.asked(start);
         assert_eq!(progress.answered(8, start + GAP), Answer::Certain(7));
-        progress.asked();
+        progress.asked(start);
         assert_eq!(progress.answered(8, start + GAP * 2), Answer::Certain(8));
-        progress.asked();
+        progress.asked(start);
         assert_eq!(progress.answered(8, start + GAP * 3), Answer::Nothing);
     }
 
@@ -158,10 +164,10 @@ mod tests {
     fn an_event_between_voids_the_first_answer() {
         let start = Instant::now();
         let mut progress = Progress::new(None, GAP);
-        progress.asked();
+        progress.asked(start);
         progress.answered(7, start);
         progress.events();
-        progress.asked();
+        progress.asked(start);
         assert_eq!(
             progress.answered(7, start + GAP),
             Answer::AskAgain(start + GAP * 2)
@@ -170,12 +176,24 @@ mod tests {
 
     #[test]
     fn answers_to_questions_from_before_a_watch_are_passed_over() {
-        let now = Instant::now();
+        let start = Instant::now();
         let mut progress = Progress::new(Some("3.5.16"), GAP);
-        progress.asked();
+        progress.asked(start);
         progress.created();
-        progress.asked();
-        assert_eq!(progress.answered(9, now), Answer::Nothing);
-        assert_eq!(progress.answered(9, now), Answer::Certain(9));
+        progress.asked(start);
+        assert_eq!(progress.answered(9, start), Answer::Nothing);
+        assert_eq!(progress.answered(9, start), Answer::Certain(9));
+    }
+    #[test]
+    fn a_question_is_given_up_after_a_while() {
+        let start = Instant::now();
+        let mut progress = Progress::new(Some("3.5.16"), GAP);
+        assert_eq!(progress.waits_until(start, GAP), None);
+        progress.asked(start);
+        progress.created();
+        assert_eq!(progress.waits_until(start, GAP), Some(start + GAP));
+        assert_eq!(progress.waits_until(start + GAP, GAP), None);
+        progress.asked(start + GAP);
+        assert_eq!(progress.answered(9, start + GAP), Answer::Certain(9));
     }
 }

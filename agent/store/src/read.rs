@@ -138,12 +138,17 @@ pub(crate) async fn list_scopes(
     let Some((first, rest)) = scopes.split_first() else {
         return Err(Failure::new(Verdict::Refused, "", "nothing to list"));
     };
-    let (entries, at) = pages(members, &place(first), 0, end).await?;
+    let directory = place(first);
+    let (entries, at) = pages(members, &directory, 0, end)
+        .await
+        .map_err(|failure| name(failure, &directory))?;
     let mut all: BTreeMap<Scope, Vec<Entry>> = stream::iter(rest.iter().cloned())
         .map(|scope| {
             let directory = place(&scope);
             async move {
-                let (entries, _) = pages(members, &directory, at.revision, end).await?;
+                let (entries, _) = pages(members, &directory, at.revision, end)
+                    .await
+                    .map_err(|failure| name(failure, &directory))?;
                 Ok::<_, Failure>((scope, entries))
             }
         })
@@ -157,6 +162,11 @@ pub(crate) async fn list_scopes(
         cluster_id: at.cluster_id,
         term: at.term,
     })
+}
+
+fn name(mut failure: Failure, directory: &str) -> Failure {
+    failure.cause.text = format!("listing {directory}: {}", failure.cause.text);
+    failure
 }
 
 /// Where the store stands now, by a linearizable read of next to nothing.

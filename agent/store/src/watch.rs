@@ -87,8 +87,12 @@ struct Watcher {
     newest: Generation,
     /// Where the store stood when last heard of.
     known: Option<Position>,
+    /// After a listing that failed.
     list_pause: Backoff,
     list_not_before: Instant,
+    /// After a watch that had to be replaced by a listing: it may fail again at once.
+    relist_pause: Backoff,
+    relist_not_before: Instant,
     refresh_at: Option<Instant>,
 }
 
@@ -101,6 +105,8 @@ struct Session {
     progress: Progress,
     heard: Instant,
     ask_at: Instant,
+    /// Something happened since progress was asked for last.
+    news: bool,
     /// A revision that somebody waits for.
     awaited: i64,
 }
@@ -125,12 +131,16 @@ pub(crate) async fn run(
         known: None,
         list_pause: Backoff::new(timing.retry_first, timing.relist_most),
         list_not_before: Instant::now(),
+        relist_pause: Backoff::new(timing.retry_first, timing.relist_most),
+        relist_not_before: Instant::now(),
         refresh_at: (!timing.relist.is_zero()).then(|| Instant::now() + jittered(timing.relist)),
         members: Arc::clone(&members),
         interest,
         signals,
     };
     let mut pause = Backoff::new(timing.retry_first, timing.reconnect_most);
+    // A password check costs etcd a tenth of a second of work: it is not asked for one every second.
+    let mut refused_pause = Backoff::new(timing.retry_first, timing.relist_most);
     let stop = members.stop().clone();
     loop {
         let end = tokio::select! {
@@ -141,9 +151,14 @@ pub(crate) async fn run(
         if watcher.lost(&failure).await.is_err() {
             return;
         }
-        let wait = sleep(pause.pause());
+        let wait = if matches!(failure.verdict, Verdict::NotDone | Verdict::Lost) {
+            refused_pause.reset();
+            pause.pause()
+        } else {
+            refused_pause.pause()
+        };
         tokio::select! {
-            () = wait => {}
+            () = sleep(wait) => {}
             () = stop.cancelled() => return,
         }
     }
@@ -188,9 +203,7 @@ impl Watcher {
         let line = timeout(timing.connect, members.line(member))
             .await
             .map_err(late)??;
-        let Some(scope) = self.follows.keys().next().cloned() else {
-            return Err(Failure::new(Verdict::NotDone, url, "nothing is wanted"));
-        };
+        let scope = self.follows.keys().next().cloned().unwrap_or(Scope::Networks);
         let mut maintenance = line.client.maintenance_client();
         let asked = async {
             tokio::join!(
@@ -231,6 +244,7 @@ impl Watcher {
             progress: Progress::new(version.as_deref(), timing.settle / 2),
             heard: now,
             ask_at: now + timing.settle,
+            news: true,
             awaited: 0,
         })
     }
@@ -391,6 +405,10 @@ impl Watcher {
                 stream.cancel(id).await?;
             }
         }
+        if self.follows.is_empty() {
+            // etcd does not answer questions about no watches: silence would be taken for death.
+            session.stream = None;
+        }
         Ok(())
     }
 
@@ -409,26 +427,30 @@ impl Watcher {
             return;
         }
         let mut due = Vec::new();
-        let mut reasons = Vec::new();
+        let mut again = 0;
         for (scope, follow) in &mut self.follows {
-            if let Listing::Due(reason) = follow.listing {
-                follow.asked();
-                due.push(scope.clone());
-                if !matches!(reason, Reason::New | Reason::Refresh) {
-                    reasons.push(reason);
-                }
+            let Listing::Due(reason) = follow.listing else {
+                continue;
+            };
+            if reason.follows_a_failed_watch() && now < self.relist_not_before {
+                continue;
             }
+            follow.asked();
+            due.push(scope.clone());
+            again += u64::from(!matches!(reason, Reason::New | Reason::Refresh));
         }
         if due.is_empty() {
             return;
         }
-        // What had to be listed anew is not listed anew at once a second time: see `take_listing`.
-        let again = u64::try_from(reasons.len()).unwrap_or(u64::MAX);
         let mut health = self.members.health.lock();
         health.lists += 1;
         health.relists += again;
         drop(health);
-        debug!(scopes = due.len(), again, "listing");
+        if again > 0 {
+            info!(scopes = again, "listing anew what the watch cannot go on with");
+        } else {
+            debug!(scopes = due.len(), "listing");
+        }
         let members = Arc::clone(&self.members);
         let bound = members.config().timing.list;
         session.running = Some(Box::pin(
@@ -440,13 +462,16 @@ impl Watcher {
         let lists = match result {
             Ok(lists) => lists,
             Err(failure) => {
-                let gone = matches!(failure.verdict, Verdict::NotDone | Verdict::Lost);
                 for follow in self.follows.values_mut() {
                     follow.failed();
                 }
                 self.list_not_before = Instant::now() + self.list_pause.pause();
+                if failure.verdict == Verdict::Compacted {
+                    // Between two pages.
+                    return Ok(());
+                }
                 self.members.health.lock().last_error = Some(failure.cause.to_string());
-                if gone {
+                if matches!(failure.verdict, Verdict::NotDone | Verdict::Lost) {
                     return Err(End::Lost(failure));
                 }
                 if self.refusal.is_news(&failure.cause.text) {
@@ -455,6 +480,7 @@ impl Watcher {
                 return Ok(());
             }
         };
+        self.list_pause.reset();
         let position = Position {
             revision: lists.revision,
             cluster_id: lists.cluster_id,
@@ -483,7 +509,7 @@ impl Watcher {
             let Listing::Running(reason) = follow.listing else {
                 continue;
             };
-            had_to |= matches!(reason, Reason::Compacted | Reason::Cancelled);
+            had_to |= reason.follows_a_failed_watch();
             let (entries, revision) = follow.listed(entries, lists.revision);
             let event = StoreEvent::Listed {
                 scope,
@@ -494,8 +520,12 @@ impl Watcher {
             self.outbox.push(event, follow.generation);
         }
         if had_to {
-            // If the watch fails again at once, the next listing waits, longer each time.
-            self.list_not_before = Instant::now() + self.list_pause.pause();
+            let now = Instant::now();
+            if now > self.relist_not_before + self.members.config().timing.relist_most {
+                // The last time was long ago.
+                self.relist_pause.reset();
+            }
+            self.relist_not_before = now + self.relist_pause.pause();
         }
         Ok(())
     }
@@ -530,6 +560,7 @@ impl Watcher {
             };
             follow.watched(id);
             session.progress.created();
+            session.news = true;
             session.ask_at = Instant::now() + config.timing.settle;
         }
         Ok(())
@@ -558,13 +589,16 @@ impl Watcher {
                 );
                 return Err(Failure::new(Verdict::Lost, &session.line.url, why));
             }
-            if now >= session.ask_at {
-                if session.progress.is_open() {
-                    session.progress.given_up();
-                }
-                stream.ask_progress().await?;
-                session.progress.asked();
-                session.ask_at = now + timing.progress;
+            if now >= session.ask_at && self.outbox.has_room() {
+                session.ask_at = match session.progress.waits_until(now, timing.progress) {
+                    Some(until) => until,
+                    None => {
+                        stream.ask_progress().await?;
+                        session.progress.asked(now);
+                        session.news = false;
+                        now + timing.progress
+                    }
+                };
             }
             next = next.min(silent_at).min(session.ask_at);
         }
@@ -596,12 +630,10 @@ impl Watcher {
                 if let Some(follow) = self.follows.get_mut(&scope) {
                     follow.confirmed = true;
                 }
-                if self.follows.values().all(Follow::is_current) && now >= self.list_not_before {
-                    self.list_pause.reset();
-                }
             }
             Message::Changes(scope, changes) => {
                 session.progress.events();
+                session.news = true;
                 session.ask_at = session.ask_at.min(now + timing.settle);
                 if let Some(follow) = self.follows.get_mut(&scope) {
                     let changes = follow.changed(changes);
@@ -653,24 +685,27 @@ impl Watcher {
     }
 
     fn take_progress(&mut self, session: &mut Session, revision: i64, now: Instant) {
+        let settle = self.members.config().timing.settle;
         match session.progress.answered(revision, now) {
             Answer::Nothing => {}
             Answer::AskAgain(at) => session.ask_at = session.ask_at.min(at),
             Answer::Certain(revision) => {
-                if self.interest.newest() != self.newest || !self.follows.values().all(Follow::is_current) {
-                    return;
-                }
-                if session.progress.trusted() {
-                    for follow in self.follows.values_mut() {
-                        follow.up_to(revision);
-                    }
-                }
                 if session.awaited > revision {
-                    session.ask_at = session.ask_at.min(now + self.members.config().timing.settle / 2);
+                    session.news = true;
                 }
-                self.members.health.lock().progress = revision;
-                self.outbox.push(StoreEvent::Progress { revision }, self.newest);
+                if self.interest.newest() == self.newest && self.follows.values().all(Follow::is_current) {
+                    if session.progress.trusted() {
+                        for follow in self.follows.values_mut() {
+                            follow.up_to(revision);
+                        }
+                    }
+                    self.members.health.lock().progress = revision;
+                    self.outbox.push(StoreEvent::Progress { revision }, self.newest);
+                }
             }
+        }
+        if session.news {
+            session.ask_at = session.ask_at.min(now + settle);
         }
     }
 }
