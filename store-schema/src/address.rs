@@ -1,6 +1,6 @@
 //! Addresses within a subnet: ranges, and what is kept out of them.
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -31,6 +31,17 @@ impl AddressRange {
     pub fn contains(&self, address: IpAddr) -> bool {
         // IpAddr orders IPv4 before IPv6, so the family has to be asked for.
         self.first.is_ipv4() == address.is_ipv4() && self.first <= address && address <= self.last
+    }
+}
+
+impl fmt::Display for AddressRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, last } = self;
+        if first == last {
+            write!(f, "{first}")
+        } else {
+            write!(f, "{first}-{last}")
+        }
     }
 }
 
@@ -79,8 +90,8 @@ mod tests {
 
     #[test]
     fn entries_of_reserved() {
-        let range = |text: &str| parse_reserved(text).map(|r| format!("{}-{}", r.first, r.last));
-        assert_eq!(range("10.1.0.9").unwrap(), "10.1.0.9-10.1.0.9");
+        let range = |text: &str| parse_reserved(text).map(|r| r.to_string());
+        assert_eq!(range("10.1.0.9").unwrap(), "10.1.0.9");
         assert_eq!(range("10.1.0.9 - 10.1.0.20").unwrap(), "10.1.0.9-10.1.0.20");
         assert_eq!(range("fd00::/126").unwrap(), "fd00::-fd00::3");
         for bad in [

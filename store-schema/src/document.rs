@@ -39,10 +39,37 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError> {
             found: version,
             known: RECORD_VERSION,
         },
+        _ if error.is_data() => wrong_type::<T>(text, &error),
         _ => RecordError::Json {
             why: shorten(&error.to_string()),
         },
     })
+}
+
+/// The error with the field that has the wrong type. Sought only once there is an error.
+fn wrong_type<T: DeserializeOwned>(text: &str, error: &serde_json::Error) -> RecordError {
+    let mut track = serde_path_to_error::Track::new();
+    let mut json = serde_json::Deserializer::from_str(text);
+    let again: Result<T, _> = object(serde_path_to_error::Deserializer::new(&mut json, &mut track));
+    let path = track.path();
+    if again.is_ok() || path.iter().next().is_none() {
+        return RecordError::Json {
+            why: shorten(&error.to_string()),
+        };
+    }
+    // The path tells where; what is left is for people who do not know serde's words.
+    let why = error.to_string();
+    let why = why.rfind(" at line ").map_or(&*why, |at| &why[..at]);
+    let why = [
+        ("expected u64", "expected a whole number, 0 or more"),
+        ("expected i64", "expected a whole number"),
+        ("expected a sequence", "expected a list"),
+        ("expected a map", "expected a JSON object"),
+    ]
+    .iter()
+    .find_map(|(serde, plain)| Some(format!("{}{plain}", why.strip_suffix(serde)?)))
+    .unwrap_or_else(|| why.to_owned());
+    RecordError::field(shorten(&path.to_string()), shorten(&why))
 }
 
 #[derive(Deserialize)]
@@ -93,15 +120,16 @@ fn shorten(text: &str) -> String {
         .chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect();
-    match text.char_indices().nth(200) {
-        Some((end, _)) => {
-            // The end tells line and column: keep it.
-            let tail = text.rfind(" at line ").map_or("", |at| &text[at..]);
-            let tail: String = tail.chars().take(60).collect();
-            format!("{}…{tail}", &text[..end])
-        }
-        None => text,
+    if text.chars().count() <= 200 {
+        return text;
     }
+    // The end tells what was expected, or line and column: keep it.
+    let tail = text
+        .rfind(", expected ")
+        .or_else(|| text.rfind(" at line "))
+        .map_or("", |at| &text[at..]);
+    let cut = |text: &str, n| text.chars().take(n).collect::<String>();
+    format!("{}…{}", cut(&text, 120), cut(tail, 80))
 }
 
 pub(crate) fn check_version(version: Option<u64>) -> Result<(), RecordError> {
@@ -205,7 +233,8 @@ mod tests {
         let error = decode::<crate::NetworkDocument>(text.as_bytes())
             .unwrap_err()
             .to_string();
-        assert!(error.len() < 400 && error.contains("at line 1"), "{error}");
+        assert!(error.len() < 300 && error.starts_with("mtu: "), "{error}");
+        assert!(error.ends_with("expected a whole number, 0 or more"), "{error}");
     }
 
     #[test]

@@ -197,10 +197,7 @@ impl SubnetDocument {
             if net.contains(&range.first) && net.contains(&range.last) {
                 Ok(range)
             } else {
-                Err(RecordError::field(
-                    field,
-                    format!("{}-{} is not inside {net}", range.first, range.last),
-                ))
+                Err(RecordError::field(field, format!("{range} is not inside {net}")))
             }
         };
         let gateway = match &self.gateway {

@@ -91,7 +91,8 @@ impl PeerDocument {
                 .map_err(|_| RecordError::field(&at, format!("{shown:?} is not an IP address")))?;
             if !is_vtep(address) {
                 let why = format!(
-                    "{address} cannot be a VTEP address: it is loopback, link-local, multicast or unspecified"
+                    "{address} cannot be a VTEP address: it is loopback, link-local, multicast, broadcast, \
+                     unspecified or IPv4-mapped"
                 );
                 return Err(RecordError::field(at, why));
             }
