@@ -33,7 +33,6 @@ fn web() -> v1::Endpoint {
         mac: text("02:42:0a:01:00:05"),
         vtep: text("10.99.0.1"),
         veth: text("ve0123456789abc"),
-        veth_ifindex: 7,
         veth_namespace: text("/run/netns/weft-blue"),
         state: EndpointState::Ready.into(),
         mtu: 1450,
@@ -195,7 +194,7 @@ Addresses:       10.1.0.5/16, fd00::5/64
 Requested:       10.1.0.5
 MAC:             02:42:0a:01:00:05
 Container end:   eth0 in /run/netns/web
-Host end:        ve0123456789abc (index 7) in /run/netns/weft-blue
+Host end:        ve0123456789abc in /run/netns/weft-blue
 Tunnel to:       10.99.0.1
 MTU:             1450 bytes
 Labels:          app=shop
@@ -388,7 +387,6 @@ fn json_of_an_endpoint() {
   },
   "veth": {
     "name": "ve0123456789abc",
-    "ifindex": 7,
     "namespace": "/run/netns/weft-blue"
   },
   "mtu": 1450,

@@ -109,9 +109,6 @@ pub(crate) fn endpoint(endpoint: &Endpoint, paint: Paint) -> String {
     }
     if let Some(veth) = &endpoint.veth {
         let mut text = veth.name.clone();
-        if let Some(ifindex) = veth.ifindex {
-            text.push_str(&format!(" (index {ifindex})"));
-        }
         if let Some(namespace) = &veth.namespace {
             text.push_str(&format!(" in {namespace}"));
         }

@@ -79,8 +79,6 @@ pub(crate) struct Attachment {
 #[derive(Debug, Serialize)]
 pub(crate) struct Veth {
     pub(crate) name: String,
-    /// Within `namespace`; null while it is not made.
-    pub(crate) ifindex: Option<u32>,
     pub(crate) namespace: Option<String>,
 }
 
@@ -303,7 +301,7 @@ impl From<v1::Endpoint> for Endpoint {
             EndpointState::Ready => "ready",
             EndpointState::Failed => "failed",
         };
-        let (ifindex, namespace) = (positive(endpoint.veth_ifindex), given(endpoint.veth_namespace));
+        let namespace = given(endpoint.veth_namespace);
         Self {
             state,
             network: endpoint.network,
@@ -322,7 +320,6 @@ impl From<v1::Endpoint> for Endpoint {
             }),
             veth: given(endpoint.veth).map(|name| Veth {
                 name,
-                ifindex,
                 namespace,
             }),
             mtu: positive(endpoint.mtu),

@@ -124,9 +124,8 @@ impl Snapshot {
         }
     }
 
-    /// Lets go of everything that is held, on an operator's word.
-    pub fn release_held(&mut self) -> Dirty {
-        self.held_because = None;
+    /// The objects that are kept although the store no longer has them.
+    pub fn held_keys(&self) -> Vec<Key> {
         let mut held: Vec<Key> = Vec::new();
         held.extend(
             self.networks
@@ -155,8 +154,14 @@ impl Snapshot {
                     .map(|(a, _)| Key::Address(network.clone(), *a)),
             );
         }
-        for key in &held {
-            self.forget(key);
+        held
+    }
+
+    /// Lets go of everything that is held, on an operator's word.
+    pub fn release_held(&mut self) -> Dirty {
+        self.held_because = None;
+        for key in self.held_keys() {
+            self.forget(&key);
         }
         Dirty::everything()
     }

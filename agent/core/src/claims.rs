@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fmt, net::IpAddr};
 use ipnet::IpNet;
 use weft_store_schema::{
     AddressClaimDocument, AddressRange, EndpointDocument, EndpointRef, Family, Key, Mac, Network,
-    NetworkName, NodeName, Subnet, encode, set_fields,
+    NetworkDocument, NetworkName, NodeName, Subnet, Vni, VniClaimDocument, encode, set_fields,
 };
 
 use crate::{
@@ -21,6 +21,15 @@ use crate::{
 pub enum Refusal {
     /// The network has no valid record.
     NoNetwork(NetworkName),
+    /// The network exists already.
+    NetworkExists(NetworkName),
+    /// A wished VNI is another network's.
+    VniTaken {
+        /// The VNI.
+        vni: Vni,
+        /// The network that has it.
+        holder: NetworkName,
+    },
     /// The endpoint exists already.
     Exists(EndpointRef),
     /// There is no such endpoint.
@@ -72,6 +81,8 @@ impl fmt::Display for Refusal {
             Self::NoNetwork(network) => {
                 write!(f, "network {network} does not exist, or its record is not valid")
             }
+            Self::NetworkExists(network) => write!(f, "network {network} exists already"),
+            Self::VniTaken { vni, holder } => write!(f, "VNI {vni} belongs to network {holder}"),
             Self::Exists(endpoint) => write!(f, "endpoint {endpoint} exists already"),
             Self::NoEndpoint(endpoint) => write!(f, "there is no endpoint {endpoint}"),
             Self::Outside {
@@ -283,6 +294,54 @@ pub fn release_orphan(snapshot: &Snapshot, network: &NetworkName, address: IpAdd
         ],
         writes: vec![Write::Delete(key)],
     })
+}
+
+/// The transaction that creates a network, with the claim of its VNI if it wishes for one.
+///
+/// # Errors
+/// When the network exists, or the VNI is taken.
+pub fn create_network(
+    snapshot: &Snapshot,
+    name: &NetworkName,
+    document: &NetworkDocument,
+) -> Result<Transaction, Refusal> {
+    if snapshot.network(name).is_some_and(|slot| !slot.held) {
+        return Err(Refusal::NetworkExists(name.clone()));
+    }
+    let key = Key::Network(name.clone());
+    let mut transaction = Transaction {
+        guards: vec![Guard::Absent(key.clone())],
+        writes: vec![Write::Put(key, encode(document))],
+    };
+    if let Some(vni) = document.vni.and_then(Vni::new) {
+        let claimed = snapshot
+            .vni_claim(vni)
+            .and_then(|slot| slot.value.as_ref())
+            .map(|claim| &claim.network);
+        if let Some(holder) = claimed
+            .or(snapshot.owner_of_vni(vni))
+            .filter(|holder| *holder != name)
+        {
+            return Err(Refusal::VniTaken {
+                vni,
+                holder: holder.clone(),
+            });
+        }
+        match snapshot.vni_claim(vni) {
+            Some(own) => transaction
+                .guards
+                .push(Guard::Unchanged(Key::Vni(vni), own.mod_revision)),
+            None => {
+                let claim = VniClaimDocument {
+                    version: None,
+                    network: name.to_string(),
+                };
+                transaction.guards.push(Guard::Absent(Key::Vni(vni)));
+                transaction.writes.push(Write::Put(Key::Vni(vni), encode(&claim)));
+            }
+        }
+    }
+    Ok(transaction)
 }
 
 /// The transaction that deletes a network and its claim of a VNI; it cannot happen while endpoints exist.

@@ -359,3 +359,36 @@ fn drop_row(mac: Mac, row: &ForwardRow, late: &mut Vec<Op>) {
     );
     late.extend(row.vteps.iter().map(|vtep| Op::DeleteVtep(mac, *vtep)));
 }
+
+/// Whether an endpoint is carried by this host as its record says: a local one attached and reachable, a
+/// remote one forwarded to.
+pub fn in_place(snapshot: &Snapshot, host: &Host, observed: &Observed, endpoint: &EndpointRef) -> bool {
+    let Some(value) = snapshot.endpoint(endpoint).and_then(|slot| slot.value.as_ref()) else {
+        return false;
+    };
+    let mut dirty = Dirty::default();
+    dirty.endpoints.insert(endpoint.clone());
+    if let Some(mac) = value.mac {
+        dirty.mac(&endpoint.network, mac);
+    }
+    for address in &value.addresses {
+        dirty.address(&endpoint.network, *address);
+    }
+    let (wanted, _) = desired(snapshot, host, observed, &dirty);
+    let Some(Wanted::Is(carried)) = wanted.networks.get(&endpoint.network) else {
+        return false;
+    };
+    let known = if endpoint.node == *snapshot.node() {
+        matches!(carried.locals.get(&endpoint.id), Some(Wanted::Is(_)))
+    } else {
+        value
+            .mac
+            .and_then(|mac| carried.forwards.get(&mac))
+            .is_some_and(|w| matches!(w, Wanted::Is(_)))
+    };
+    let made = observed
+        .networks
+        .get(&endpoint.network)
+        .is_some_and(|there| there.bridge.is_some());
+    known && made && diff(&wanted, observed, snapshot.node()).is_empty()
+}

@@ -135,6 +135,16 @@ impl Members {
         self.endpoints.get(node).into_iter().flatten()
     }
 
+    /// The number of endpoint records.
+    pub fn count(&self) -> usize {
+        self.endpoints.values().map(BTreeMap::len).sum()
+    }
+
+    /// The number of a node's endpoint records.
+    pub fn count_on(&self, node: &NodeName) -> usize {
+        self.endpoints.get(node).map_or(0, BTreeMap::len)
+    }
+
     /// The nodes that have endpoints here.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeName> {
         self.endpoints.keys()

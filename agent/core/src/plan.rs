@@ -158,7 +158,7 @@ impl Plan {
 }
 
 /// What became of a plan.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outcome<E> {
     /// Operations done.
     pub done: usize,
@@ -168,6 +168,12 @@ pub struct Outcome<E> {
     pub failed: Vec<(NetworkName, Op, E)>,
     /// Operations not tried because what they need had failed.
     pub held_back: Vec<(NetworkName, Op)>,
+}
+
+impl<E> Default for Outcome<E> {
+    fn default() -> Self {
+        Self { done: 0, writes: 0, failed: Vec::new(), held_back: Vec::new() }
+    }
 }
 
 impl ObservedNetwork {

@@ -1,1 +1,229 @@
-//! Placeholder.
+//! The kernel of this host: what of weft's is in it, and how a plan gets into it. netlink and namespaces only.
+//!
+//! In: plans and questions. Out: observations, outcomes, notices. It decides nothing: it neither knows
+//! records nor compares what is with what should be. Everything here blocks and belongs to one thread, except
+//! [`Notifications`].
+
+mod addresses;
+mod apply;
+mod channel;
+mod entries;
+mod error;
+mod links;
+mod namespace;
+mod notify;
+mod observe;
+mod underlay;
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use weft_core::ownership;
+use weft_store_schema::{Attachment, EndpointId, NetworkName};
+
+pub use error::KernelError;
+pub use notify::{ContainerSeen, DeviceSeen, ForwardSeen, Notice, Notifications};
+pub use underlay::{Underlay, UnderlaySelection};
+
+use channel::{Channel, Refusal};
+use namespace::Namespace;
+use notify::Registry;
+
+/// Where things are.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The directory that holds the networks' namespaces, `/run/netns` by default.
+    pub netns_dir: PathBuf,
+    /// The directories whose namespaces an endpoint may name.
+    pub attachment_dirs: Vec<PathBuf>,
+}
+
+/// The kernel as weft sees it.
+#[derive(Debug)]
+pub struct Kernel {
+    config: Config,
+    /// A socket in the host's namespace.
+    host: Channel,
+    host_identity: namespace::Identity,
+    networks: HashMap<NetworkName, Namespace>,
+    /// Paths of the containers' namespaces, by endpoint.
+    containers: HashMap<(NetworkName, EndpointId), String>,
+    registry: Arc<Registry>,
+}
+
+impl Kernel {
+    /// Opens the kernel in the calling thread's namespace, which is the host's.
+    ///
+    /// # Errors
+    /// When rights are missing or the namespaces' directory cannot be made.
+    pub fn open(config: Config) -> Result<Self, KernelError> {
+        check_rights()?;
+        std::fs::create_dir_all(&config.netns_dir).map_err(|source| KernelError::Directory {
+            path: config.netns_dir.clone(),
+            source,
+        })?;
+        let error = |source| KernelError::Socket {
+            place: "in the host's namespace".to_owned(),
+            source,
+        };
+        let host_namespace = File::open("/proc/thread-self/ns/net").map_err(error)?;
+        Ok(Self {
+            host: Channel::open().map_err(error)?,
+            host_identity: namespace::identity(&host_namespace).map_err(error)?,
+            config,
+            networks: HashMap::new(),
+            containers: HashMap::new(),
+            registry: Arc::new(Registry::default()),
+        })
+    }
+
+    /// Checks that an endpoint may be attached there: the path leads to a network namespace of somebody
+    /// else's, inside an allowed directory.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check_attachment(&mut self, attachment: &Attachment) -> Result<(), KernelError> {
+        self.open_attachment(&attachment.netns).map(drop)
+    }
+
+    /// Removes everything of weft's on this host. Returns what was removed, or why it was not.
+    pub fn teardown(&mut self) -> Vec<(String, Result<(), KernelError>)> {
+        let found = match namespace::list(&self.config.netns_dir) {
+            Ok(found) => found,
+            Err(error) => return vec![(self.config.netns_dir.display().to_string(), Err(error))],
+        };
+        found
+            .into_iter()
+            .map(|(network, path)| {
+                (
+                    format!("network {network} ({})", path.display()),
+                    self.remove_network(&network),
+                )
+            })
+            .collect()
+    }
+
+    fn remove_network(&mut self, network: &NetworkName) -> Result<(), KernelError> {
+        use weft_core::plan::{Op, Plan};
+        let mut ops = Vec::new();
+        if let Some(seen) = self.observe_links(network, &[])? {
+            ops.extend(seen.ports.into_keys().map(Op::DeletePort));
+            ops.extend(seen.tunnels.into_keys().map(Op::DeleteTunnel));
+        }
+        ops.push(Op::DeleteNamespace);
+        let plan = Plan {
+            networks: [(network.clone(), ops)].into(),
+        };
+        match self.apply(&plan).failed.into_iter().next() {
+            Some((_, _, error)) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    fn path_of(&self, network: &NetworkName) -> PathBuf {
+        self.config.netns_dir.join(ownership::namespace_name(network))
+    }
+
+    /// A network's namespace; none if it is not there.
+    fn enter(&mut self, network: &NetworkName) -> Result<Option<&mut Namespace>, KernelError> {
+        let path = self.path_of(network);
+        let there = identity_at(&path);
+        if there.is_none()
+            || self
+                .networks
+                .get(network)
+                .is_some_and(|known| Some(known.identity) != there)
+        {
+            self.forget(network);
+        }
+        if there.is_none() {
+            return Ok(None);
+        }
+        if !self.networks.contains_key(network) {
+            let namespace = match Namespace::open(&path) {
+                Ok(namespace) => namespace,
+                // A file without a namespace is what a crash leaves half-way: making the namespace mends it.
+                Err(_) if !is_namespace_file(&path) => return Ok(None),
+                Err(source) => {
+                    return Err(KernelError::Namespace {
+                        action: "open",
+                        path,
+                        source,
+                    });
+                }
+            };
+            self.registry
+                .watch_network(&mut self.host, &namespace.file, network);
+            self.networks.insert(network.clone(), namespace);
+        }
+        Ok(self.networks.get_mut(network))
+    }
+
+    fn forget(&mut self, network: &NetworkName) {
+        self.networks.remove(network);
+        self.registry.forget_network(network);
+    }
+
+    fn open_attachment(&mut self, path: &str) -> Result<File, KernelError> {
+        let own = namespace::list(&self.config.netns_dir)?;
+        let mut forbidden: Vec<_> = own.iter().filter_map(|(_, path)| identity_at(path)).collect();
+        forbidden.push(self.host_identity);
+        namespace::open_attachment(path, &self.config.attachment_dirs, &forbidden)
+    }
+
+    /// Remembers where an endpoint's container is, and listens there.
+    fn watch_container(&mut self, file: &File, path: &str, network: &NetworkName, id: &EndpointId) {
+        self.containers
+            .insert((network.clone(), id.clone()), path.to_owned());
+        self.registry.watch_container(&mut self.host, file, network, id);
+    }
+}
+
+fn identity_at(path: &Path) -> Option<namespace::Identity> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = std::fs::symlink_metadata(path).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
+fn is_namespace_file(path: &Path) -> bool {
+    namespace::open(path).is_ok()
+}
+
+fn check_rights() -> Result<(), KernelError> {
+    // Asked by doing what needs them, in a thread that ends with it: whatever grants them, it is the deed
+    // that counts.
+    let may_unshare = std::thread::scope(|scope| {
+        scope
+            .spawn(|| nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_ok())
+            .join()
+            .unwrap_or(false)
+    });
+    if may_unshare {
+        Ok(())
+    } else {
+        Err(KernelError::Rights {
+            what: "making network namespaces",
+            capability: "CAP_SYS_ADMIN and CAP_NET_ADMIN",
+        })
+    }
+}
+
+fn refused(what: String, refusal: Refusal) -> KernelError {
+    match refusal {
+        Refusal::Errno(errno, hint) => KernelError::Refused {
+            what,
+            hint,
+            source: io::Error::from_raw_os_error(errno),
+        },
+        Refusal::Lost => KernelError::Lost { what },
+        Refusal::Socket(source) => KernelError::Socket {
+            place: format!("({what})"),
+            source,
+        },
+    }
+}

@@ -73,6 +73,8 @@ impl Progress {
     pub(crate) fn created(&mut self) {
         self.void = self.open;
         self.candidate = None;
+        // What was certain before was not said of this watch.
+        self.certain = 0;
     }
 
     /// Events arrived.

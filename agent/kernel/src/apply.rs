@@ -1,0 +1,580 @@
+//! Carrying out a plan: each operation as messages, in order, without choices. Entries go out many at once.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    os::fd::AsRawFd,
+    path::Path,
+};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage};
+use nix::errno::Errno;
+use weft_core::{
+    dataplane::{Bridge, BridgeTarget, Forward, Interface, Local, Port, PortFlags, Tunnel},
+    ownership,
+    plan::{Failures, Op, Outcome, Plan},
+};
+use weft_store_schema::{EndpointId, Family, IfName, NetworkName};
+
+use crate::{
+    Kernel, KernelError, addresses,
+    channel::{Channel, Refusal},
+    entries, links, namespace, refused,
+};
+
+/// One network while a plan is applied to it.
+struct Site<'k> {
+    kernel: &'k mut Kernel,
+    network: &'k NetworkName,
+    place: String,
+    /// Indexes of the namespace's links by name, read when first needed.
+    indexes: Option<HashMap<String, u32>>,
+    writes: u64,
+}
+
+impl Kernel {
+    /// Carries out a plan. What an operation needs and has failed holds it back; everything else is tried.
+    pub fn apply(&mut self, plan: &Plan) -> Outcome<KernelError> {
+        let mut outcome = Outcome {
+            done: 0,
+            writes: 0,
+            failed: Vec::new(),
+            held_back: Vec::new(),
+        };
+        for (network, ops) in &plan.networks {
+            let mut site = Site {
+                kernel: self,
+                network,
+                place: ownership::namespace_name(network),
+                indexes: None,
+                writes: 0,
+            };
+            let mut failures = Failures::default();
+            let mut rest = ops.as_slice();
+            while let Some(op) = rest.first() {
+                if failures.hold_back(op) {
+                    failures.note(op);
+                    outcome.held_back.push((network.clone(), op.clone()));
+                    rest = &rest[1..];
+                    continue;
+                }
+                let entries = rest
+                    .iter()
+                    .take_while(|op| is_entry(op) && !failures.hold_back(op))
+                    .count();
+                let (now, later) = rest.split_at(entries.max(1));
+                let failed = if entries > 0 {
+                    site.entries(now)
+                } else {
+                    site.one(op).err().map(|error| (0, error)).into_iter().collect()
+                };
+                outcome.done += now.len() - failed.len();
+                for (i, error) in failed {
+                    failures.note(&now[i]);
+                    outcome.failed.push((network.clone(), now[i].clone(), error));
+                }
+                rest = later;
+            }
+            outcome.writes += site.writes;
+        }
+        outcome
+    }
+}
+
+fn is_entry(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::PutForward(..)
+            | Op::DeleteVtep(..)
+            | Op::DeleteBridgeEntry(..)
+            | Op::PutNeighbour(..)
+            | Op::DeleteNeighbour(_)
+    )
+}
+
+/// Deleting what is gone already is done.
+fn unless_gone(result: Result<(), Refusal>) -> Result<(), Refusal> {
+    match result {
+        Err(refusal)
+            if [Errno::ENODEV, Errno::ENOENT, Errno::ESRCH, Errno::EADDRNOTAVAIL]
+                .iter()
+                .any(|e| refusal.is(*e)) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+impl Site<'_> {
+    fn one(&mut self, op: &Op) -> Result<(), KernelError> {
+        match op {
+            Op::CreateNamespace => self.create_namespace(),
+            Op::DeleteNamespace => self.delete_namespace(),
+            Op::PutBridge(bridge) => self.put_bridge(bridge),
+            Op::PutTunnel(family, tunnel) => self.put_tunnel(*family, tunnel),
+            Op::DeleteTunnel(family) => self.delete_link(ownership::tunnel_name(*family)),
+            Op::DeletePort(name) => self.delete_link(name.as_str()),
+            Op::CreateLocal(id, local) => self.create_local(id, local),
+            Op::PutPort(_, name, port) => self.put_port(name, port),
+            Op::PutInterface(id, interface) => self.put_interface(id, interface),
+            Op::PutAddress(id, net) => self.interface_request(
+                id,
+                |index| {
+                    (
+                        RouteNetlinkMessage::NewAddress(addresses::address(index, *net)),
+                        NLM_F_CREATE | NLM_F_REPLACE,
+                    )
+                },
+                &format!("give {net} to"),
+            ),
+            Op::DeleteAddress(id, net) => self.interface_request(
+                id,
+                |index| {
+                    (
+                        RouteNetlinkMessage::DelAddress(addresses::address(index, *net)),
+                        0,
+                    )
+                },
+                &format!("take {net} from"),
+            ),
+            Op::PutRoute(id, net) => self.interface_request(
+                id,
+                |index| {
+                    (
+                        RouteNetlinkMessage::NewRoute(addresses::route(index, *net)),
+                        NLM_F_CREATE | NLM_F_REPLACE,
+                    )
+                },
+                &format!("give the route {net} to"),
+            ),
+            Op::DeleteRoute(id, net) => self.interface_request(
+                id,
+                |index| (RouteNetlinkMessage::DelRoute(addresses::route(index, *net)), 0),
+                &format!("take the route {net} from"),
+            ),
+            Op::PutForward(..)
+            | Op::DeleteVtep(..)
+            | Op::DeleteBridgeEntry(..)
+            | Op::PutNeighbour(..)
+            | Op::DeleteNeighbour(_) => Ok(()),
+        }
+    }
+
+    fn channel(&mut self) -> Result<&mut Channel, KernelError> {
+        match self.kernel.enter(self.network)? {
+            Some(namespace) => Ok(&mut namespace.channel),
+            None => Err(KernelError::Lost {
+                what: format!("namespace {} is gone", self.place),
+            }),
+        }
+    }
+
+    fn index(&mut self, name: &str) -> Result<u32, KernelError> {
+        if self.indexes.is_none() {
+            let place = self.place.clone();
+            self.indexes = Some(links::indexes(self.channel()?, &place)?);
+        }
+        let known = self.indexes.as_ref().and_then(|all| all.get(name).copied());
+        known.ok_or_else(|| KernelError::NoInterface {
+            place: self.place.clone(),
+            ifname: name.to_owned(),
+        })
+    }
+
+    /// Sends link messages in order; the first that is refused ends it.
+    fn send(&mut self, what: &str, messages: Vec<(LinkMessage, u16)>) -> Result<(), KernelError> {
+        for (message, flags) in messages {
+            self.writes += 1;
+            let what = format!("{what} in {}", self.place);
+            self.channel()?
+                .request(RouteNetlinkMessage::NewLink(message), flags)
+                .map_err(|r| refused(what, r))?;
+        }
+        Ok(())
+    }
+
+    fn create_namespace(&mut self) -> Result<(), KernelError> {
+        self.kernel.forget(self.network);
+        let path = self.kernel.path_of(self.network);
+        namespace::create(&path)?;
+        self.writes += 1;
+        self.indexes = None;
+        // The sockets in it and its notifications.
+        self.channel().map(drop)
+    }
+
+    fn delete_namespace(&mut self) -> Result<(), KernelError> {
+        self.kernel.forget(self.network);
+        self.writes += 1;
+        namespace::remove(&self.kernel.path_of(self.network))
+    }
+
+    fn put_bridge(&mut self, bridge: &Bridge) -> Result<(), KernelError> {
+        let what = format!("make bridge {}", ownership::BRIDGE);
+        if bridge.ipv6 {
+            // Of devices that are there; for one to be made the default counts.
+            self.sysctl(&format!("net/ipv6/conf/{}/disable_ipv6", ownership::BRIDGE), "0")?;
+        }
+        self.send(
+            &what,
+            vec![
+                (links::new_bridge(bridge), NLM_F_CREATE),
+                (links::set_bridge(bridge), 0),
+            ],
+        )?;
+        self.indexes = None;
+        Ok(())
+    }
+
+    fn sysctl(&mut self, name: &str, value: &str) -> Result<(), KernelError> {
+        let path = Path::new("/proc/sys").join(name);
+        let what = format!("set {} to {value} in {}", name.replace('/', "."), self.place);
+        let Some(namespace) = self.kernel.enter(self.network)? else {
+            return Ok(());
+        };
+        let written = namespace::within(&namespace.file, || match fs::read_to_string(&path) {
+            Ok(now) if now.trim() != value => fs::write(&path, value).map(|()| true),
+            Ok(_) => Ok(false),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        });
+        match written.and_then(|inner| inner) {
+            Ok(changed) => {
+                self.writes += u64::from(changed);
+                Ok(())
+            }
+            Err(source) => Err(KernelError::Refused {
+                what,
+                hint: None,
+                source,
+            }),
+        }
+    }
+
+    fn put_tunnel(&mut self, family: Family, tunnel: &Tunnel) -> Result<(), KernelError> {
+        let name = ownership::tunnel_name(family);
+        let bridge = self.index(ownership::BRIDGE)?;
+        let exists = self.index(name).is_ok();
+        if !exists {
+            let Some(namespace) = self.kernel.enter(self.network)? else {
+                return Err(KernelError::Lost {
+                    what: format!("namespace {} is gone", self.place),
+                });
+            };
+            let fd = namespace.file.as_raw_fd();
+            let message = links::new_tunnel(family, tunnel, fd);
+            let what = format!(
+                "make vxlan device {name} with VNI {} on UDP port {} in {}",
+                tunnel.vni, tunnel.port, self.place
+            );
+            self.writes += 1;
+            // Asked for from the host's namespace, the device's UDP socket is there.
+            self.kernel
+                .host
+                .request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+                .map_err(|r| refused(what, r))?;
+            self.indexes = None;
+        }
+        let mut messages = vec![(links::set_master(name, bridge), 0)];
+        let flags = tunnel.bridge_port.unwrap_or(PortFlags::TUNNEL);
+        messages.push((links::set_port_flags(name, flags), 0));
+        // Up last: until then nothing is flooded.
+        messages.push(if exists {
+            (links::set_tunnel(family, tunnel), 0)
+        } else {
+            (links::set_up(name, tunnel.up), 0)
+        });
+        self.send(&format!("set up vxlan device {name}"), messages)
+    }
+
+    fn delete_link(&mut self, name: &str) -> Result<(), KernelError> {
+        let what = format!("remove {name} from {}", self.place);
+        self.writes += 1;
+        self.indexes = None;
+        let deleted = self
+            .channel()?
+            .request(RouteNetlinkMessage::DelLink(links::delete(name)), 0)
+            .map(drop);
+        unless_gone(deleted).map_err(|r| refused(what, r))
+    }
+
+    fn create_local(&mut self, id: &EndpointId, local: &Local) -> Result<(), KernelError> {
+        let Local {
+            port_name,
+            port,
+            interface,
+        } = local;
+        let netns = interface.attachment.netns.to_string();
+        let ifname = &interface.attachment.ifname;
+        let bridge = self.index(ownership::BRIDGE)?;
+        let container = self.kernel.open_attachment(&netns)?;
+        self.kernel.watch_container(&container, &netns, self.network, id);
+        let mut channel = Kernel::channel_in(&container, &netns)?;
+        let message = links::new_veth(
+            port_name.as_str(),
+            port,
+            bridge,
+            ifname.as_str(),
+            interface.mac,
+            interface.mtu,
+            container.as_raw_fd(),
+        );
+        self.writes += 1;
+        self.indexes = None;
+        let made = self
+            .channel()?
+            .request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL);
+        match made {
+            Ok(_) => {}
+            Err(refusal)
+                if refusal.is(Errno::EEXIST)
+                    && links::indexes(&mut channel, &netns)?.contains_key(ifname.as_str()) =>
+            {
+                return Err(KernelError::InterfaceExists {
+                    netns,
+                    ifname: ifname.to_string(),
+                });
+            }
+            Err(refusal) => {
+                return Err(refused(
+                    format!(
+                        "make the veth pair {port_name} in {} and {ifname} in {netns}",
+                        self.place
+                    ),
+                    refusal,
+                ));
+            }
+        }
+        let finished = self.finish_local(local, &mut channel, &netns);
+        if finished.is_err() {
+            // Half a veth would be found as an interface that is not the endpoint's.
+            if let Err(error) = self.delete_link(port_name.as_str()) {
+                tracing::warn!(%error, "a veth pair that was made half-way stays");
+            }
+        }
+        finished
+    }
+
+    fn finish_local(&mut self, local: &Local, channel: &mut Channel, netns: &str) -> Result<(), KernelError> {
+        let Local {
+            port_name,
+            port,
+            interface,
+        } = local;
+        let name = port_name.as_str();
+        let flags = port.bridge_port.unwrap_or(PortFlags::ENDPOINT);
+        let bridge = self.index(ownership::BRIDGE)?;
+        let what = format!("set up {name}");
+        // The alias once more: a kernel that makes nothing of it in the request that makes the device would
+        // leave us without what says that it is ours.
+        self.send(
+            &what,
+            vec![
+                (links::set_port_flags(name, flags), 0),
+                (links::set_port(name, port, bridge), 0),
+            ],
+        )?;
+        let ifname = interface.attachment.ifname.as_str();
+        let index = links::indexes(channel, netns)?
+            .get(ifname)
+            .copied()
+            .ok_or_else(|| KernelError::NoInterface {
+                place: netns.to_owned(),
+                ifname: ifname.to_owned(),
+            })?;
+        let link = links::set_interface(
+            index,
+            &interface.alias,
+            interface.mac,
+            interface.mtu,
+            interface.up,
+        );
+        let mut messages = vec![(RouteNetlinkMessage::NewLink(link), 0)];
+        let replace = NLM_F_CREATE | NLM_F_REPLACE;
+        for net in &interface.addresses {
+            messages.push((
+                RouteNetlinkMessage::NewAddress(addresses::address(index, *net)),
+                replace,
+            ));
+        }
+        for net in &interface.routes {
+            messages.push((
+                RouteNetlinkMessage::NewRoute(addresses::route(index, *net)),
+                replace,
+            ));
+        }
+        self.writes += messages.len() as u64;
+        match channel.batch(messages).into_iter().next() {
+            None => Ok(()),
+            Some((_, refusal)) => Err(refused(format!("give {ifname} in {netns} its address"), refusal)),
+        }
+    }
+
+    fn put_port(&mut self, name: &IfName, port: &Port) -> Result<(), KernelError> {
+        let bridge = self.index(ownership::BRIDGE)?;
+        let flags = port.bridge_port.unwrap_or(PortFlags::ENDPOINT);
+        let name = name.as_str();
+        // Enslaved first: flags are the port's, which comes with the bridge.
+        let messages = vec![
+            (links::set_port(name, port, bridge), 0),
+            (links::set_port_flags(name, flags), 0),
+        ];
+        self.send(&format!("set up {name}"), messages)
+    }
+
+    /// The container end of an endpoint's veth, found again by its alias and its other end.
+    fn container_end(&mut self, id: &EndpointId) -> Result<(Channel, u32, String), KernelError> {
+        let missing = || KernelError::Lost {
+            what: format!("the interface of endpoint {id} of network {}", self.network),
+        };
+        let (file, netns): (File, String) = {
+            let place = self
+                .kernel
+                .containers
+                .get(&(self.network.clone(), id.clone()))
+                .cloned()
+                .ok_or_else(missing)?;
+            (self.kernel.open_attachment(&place)?, place)
+        };
+        let mut channel = Kernel::channel_in(&file, &netns)?;
+        let ours = |link: &links::Link| {
+            link.endpoint()
+                .is_some_and(|e| e.network == *self.network && e.id == *id)
+        };
+        let index = links::dump(&mut channel, &netns)?
+            .iter()
+            .find(|l| ours(l))
+            .map(|l| l.index)
+            .ok_or_else(missing)?;
+        Ok((channel, index, netns))
+    }
+
+    fn put_interface(&mut self, id: &EndpointId, interface: &Interface) -> Result<(), KernelError> {
+        let (mut channel, index, netns) = self.container_end(id)?;
+        let link = links::set_interface(
+            index,
+            &interface.alias,
+            interface.mac,
+            interface.mtu,
+            interface.up,
+        );
+        self.writes += 1;
+        channel
+            .request(RouteNetlinkMessage::NewLink(link), 0)
+            .map(drop)
+            .map_err(|r| refused(format!("set up {} in {netns}", interface.attachment.ifname), r))
+    }
+
+    fn interface_request(
+        &mut self,
+        id: &EndpointId,
+        message: impl FnOnce(u32) -> (RouteNetlinkMessage, u16),
+        what: &str,
+    ) -> Result<(), KernelError> {
+        let (mut channel, index, netns) = self.container_end(id)?;
+        let (message, flags) = message(index);
+        self.writes += 1;
+        let result = channel.request(message, flags).map(drop);
+        let result = if flags == 0 { unless_gone(result) } else { result };
+        result.map_err(|r| refused(format!("{what} the interface of endpoint {id} in {netns}"), r))
+    }
+
+    /// Forwarding entries and neighbours, as many as there are in a row.
+    fn entries(&mut self, ops: &[Op]) -> Vec<(usize, KernelError)> {
+        let mut failed = Vec::new();
+        let mut messages = Vec::with_capacity(ops.len());
+        let mut places = Vec::with_capacity(ops.len());
+        for (i, op) in ops.iter().enumerate() {
+            match self.entry(op) {
+                Ok(Some(message)) => {
+                    messages.push(message);
+                    places.push(i);
+                }
+                Ok(None) => {}
+                Err(error) => failed.push((i, error)),
+            }
+        }
+        self.writes += messages.len() as u64;
+        let refusals = match self.channel() {
+            Ok(channel) => channel.batch(messages),
+            Err(_) => (0..messages.len()).map(|i| (i, Refusal::Lost)).collect(),
+        };
+        for (i, refusal) in refusals {
+            let i = places[i];
+            let deletes = matches!(
+                ops[i],
+                Op::DeleteVtep(..) | Op::DeleteBridgeEntry(..) | Op::DeleteNeighbour(_)
+            );
+            let result = if deletes {
+                unless_gone(Err(refusal))
+            } else {
+                Err(refusal)
+            };
+            if let Err(refusal) = result {
+                failed.push((
+                    i,
+                    refused(format!("{} of {}", describe(&ops[i]), self.place), refusal),
+                ));
+            }
+        }
+        failed.sort_by_key(|(i, _)| *i);
+        failed
+    }
+
+    /// The message of an entry's operation; none if the device is gone and the deletion thereby done.
+    fn entry(&mut self, op: &Op) -> Result<Option<(RouteNetlinkMessage, u16)>, KernelError> {
+        let replace = NLM_F_CREATE | NLM_F_REPLACE;
+        let put = |message| Some((RouteNetlinkMessage::NewNeighbour(message), replace));
+        let delete = |message| Some((RouteNetlinkMessage::DelNeighbour(message), 0));
+        Ok(match op {
+            Op::PutForward(mac, Forward::Remote(vtep)) => {
+                let tunnel = self.index(ownership::tunnel_name(Family::of(*vtep)))?;
+                put(entries::put_remote(tunnel, *mac, *vtep))
+            }
+            Op::PutForward(mac, Forward::Local(port)) => {
+                put(entries::put_local(self.index(port.as_str())?, *mac))
+            }
+            Op::PutNeighbour(of, mac) => put(entries::neighbour(
+                self.index(ownership::BRIDGE)?,
+                *of,
+                Some(*mac),
+            )),
+            Op::DeleteVtep(mac, vtep) => match self.index(ownership::tunnel_name(Family::of(*vtep))) {
+                Ok(tunnel) => delete(entries::delete_vtep(tunnel, *mac, *vtep)),
+                Err(KernelError::NoInterface { .. }) => None,
+                Err(error) => return Err(error),
+            },
+            Op::DeleteBridgeEntry(mac, target) => {
+                let name = match target {
+                    BridgeTarget::Port(port) => port.to_string(),
+                    BridgeTarget::Tunnel(family) => ownership::tunnel_name(*family).to_owned(),
+                };
+                match self.index(&name) {
+                    Ok(port) => delete(entries::delete_bridge_entry(port, *mac)),
+                    Err(KernelError::NoInterface { .. }) => None,
+                    Err(error) => return Err(error),
+                }
+            }
+            Op::DeleteNeighbour(of) => match self.index(ownership::BRIDGE) {
+                Ok(bridge) => delete(entries::neighbour(bridge, *of, None)),
+                Err(KernelError::NoInterface { .. }) => None,
+                Err(error) => return Err(error),
+            },
+            _ => None,
+        })
+    }
+}
+
+fn describe(op: &Op) -> String {
+    match op {
+        Op::PutForward(mac, Forward::Remote(vtep)) => format!("put the forwarding entry {mac} to {vtep}"),
+        Op::PutForward(mac, Forward::Local(port)) => format!("put the forwarding entry {mac} to {port}"),
+        Op::DeleteVtep(mac, vtep) => format!("remove the forwarding entry {mac} to {vtep}"),
+        Op::DeleteBridgeEntry(mac, _) => format!("remove the bridge's entry {mac}"),
+        Op::PutNeighbour(of, mac) => format!("put the neighbour {of} at {mac}"),
+        Op::DeleteNeighbour(of) => format!("remove the neighbour {of}"),
+        other => format!("{other:?}"),
+    }
+}

@@ -1,0 +1,319 @@
+//! A netlink socket of one namespace: requests, dumps and batches, each with its answers.
+//!
+//! In: typed messages. Out: typed answers, and the kernel's refusals with its own words. It knows nothing of
+//! what the messages mean.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    time::Duration,
+};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::sys::socket::{setsockopt, sockopt};
+
+/// Messages in one send. More gains nothing, and the answers to this many fit into any receive buffer.
+const BATCH: usize = 128;
+/// Receive buffer in bytes: all error answers of a batch, and a good part of a dump.
+const RECEIVE_BUFFER: usize = 4 << 20;
+/// The kernel answers at once; only answers that were dropped never come.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A dump that keeps being interrupted by changes is taken as it is after so many tries; the notifications
+/// of those changes have it looked at again.
+const DUMP_TRIES: usize = 10;
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_DUMP_INTR: u16 = 0x10;
+const NLM_F_ACK_TLVS: u16 = 0x200;
+const NLMSGERR_ATTR_MSG: u16 = 1;
+const HEADER: usize = 16;
+
+/// The kernel's answer to a request that it did not carry out.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// An error number and, if the kernel gave one, a text.
+    Errno(i32, Option<String>),
+    /// The answer was lost.
+    Lost,
+    /// The socket itself failed.
+    Socket(io::Error),
+}
+
+impl Refusal {
+    pub(crate) fn is(&self, errno: nix::errno::Errno) -> bool {
+        matches!(self, Self::Errno(n, _) if *n == errno as i32)
+    }
+}
+
+/// A netlink socket.
+pub(crate) struct Channel {
+    socket: Socket,
+    sequence: u32,
+    out: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl Channel {
+    /// Opens a socket in the calling thread's namespace.
+    pub(crate) fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        // Only the header of a refused request comes back, and after it the kernel's words.
+        socket.set_cap_ack(true)?;
+        socket.set_ext_ack(true)?;
+        socket.set_netlink_get_strict_chk(true)?;
+        // SAFETY-free borrow: the descriptor lives as long as the socket.
+        let fd = borrow(&socket);
+        if setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            setsockopt(&fd, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
+        }
+        setsockopt(
+            &fd,
+            sockopt::ReceiveTimeout,
+            &nix::sys::time::TimeVal::new(PATIENCE.as_secs() as i64, 0),
+        )?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+            out: Vec::new(),
+            buffer: vec![0; 1 << 18],
+        })
+    }
+
+    fn push(&mut self, message: RouteNetlinkMessage, flags: u16) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+        message.finalize();
+        let start = self.out.len();
+        // Messages in one send start at multiples of four (NLMSG_ALIGN).
+        self.out
+            .resize(start + message.buffer_len().next_multiple_of(4), 0);
+        message.serialize(&mut self.out[start..start + message.buffer_len()]);
+        self.sequence
+    }
+
+    fn send(&mut self) -> Result<(), Refusal> {
+        let result = self.socket.send(&self.out, 0);
+        self.out.clear();
+        result.map(drop).map_err(Refusal::Socket)
+    }
+
+    /// Reads one datagram and hands over each message in it: type, flags, sequence, whole bytes.
+    fn receive(&mut self, mut each: impl FnMut(u16, u16, u32, &[u8])) -> Result<(), Refusal> {
+        let size = loop {
+            match self.socket.recv(&mut &mut self.buffer[..], 0) {
+                Ok(size) => break size,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(Refusal::Lost),
+                Err(e) if e.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) => {
+                    return Err(Refusal::Lost);
+                }
+                Err(e) => return Err(Refusal::Socket(e)),
+            }
+        };
+        let mut rest = &self.buffer[..size];
+        while let Some(length) = u32_at(rest, 0) {
+            let length = length as usize;
+            if length < HEADER || length > rest.len() {
+                break;
+            }
+            let (message, _) = rest.split_at(length);
+            let (Some(kind), Some(flags), Some(sequence)) =
+                (u16_at(message, 4), u16_at(message, 6), u32_at(message, 8))
+            else {
+                break;
+            };
+            each(kind, flags, sequence, message);
+            rest = &rest[length.next_multiple_of(4).min(rest.len())..];
+        }
+        Ok(())
+    }
+
+    /// Sends a request and returns what came before its acknowledgement.
+    pub(crate) fn request(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
+        let wanted = self.push(message, flags | NLM_F_ACK);
+        self.send()?;
+        let mut answers = Vec::new();
+        let mut end = None;
+        while end.is_none() {
+            self.receive(|kind, flags, sequence, bytes| {
+                if sequence != wanted {
+                    return;
+                }
+                if kind == NLMSG_ERROR {
+                    end = Some(error_of(flags, bytes));
+                } else if let Some(answer) = decode(bytes) {
+                    answers.push(answer);
+                }
+            })?;
+        }
+        match end.flatten() {
+            Some(refusal) => Err(refusal),
+            None => Ok(answers),
+        }
+    }
+
+    /// Sends requests, many in one send, and returns those that were refused by their place in the list.
+    /// The kernel carries them out in order, each whatever became of the others.
+    pub(crate) fn batch(&mut self, messages: Vec<(RouteNetlinkMessage, u16)>) -> Vec<(usize, Refusal)> {
+        let mut refused = Vec::new();
+        let total = messages.len();
+        let mut messages = messages.into_iter();
+        let mut done = 0;
+        while done < total {
+            let count = BATCH.min(total - done);
+            let first = self.sequence.wrapping_add(1);
+            for (i, (message, flags)) in messages.by_ref().take(count).enumerate() {
+                // Refusals are answered always; one acknowledgement at the end says that all were read.
+                let ack = if i + 1 == count { NLM_F_ACK } else { 0 };
+                self.push(message, flags | ack);
+            }
+            let last = self.sequence;
+            if let Err(error) = self.finish_batch(first, last, done, &mut refused) {
+                let lost = |_: &Refusal| Refusal::Lost;
+                refused.extend((done..done + count).map(|i| (i, lost(&error))));
+            }
+            done += count;
+        }
+        refused
+    }
+
+    fn finish_batch(
+        &mut self,
+        first: u32,
+        last: u32,
+        offset: usize,
+        refused: &mut Vec<(usize, Refusal)>,
+    ) -> Result<(), Refusal> {
+        self.send()?;
+        let mut ended = false;
+        while !ended {
+            self.receive(|kind, flags, sequence, bytes| {
+                let place = sequence.wrapping_sub(first);
+                if kind != NLMSG_ERROR || place > last.wrapping_sub(first) {
+                    return;
+                }
+                if let Some(refusal) = error_of(flags, bytes) {
+                    refused.push((offset + place as usize, refusal));
+                }
+                ended |= sequence == last;
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Asks for all objects that the message describes.
+    pub(crate) fn dump(
+        &mut self,
+        message: &RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
+        for last_try in (0..DUMP_TRIES).rev() {
+            let wanted = self.push(message.clone(), NLM_F_DUMP);
+            self.send()?;
+            let (mut objects, mut end, mut interrupted) = (Vec::new(), None, false);
+            while end.is_none() {
+                self.receive(|kind, flags, sequence, bytes| {
+                    if sequence != wanted {
+                        return;
+                    }
+                    interrupted |= flags & NLM_F_DUMP_INTR != 0;
+                    match kind {
+                        NLMSG_DONE | NLMSG_ERROR => end = Some(error_of(flags, bytes)),
+                        _ => objects.extend(decode(bytes)),
+                    }
+                })?;
+            }
+            if let Some(Some(refusal)) = end {
+                return Err(refusal);
+            }
+            if !interrupted || last_try == 0 {
+                return Ok(objects);
+            }
+        }
+        Err(Refusal::Lost)
+    }
+}
+
+fn borrow(socket: &Socket) -> BorrowedFd<'_> {
+    socket.as_fd()
+}
+
+impl std::fmt::Debug for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Channel({})", self.socket.as_raw_fd())
+    }
+}
+
+/// A message of a kind that this code has no use for, or that the packet crate cannot read, is skipped: the
+/// kernel may know objects that weft does not.
+fn decode(bytes: &[u8]) -> Option<RouteNetlinkMessage> {
+    let kind = u16_at(bytes, 4)?;
+    let mut header = NetlinkHeader::default();
+    header.message_type = kind;
+    match RouteNetlinkMessage::deserialize(&header, bytes.get(HEADER..)?) {
+        Ok(message) => Some(message),
+        Err(error) => {
+            tracing::debug!(kind, %error, "a netlink message cannot be read");
+            None
+        }
+    }
+}
+
+/// The refusal in an error answer (or at a dump's end); none for an acknowledgement.
+fn error_of(flags: u16, bytes: &[u8]) -> Option<Refusal> {
+    let errno = u32_at(bytes, HEADER).map_or(0, |n| n as i32);
+    if errno == 0 {
+        return None;
+    }
+    let mut text = None;
+    if flags & NLM_F_ACK_TLVS != 0 {
+        // Behind the error number stands the header of the request, and only that (NETLINK_CAP_ACK).
+        let mut rest = bytes.get(HEADER + 4 + HEADER..).unwrap_or_default();
+        while let (Some(length), Some(kind)) = (u16_at(rest, 0), u16_at(rest, 2)) {
+            let length = usize::from(length);
+            let Some(value) = rest.get(4..length) else { break };
+            if kind & 0x3fff == NLMSGERR_ATTR_MSG {
+                let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());
+                text = Some(String::from_utf8_lossy(&value[..end]).into_owned());
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+    Some(Refusal::Errno(-errno, text))
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// Decodes the messages of one datagram of notifications.
+pub(crate) fn decode_all(mut bytes: &[u8]) -> Vec<RouteNetlinkMessage> {
+    let mut messages = Vec::new();
+    while let Some(length) = u32_at(bytes, 0) {
+        let length = length as usize;
+        if length < HEADER || length > bytes.len() {
+            break;
+        }
+        messages.extend(decode(&bytes[..length]));
+        bytes = &bytes[length.next_multiple_of(4).min(bytes.len())..];
+    }
+    messages
+}

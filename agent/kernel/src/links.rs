@@ -1,0 +1,376 @@
+//! Links as messages: from the values of the data plane to requests, and from dumps to the values.
+
+use std::{collections::HashMap, net::IpAddr, os::fd::RawFd};
+
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    link::{
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
+        InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+        LinkMessage,
+    },
+};
+use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
+use weft_core::{
+    dataplane::{Bridge, Port, PortFlags, Tunnel},
+    ownership,
+};
+use weft_store_schema::{EndpointRef, Family, IfName, Mac, Vni};
+
+use crate::{KernelError, channel::Channel, refused};
+
+/// One link of a namespace as a dump tells it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) alias: String,
+    pub(crate) kind: Option<InfoKind>,
+    pub(crate) mtu: u32,
+    pub(crate) up: bool,
+    pub(crate) mac: Option<Mac>,
+    pub(crate) master: Option<u32>,
+    /// Index of the other end of a veth, in the other end's namespace.
+    pub(crate) peer: Option<u32>,
+    data: Option<InfoData>,
+    port: Option<PortFlags>,
+    ipv6: bool,
+    link_local: bool,
+}
+
+impl Link {
+    pub(crate) fn read(message: LinkMessage) -> Self {
+        let mut link = Self {
+            index: message.header.index,
+            up: message.header.flags.contains(LinkFlags::Up),
+            ..Self::default()
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::IfAlias(alias) => link.alias = alias,
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Controller(index) => link.master = Some(index).filter(|i| *i != 0),
+                LinkAttribute::Link(index) => link.peer = Some(index),
+                LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().and_then(Mac::new),
+                LinkAttribute::LinkInfo(infos) => link.read_info(infos),
+                LinkAttribute::AfSpecUnspec(specs) => link.read_families(specs),
+                _ => {}
+            }
+        }
+        link
+    }
+
+    fn read_info(&mut self, infos: Vec<LinkInfo>) {
+        for info in infos {
+            match info {
+                LinkInfo::Kind(kind) => self.kind = Some(kind),
+                LinkInfo::Data(data) => self.data = Some(data),
+                LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => {
+                    let flag = |wanted: fn(&InfoBridgePort) -> Option<bool>| {
+                        attributes.iter().find_map(wanted).unwrap_or_default()
+                    };
+                    self.port = Some(PortFlags {
+                        learning: flag(|a| {
+                            if let InfoBridgePort::Learning(v) = a {
+                                Some(*v)
+                            } else {
+                                None
+                            }
+                        }),
+                        unicast_flood: flag(|a| {
+                            if let InfoBridgePort::UnicastFlood(v) = a {
+                                Some(*v)
+                            } else {
+                                None
+                            }
+                        }),
+                        multicast_flood: flag(|a| {
+                            if let InfoBridgePort::MulticastFlood(v) = a {
+                                Some(*v)
+                            } else {
+                                None
+                            }
+                        }),
+                        broadcast_flood: flag(|a| {
+                            if let InfoBridgePort::BroadcastFlood(v) = a {
+                                Some(*v)
+                            } else {
+                                None
+                            }
+                        }),
+                        neigh_suppress: flag(|a| {
+                            if let InfoBridgePort::NeighSupress(v) = a {
+                                Some(*v)
+                            } else {
+                                None
+                            }
+                        }),
+                    });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn read_families(&mut self, specs: Vec<AfSpecUnspec>) {
+        for spec in specs {
+            let AfSpecUnspec::Inet6(attributes) = spec else {
+                continue;
+            };
+            // The family is listed only for a device that has IPv6 at all.
+            self.ipv6 = true;
+            self.link_local = true;
+            for attribute in attributes {
+                match attribute {
+                    AfSpecInet6::DevConf(conf) => self.ipv6 = conf.disable_ipv6 == 0,
+                    AfSpecInet6::AddrGenMode(mode) => self.link_local = mode != In6AddrGenMode::None,
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    pub(crate) fn is_bridge(&self) -> bool {
+        self.kind == Some(InfoKind::Bridge) && self.name == ownership::BRIDGE
+    }
+
+    pub(crate) fn tunnel_family(&self) -> Option<Family> {
+        ownership::family_of_tunnel(&self.name).filter(|_| self.kind == Some(InfoKind::Vxlan))
+    }
+
+    /// The endpoint that a veth is an end of, if its alias says that it is ours.
+    pub(crate) fn endpoint(&self) -> Option<EndpointRef> {
+        ownership::endpoint_of_alias(&self.alias).filter(|_| self.kind == Some(InfoKind::Veth))
+    }
+
+    fn mtu(&self) -> u16 {
+        // Larger than any MTU of ours: different from whatever is wanted.
+        u16::try_from(self.mtu).unwrap_or(u16::MAX)
+    }
+
+    pub(crate) fn to_bridge(&self) -> Bridge {
+        let mut snooping = true;
+        if let Some(InfoData::Bridge(attributes)) = &self.data {
+            for attribute in attributes {
+                if let InfoBridge::MulticastSnooping(on) = attribute {
+                    snooping = *on;
+                }
+            }
+        }
+        Bridge {
+            mtu: self.mtu(),
+            up: self.up,
+            multicast_snooping: snooping,
+            ipv6: self.ipv6,
+            link_local: self.link_local,
+        }
+    }
+
+    /// The tunnel; none if it lacks what makes it one of ours, which only a device made by somebody else can.
+    pub(crate) fn to_tunnel(&self, bridge: Option<u32>) -> Option<Tunnel> {
+        let Some(InfoData::Vxlan(attributes)) = &self.data else {
+            return None;
+        };
+        let (mut vni, mut port, mut local, mut learning) = (None, None, None, false);
+        for attribute in attributes {
+            match attribute {
+                InfoVxlan::Id(id) => vni = Vni::new((*id).into()),
+                InfoVxlan::Port(number) => port = Some(*number),
+                InfoVxlan::Local(address) => local = Some(IpAddr::V4(*address)),
+                InfoVxlan::Local6(address) => local = Some(IpAddr::V6(*address)),
+                InfoVxlan::Learning(on) => learning = *on,
+                _ => {}
+            }
+        }
+        Some(Tunnel {
+            vni: vni?,
+            port: port?,
+            local: local?,
+            mtu: self.mtu(),
+            up: self.up,
+            learning,
+            bridge_port: self.bridge_port(bridge),
+        })
+    }
+
+    pub(crate) fn to_port(&self, bridge: Option<u32>) -> Option<(IfName, Port)> {
+        let port = Port {
+            alias: self.alias.clone(),
+            mtu: self.mtu(),
+            up: self.up,
+            bridge_port: self.bridge_port(bridge),
+        };
+        Some((IfName::new(&self.name).ok()?, port))
+    }
+
+    fn bridge_port(&self, bridge: Option<u32>) -> Option<PortFlags> {
+        self.port
+            .filter(|_| self.master.is_some() && self.master == bridge)
+    }
+}
+
+/// All links of a namespace.
+pub(crate) fn dump(channel: &mut Channel, place: &str) -> Result<Vec<Link>, KernelError> {
+    let message = LinkMessageBuilder::<LinkUnspec>::new()
+        .append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]))
+        .build();
+    let objects = channel
+        .dump(&RouteNetlinkMessage::GetLink(message))
+        .map_err(|r| refused(format!("list the interfaces of {place}"), r))?;
+    Ok(objects
+        .into_iter()
+        .filter_map(|object| match object {
+            RouteNetlinkMessage::NewLink(link) => Some(Link::read(link)),
+            _ => None,
+        })
+        .collect())
+}
+
+/// Indexes of a namespace's links by name.
+pub(crate) fn indexes(channel: &mut Channel, place: &str) -> Result<HashMap<String, u32>, KernelError> {
+    Ok(dump(channel, place)?
+        .into_iter()
+        .map(|link| (link.name, link.index))
+        .collect())
+}
+
+pub(crate) fn new_bridge(bridge: &Bridge) -> LinkMessage {
+    LinkMessageBuilder::<LinkBridge>::new(ownership::BRIDGE)
+        .mcast_snooping(bridge.multicast_snooping)
+        .mtu(bridge.mtu.into())
+        .build()
+}
+
+/// Properties that can be set only on a bridge that exists.
+pub(crate) fn set_bridge(bridge: &Bridge) -> LinkMessage {
+    let mode = if bridge.link_local {
+        In6AddrGenMode::Eui64
+    } else {
+        In6AddrGenMode::None
+    };
+    let spec = vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)])];
+    by_name(ownership::BRIDGE, bridge.up)
+        .append_extra_attribute(LinkAttribute::AfSpecUnspec(spec))
+        .build()
+}
+
+fn by_name(name: &str, up: bool) -> LinkMessageBuilder<LinkUnspec> {
+    let builder = LinkUnspec::new_with_name(name);
+    if up { builder.up() } else { builder.down() }
+}
+
+pub(crate) fn new_tunnel(family: Family, tunnel: &Tunnel, namespace: RawFd) -> LinkMessage {
+    let builder = LinkVxlan::new(ownership::tunnel_name(family), tunnel.vni.get())
+        .port(tunnel.port)
+        .learning(tunnel.learning);
+    let builder = match tunnel.local {
+        IpAddr::V4(address) => builder.local(address),
+        IpAddr::V6(address) => builder.local6(address),
+    };
+    builder.mtu(tunnel.mtu.into()).setns_by_fd(namespace).build()
+}
+
+/// What of an existing tunnel can be changed.
+pub(crate) fn set_tunnel(family: Family, tunnel: &Tunnel) -> LinkMessage {
+    let local = match tunnel.local {
+        IpAddr::V4(address) => InfoVxlan::Local(address),
+        IpAddr::V6(address) => InfoVxlan::Local6(address),
+    };
+    let mut message = by_name(ownership::tunnel_name(family), tunnel.up)
+        .mtu(tunnel.mtu.into())
+        .build();
+    let data = InfoData::Vxlan(vec![
+        InfoVxlan::Id(tunnel.vni.get()),
+        local,
+        InfoVxlan::Learning(tunnel.learning),
+    ]);
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Vxlan),
+        LinkInfo::Data(data),
+    ]));
+    message
+}
+
+/// Enslaves a device to the bridge.
+pub(crate) fn set_master(name: &str, bridge: u32) -> LinkMessage {
+    let mut message = LinkUnspec::new_with_name(name).controller(bridge).build();
+    keep_flags(&mut message);
+    message
+}
+
+/// A message that does not speak of `up` must not change it.
+fn keep_flags(message: &mut LinkMessage) {
+    message.header.flags = LinkFlags::empty();
+    message.header.change_mask = LinkFlags::empty();
+}
+
+/// Sets a bridge port's flags.
+pub(crate) fn set_port_flags(name: &str, flags: PortFlags) -> LinkMessage {
+    let data = InfoPortData::BridgePort(vec![
+        InfoBridgePort::Learning(flags.learning),
+        InfoBridgePort::UnicastFlood(flags.unicast_flood),
+        InfoBridgePort::MulticastFlood(flags.multicast_flood),
+        InfoBridgePort::BroadcastFlood(flags.broadcast_flood),
+        InfoBridgePort::NeighSupress(flags.neigh_suppress),
+    ]);
+    let mut message = LinkUnspec::new_with_name(name)
+        .set_port_kind(InfoPortKind::Bridge)
+        .set_port_data(data)
+        .build();
+    keep_flags(&mut message);
+    message
+}
+
+pub(crate) fn set_up(name: &str, up: bool) -> LinkMessage {
+    by_name(name, up).build()
+}
+
+/// A veth pair: the host end here, enslaved; the container end in the container's namespace.
+pub(crate) fn new_veth(
+    name: &str,
+    port: &Port,
+    bridge: u32,
+    ifname: &str,
+    mac: Mac,
+    mtu: u16,
+    container: RawFd,
+) -> LinkMessage {
+    let peer = LinkMessageBuilder::<LinkUnspec>::new()
+        .name(ifname)
+        .address(mac.bytes().to_vec())
+        .mtu(mtu.into())
+        .setns_by_fd(container)
+        .build();
+    LinkMessageBuilder::<LinkVeth>::new(name, ifname)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        .alias(port.alias.clone())
+        .mtu(port.mtu.into())
+        .controller(bridge)
+        .build()
+}
+
+pub(crate) fn set_port(name: &str, port: &Port, bridge: u32) -> LinkMessage {
+    by_name(name, port.up)
+        .alias(port.alias.clone())
+        .mtu(port.mtu.into())
+        .controller(bridge)
+        .build()
+}
+
+pub(crate) fn set_interface(index: u32, alias: &str, mac: Mac, mtu: u16, up: bool) -> LinkMessage {
+    let builder = LinkUnspec::new_with_index(index);
+    let builder = if up { builder.up() } else { builder.down() };
+    builder
+        .alias(alias)
+        .address(mac.bytes().to_vec())
+        .mtu(mtu.into())
+        .build()
+}
+
+pub(crate) fn delete(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.interface_family = AddressFamily::Unspec;
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message
+}

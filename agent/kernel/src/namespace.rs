@@ -1,0 +1,278 @@
+//! Network namespaces: making, finding, opening and entering them, and which of them an endpoint may name.
+//!
+//! A thread that enters another namespace is made for it and ends with it: no thread that does anything else
+//! ever changes its namespace.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::{
+        fd::AsFd,
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    thread,
+};
+
+use nix::{
+    fcntl::{OFlag, openat},
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
+    sys::{stat::Mode, statfs::fstatfs},
+};
+use weft_core::ownership;
+use weft_store_schema::NetworkName;
+
+use crate::{KernelError, channel::Channel};
+
+/// The file system of namespaces (`NSFS_MAGIC`, include/uapi/linux/magic.h).
+const NSFS_MAGIC: i64 = 0x6e73_6673;
+
+/// Which namespace it is, whatever paths lead to it.
+pub(crate) type Identity = (u64, u64);
+
+pub(crate) fn identity(file: &File) -> io::Result<Identity> {
+    let meta = file.metadata()?;
+    Ok((meta.dev(), meta.ino()))
+}
+
+/// Opens a namespace's file, and makes sure that it is one.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc_flags())
+        .open(path)?;
+    ensure_network_namespace(&file)?;
+    Ok(file)
+}
+
+fn libc_flags() -> i32 {
+    (OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).bits()
+}
+
+fn ensure_network_namespace(file: &File) -> io::Result<()> {
+    let system = fstatfs(file)?;
+    if system.filesystem_type().0 != NSFS_MAGIC || !is_network(file) {
+        return Err(io::Error::other("it is not a network namespace"));
+    }
+    Ok(())
+}
+
+/// `setns` with a type succeeds only for a namespace of that type; asked in a thread of its own, which ends
+/// with it.
+fn is_network(file: &File) -> bool {
+    thread::scope(|scope| {
+        scope
+            .spawn(|| setns(file.as_fd(), CloneFlags::CLONE_NEWNET).is_ok())
+            .join()
+            .unwrap_or(false)
+    })
+}
+
+/// Runs a function in a namespace, on a thread of its own.
+pub(crate) fn within<T: Send>(file: &File, f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| -> io::Result<T> {
+            setns(file.as_fd(), CloneFlags::CLONE_NEWNET)?;
+            Ok(f())
+        });
+        inside
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+    })
+}
+
+/// A network's namespace, with a socket in it.
+#[derive(Debug)]
+pub(crate) struct Namespace {
+    pub(crate) file: File,
+    pub(crate) identity: Identity,
+    pub(crate) channel: Channel,
+}
+
+impl Namespace {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let file = open(path)?;
+        let identity = identity(&file)?;
+        let channel = within(&file, Channel::open)??;
+        Ok(Self {
+            file,
+            identity,
+            channel,
+        })
+    }
+}
+
+/// Settings inside a network's namespace. Those of a kernel without the feature are passed over.
+const SYSCTLS: &[(&str, &str)] = &[
+    // The devices are switch ports: they hold no addresses and never speak for themselves.
+    ("net/ipv6/conf/default/addr_gen_mode", "1"),
+    ("net/ipv6/conf/all/accept_ra", "0"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+    ("net/ipv6/conf/default/accept_dad", "0"),
+    ("net/ipv6/conf/default/router_solicitations", "0"),
+    // Bridged frames pass no packet filter here.
+    ("net/bridge/bridge-nf-call-iptables", "0"),
+    ("net/bridge/bridge-nf-call-ip6tables", "0"),
+    ("net/bridge/bridge-nf-call-arptables", "0"),
+];
+
+/// Makes a namespace and binds it to a file. A file that is left from a crash half-way is used.
+pub(crate) fn create(path: &Path) -> Result<(), KernelError> {
+    let error = |action| {
+        move |source| KernelError::Namespace {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    if let Some(parent) = path.parent() {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(parent)
+            .map_err(|source| KernelError::Directory {
+                path: parent.to_owned(),
+                source,
+            })?;
+    }
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o444)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .open(path)
+        .map_err(error("make the file of"))?;
+    let made = thread::scope(|scope| {
+        let inside = scope.spawn(|| -> io::Result<()> {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            for (name, value) in SYSCTLS {
+                match fs::write(Path::new("/proc/sys").join(name), value) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                    _ => {}
+                }
+            }
+            mount(
+                Some("/proc/thread-self/ns/net"),
+                path,
+                None::<&str>,
+                MsFlags::MS_BIND,
+                None::<&str>,
+            )?;
+            Ok(())
+        });
+        inside
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+    });
+    made.map_err(error("make"))
+}
+
+/// Removes a namespace's file; the kernel clears the namespace when nothing else holds it.
+pub(crate) fn remove(path: &Path) -> Result<(), KernelError> {
+    let error = |source: io::Error| KernelError::Namespace {
+        action: "remove",
+        path: path.to_owned(),
+        source,
+    };
+    loop {
+        // Mounted twice by a race with somebody else, it takes two to get to the file.
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => break,
+            Err(e) => return Err(error(e.into())),
+        }
+    }
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(error(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Our namespaces in a directory: by name, whether or not they are whole.
+pub(crate) fn list(dir: &Path) -> Result<Vec<(NetworkName, PathBuf)>, KernelError> {
+    let error = |source| KernelError::Directory {
+        path: dir.to_owned(),
+        source,
+    };
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(error(e)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(error)?;
+        if let Some(network) = entry
+            .file_name()
+            .to_str()
+            .and_then(ownership::network_of_namespace)
+        {
+            found.push((network, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Opens the namespace that an endpoint names, if it is one that an endpoint may name.
+///
+/// A record must not be able to turn this process against its host: the path is one component below an
+/// allowed directory, no link is followed below that, the file is a network namespace, and neither the host's own nor
+/// one of weft's.
+pub(crate) fn open_attachment(
+    path: &str,
+    allowed: &[PathBuf],
+    forbidden: &[Identity],
+) -> Result<File, KernelError> {
+    let refuse = |why: String| KernelError::Attachment {
+        path: path.to_owned(),
+        why,
+    };
+    let whole = Path::new(path);
+    let (Some(dir), Some(name)) = (whole.parent(), whole.file_name()) else {
+        return Err(refuse("it is not the path of a network namespace".to_owned()));
+    };
+    if !allowed.iter().any(|a| a == dir) {
+        let allowed: Vec<_> = allowed.iter().map(|d| d.display().to_string()).collect();
+        return Err(refuse(format!(
+            "attachments have to be directly inside {}; another directory is allowed with attachment_dirs",
+            allowed.join(", ")
+        )));
+    }
+    if name
+        .to_str()
+        .is_some_and(|n| n.starts_with(ownership::NAMESPACE_PREFIX))
+    {
+        return Err(refuse("this namespace is one of weft's own".to_owned()));
+    }
+    let dir = OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).bits())
+        .open(dir)
+        .map_err(|e| refuse(format!("its directory cannot be opened: {e}")))?;
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    let file: File = match openat(dir.as_fd(), name, flags, Mode::empty()) {
+        Ok(fd) => fd.into(),
+        Err(nix::errno::Errno::ENOENT) => {
+            return Err(refuse(
+                "there is no such network namespace; is the container running?".to_owned(),
+            ));
+        }
+        Err(nix::errno::Errno::ELOOP) => {
+            return Err(refuse(
+                "it is a symbolic link; name the namespace itself".to_owned(),
+            ));
+        }
+        Err(e) => return Err(refuse(format!("it cannot be opened: {}", e.desc()))),
+    };
+    ensure_network_namespace(&file).map_err(|e| refuse(e.to_string()))?;
+    let identity = identity(&file).map_err(|e| refuse(e.to_string()))?;
+    if forbidden.contains(&identity) {
+        return Err(refuse(
+            "this namespace is the host's own, or one of weft's".to_owned(),
+        ));
+    }
+    Ok(file)
+}

@@ -1,0 +1,206 @@
+//! Which record writes are owed, which are under way, and when the rest are due. Time is an argument.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use weft_core::{
+    chores::Chore,
+    record::{Transaction, Write},
+};
+use weft_store_schema::{Key, NetworkName};
+
+/// Between two agents' attempts at what is nobody's own: long enough for the first to be done and seen.
+const RANK_PAUSE: Duration = Duration::from_millis(150);
+/// No chore waits longer than this for its turn, however many agents there are.
+const LONGEST_RANK_PAUSE: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+struct Task {
+    due: Instant,
+    attempts: u32,
+    running: bool,
+}
+
+/// What is owed.
+#[derive(Debug, Default)]
+pub(crate) struct ChoreBook {
+    tasks: BTreeMap<Chore, Task>,
+    claiming: BTreeMap<NetworkName, BTreeMap<IpAddr, usize>>,
+}
+
+impl ChoreBook {
+    /// Notes what is owed. What is noted already keeps its place, but its wait ends if it may now succeed.
+    pub(crate) fn add(&mut self, chore: Chore, rank: usize, now: Instant) {
+        let pause = RANK_PAUSE
+            .saturating_mul(u32::try_from(rank).unwrap_or(u32::MAX))
+            .min(LONGEST_RANK_PAUSE);
+        let due = now + pause;
+        let task = self.tasks.entry(chore).or_insert(Task {
+            due,
+            attempts: 0,
+            running: false,
+        });
+        if rank == 0 {
+            task.due = task.due.min(due);
+        }
+    }
+
+    /// When the next one is due.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.tasks.values().filter(|t| !t.running).map(|t| t.due).min()
+    }
+
+    /// What is due.
+    pub(crate) fn due(&self, now: Instant) -> Vec<Chore> {
+        self.tasks
+            .iter()
+            .filter(|(_, t)| !t.running && t.due <= now)
+            .map(|(chore, _)| chore.clone())
+            .collect()
+    }
+
+    /// Notes that a chore is under way.
+    pub(crate) fn started(&mut self, chore: &Chore) {
+        if let Some(task) = self.tasks.get_mut(chore) {
+            task.running = true;
+        }
+    }
+
+    /// Notes that nothing is owed any more.
+    pub(crate) fn done(&mut self, chore: &Chore) {
+        self.tasks.remove(chore);
+    }
+
+    /// Notes that it has to be tried again, ever less often.
+    pub(crate) fn failed(&mut self, chore: &Chore, now: Instant) {
+        if let Some(task) = self.tasks.get_mut(chore) {
+            task.running = false;
+            let pause = FIRST_PAUSE
+                .saturating_mul(1 << task.attempts.min(16))
+                .min(LONGEST_PAUSE);
+            task.attempts += 1;
+            task.due = now + pause;
+        }
+    }
+
+    /// Notes that it is to be tried again at once: the view was out of date, and is not any more.
+    pub(crate) fn retry(&mut self, chore: &Chore, now: Instant) {
+        if let Some(task) = self.tasks.get_mut(chore) {
+            task.running = false;
+            // Losing again and again means a crowd: then even a fresh view is no reason to press on.
+            let crowd = task.attempts.saturating_sub(3).min(8);
+            task.attempts += 1;
+            task.due = now + Duration::from_millis(u64::from((1_u32 << crowd) - 1));
+        }
+    }
+
+    /// Addresses of a network that transactions under way are claiming.
+    pub(crate) fn claiming(&self, network: &NetworkName) -> BTreeSet<IpAddr> {
+        self.claiming
+            .get(network)
+            .into_iter()
+            .flat_map(BTreeMap::keys)
+            .copied()
+            .collect()
+    }
+
+    /// Notes that a transaction is under way.
+    pub(crate) fn begin_claims(&mut self, transaction: &Transaction) {
+        for (network, address) in claims(transaction) {
+            *self
+                .claiming
+                .entry(network.clone())
+                .or_default()
+                .entry(address)
+                .or_default() += 1;
+        }
+    }
+
+    /// Notes that it has come to its end.
+    pub(crate) fn end_claims(&mut self, transaction: &Transaction) {
+        for (network, address) in claims(transaction) {
+            if let Some(addresses) = self.claiming.get_mut(network) {
+                if let Some(count) = addresses.get_mut(&address) {
+                    *count -= 1;
+                    if *count == 0 {
+                        addresses.remove(&address);
+                    }
+                }
+                if addresses.is_empty() {
+                    self.claiming.remove(network);
+                }
+            }
+        }
+    }
+}
+
+fn claims(transaction: &Transaction) -> impl Iterator<Item = (&NetworkName, IpAddr)> {
+    transaction.writes.iter().filter_map(|write| match write {
+        Write::Put(Key::Address(network, address), _) => Some((network, *address)),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_chore_runs_once_at_a_time_and_ever_less_often() {
+        let mut book = ChoreBook::default();
+        let chore = Chore::CompleteNetwork("blue".parse().unwrap());
+        let now = Instant::now();
+        book.add(chore.clone(), 0, now);
+        assert_eq!(book.due(now), std::slice::from_ref(&chore));
+        book.started(&chore);
+        book.add(chore.clone(), 0, now);
+        assert!(
+            book.due(now + Duration::from_secs(60)).is_empty(),
+            "it is under way"
+        );
+        let mut last = now;
+        for _ in 0..12 {
+            book.failed(&chore, last);
+            let due = book.next_due().unwrap();
+            assert!(due > last && due <= last + LONGEST_PAUSE);
+            last = due;
+            book.started(&chore);
+        }
+        book.done(&chore);
+        assert_eq!(book.next_due(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_later_rank_waits_but_never_for_ever() {
+        let mut book = ChoreBook::default();
+        let now = Instant::now();
+        let chore = Chore::CompleteNetwork("blue".parse().unwrap());
+        book.add(chore.clone(), 1000, now);
+        assert_eq!(book.next_due(), Some(now + LONGEST_RANK_PAUSE));
+        book.add(chore, 0, now);
+        assert_eq!(book.next_due(), Some(now), "it has become this node's own");
+    }
+
+    #[test]
+    fn addresses_under_way_are_counted() {
+        let mut book = ChoreBook::default();
+        let network: NetworkName = "blue".parse().unwrap();
+        let address: IpAddr = "10.1.0.2".parse().unwrap();
+        let transaction = Transaction {
+            guards: vec![],
+            writes: vec![Write::Put(Key::Address(network.clone(), address), vec![])],
+        };
+        book.begin_claims(&transaction);
+        book.begin_claims(&transaction);
+        book.end_claims(&transaction);
+        assert_eq!(book.claiming(&network), BTreeSet::from([address]));
+        book.end_claims(&transaction);
+        assert!(book.claiming(&network).is_empty());
+    }
+}

@@ -1,0 +1,679 @@
+//! The API's calls, carried out: questions are answered from the loop's state; changes are written to the
+//! store as records, and waited for until the loop has made them true.
+
+use std::{path::PathBuf, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
+use weft_api::{ApiError, Call, Control, EndpointFilter, EventHub, EventStream, NodeFilter, Subject};
+use weft_core::{
+    claims::{self, Refusal},
+    record::{Committed, Entry, Transaction, Write},
+};
+use weft_proto::v1;
+use weft_store::{Store, StoreError};
+use weft_store_schema::{
+    AttachmentDocument, Endpoint, EndpointDocument, EndpointRef, Key, Kind, NetworkDocument, NetworkName,
+    NodeName, RecordError, SubnetDocument,
+};
+
+use crate::{
+    kernel_thread::KernelThread,
+    node::VERSION,
+    reconcile::{Asker, Reconciler, chain, news, own_changes},
+    view,
+};
+
+/// A store that does not answer is given this long before a change is refused.
+const STORE_PATIENCE: Duration = Duration::from_millis(2500);
+/// A detachment waits this long for the store to agree before it returns without.
+const DETACH_PATIENCE: Duration = Duration::from_millis(1000);
+
+/// Implements the API's calls.
+pub(crate) struct AgentControl {
+    /// The loop.
+    pub(crate) asker: Asker,
+    /// The store, for what is not in the loop's view.
+    pub(crate) store: Store,
+    /// The kernel's thread, for questions about attachments.
+    pub(crate) kernel: KernelThread,
+    /// Where events come from.
+    pub(crate) events: EventHub,
+    /// This node.
+    pub(crate) node: NodeName,
+    /// Where the networks' namespaces are.
+    pub(crate) netns_dir: PathBuf,
+}
+
+fn stopping() -> ApiError {
+    ApiError::Unavailable {
+        what: "the agent".to_owned(),
+        why: "it is stopping".to_owned(),
+    }
+}
+
+fn store_error(error: &StoreError) -> ApiError {
+    ApiError::Unavailable {
+        what: "the store".to_owned(),
+        why: chain(error),
+    }
+}
+
+fn record_error(error: RecordError, within: &str) -> ApiError {
+    match error {
+        RecordError::Field { field, why } => ApiError::invalid(format!("{within}{field}"), why),
+        other => ApiError::invalid(within.trim_end_matches('.'), other.to_string()),
+    }
+}
+
+fn refusal_error(refusal: Refusal, what: &Subject) -> ApiError {
+    let why = refusal.to_string();
+    match refusal {
+        Refusal::NoNetwork(network) => ApiError::NotFound {
+            what: Subject::network(network.as_str()),
+        },
+        Refusal::NetworkExists(network) => ApiError::AlreadyExists {
+            what: Subject::network(network.as_str()),
+        },
+        Refusal::VniTaken { .. } => ApiError::Conflict {
+            what: what.clone(),
+            why,
+        },
+        Refusal::Exists(e) => ApiError::AlreadyExists { what: subject(&e) },
+        Refusal::NoEndpoint(e) => ApiError::NotFound { what: subject(&e) },
+        Refusal::Outside { .. } | Refusal::Reserved { .. } => ApiError::invalid("requested_addresses", why),
+        Refusal::Taken { .. } | Refusal::MacTaken { .. } => ApiError::Conflict {
+            what: what.clone(),
+            why,
+        },
+        Refusal::Full { network, subnets } => {
+            let pool: Vec<String> = subnets.iter().map(|(net, ..)| net.to_string()).collect();
+            ApiError::Full {
+                what: Subject::network(network.as_str()),
+                pool: pool.join(", "),
+                used: subnets.iter().map(|(_, used, _)| used).sum(),
+                capacity: subnets.iter().map(|(.., size)| size).sum(),
+            }
+        }
+        Refusal::InUse(network) => ApiError::Conflict {
+            what: Subject::network(network.as_str()),
+            why,
+        },
+    }
+}
+
+fn subject(endpoint: &EndpointRef) -> Subject {
+    Subject::endpoint(
+        endpoint.network.as_str(),
+        endpoint.node.as_str(),
+        endpoint.id.as_str(),
+    )
+}
+
+fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(field: &str, text: &str) -> Result<T, ApiError> {
+    text.parse()
+        .map_err(|error: T::Err| ApiError::invalid(field, error.to_string()))
+}
+
+/// Time left until an instant, at most `most`.
+fn until(deadline: Instant, most: Duration) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).min(most)
+}
+
+/// Keeps a network's records in view while it lives.
+struct Pin {
+    asker: Asker,
+    network: NetworkName,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let (asker, network) = (self.asker.clone(), self.network.clone());
+        // Dropped also when the client leaves, where nothing can be awaited.
+        tokio::spawn(async move { asker.ask(move |r| r.unpin(&network)).await });
+    }
+}
+
+impl AgentControl {
+    async fn ask<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut Reconciler) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        self.asker.ask(f).await.ok_or_else(stopping)
+    }
+
+    /// Asks again and again, each time something has changed, until there is an answer.
+    async fn wait<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        f: impl Fn(&mut Reconciler) -> Option<T> + Clone + Send + 'static,
+    ) -> Result<Option<T>, ApiError> {
+        let mut changed = self.asker.changed.clone();
+        loop {
+            changed.mark_unchanged();
+            if let Some(answer) = self.ask(f.clone()).await? {
+                return Ok(Some(answer));
+            }
+            match timeout_at(deadline, changed.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(stopping()),
+                Err(_) => return Ok(None),
+            }
+        }
+    }
+
+    /// Brings a network's records into view and keeps them there.
+    async fn view_of(&self, call: &Call, network: &NetworkName) -> Result<Pin, ApiError> {
+        let name = network.clone();
+        self.ask(move |r| r.pin(&name)).await?;
+        let pin = Pin {
+            asker: self.asker.clone(),
+            network: network.clone(),
+        };
+        let patience = call.deadline.min(Instant::now() + STORE_PATIENCE);
+        match self
+            .wait(patience, |r| (r.is_connected() && r.is_informed()).then_some(()))
+            .await?
+        {
+            Some(()) => Ok(pin),
+            None => Err(self.no_store().await),
+        }
+    }
+
+    async fn no_store(&self) -> ApiError {
+        let why = self
+            .ask(|r| match r.connection() {
+                Some(weft_core::record::Connection::Down { why }) => why.clone(),
+                _ => "it has not answered yet".to_owned(),
+            })
+            .await
+            .unwrap_or_else(|_| "the agent is stopping".to_owned());
+        ApiError::Unavailable {
+            what: "the store".to_owned(),
+            why,
+        }
+    }
+
+    /// Makes transactions from the view until one happens. `make` is called in the loop with the view as it
+    /// is then.
+    async fn write(
+        &self,
+        call: &Call,
+        what: &Subject,
+        make: impl Fn(&Reconciler) -> Result<Transaction, Refusal> + Clone + Send + 'static,
+    ) -> Result<(), ApiError> {
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let make = make.clone();
+            let made = self
+                .ask(move |r| {
+                    let transaction = make(r)?;
+                    r.book.begin_claims(&transaction);
+                    Ok(transaction)
+                })
+                .await?;
+            let transaction: Transaction = made.map_err(|refusal| refusal_error(refusal, what))?;
+            let result = self
+                .store
+                .commit(&transaction, until(call.deadline, STORE_PATIENCE))
+                .await;
+            let ended = transaction.clone();
+            let committed = match result {
+                Ok(committed) => committed,
+                Err(error) => {
+                    let happened = matches!(error, StoreError::Unknown { .. })
+                        && self.has_happened(call, &transaction).await;
+                    self.ask(move |r| r.book.end_claims(&ended)).await?;
+                    if happened {
+                        return Ok(());
+                    }
+                    return Err(store_error(&error));
+                }
+            };
+            match committed {
+                Committed::Yes { revision } => {
+                    self.ask(move |r| {
+                        r.book.end_claims(&ended);
+                        let changes = own_changes(&r.snapshot, &ended, revision);
+                        r.learn(&changes);
+                    })
+                    .await?;
+                    return Ok(());
+                }
+                Committed::No { now, .. } => {
+                    self.ask(move |r| {
+                        r.book.end_claims(&ended);
+                        let news = news(&ended, now);
+                        r.learn(&news);
+                    })
+                    .await?;
+                }
+            }
+            if Instant::now() + pause >= call.deadline {
+                return Err(ApiError::DeadlineExceeded {
+                    what: what.clone(),
+                    waited: call.started.elapsed(),
+                    why: "other writers kept changing the same records".to_owned(),
+                });
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    /// Whether a transaction whose answer was lost has happened: what it puts is unlike anything else.
+    async fn has_happened(&self, call: &Call, transaction: &Transaction) -> bool {
+        let put = transaction.writes.iter().find_map(|write| match write {
+            Write::Put(key @ (Key::Endpoint(_) | Key::Network(_)), value) => Some((key, value)),
+            _ => None,
+        });
+        let Some((key, value)) = put else { return false };
+        match self.store.get(key, until(call.deadline, STORE_PATIENCE)).await {
+            Ok(fetched) => fetched.entry.is_some_and(|entry: Entry| entry.value == *value),
+            Err(_) => false,
+        }
+    }
+
+    fn endpoint(&self, network: &str, node: Option<&str>, id: &str) -> Result<EndpointRef, ApiError> {
+        Ok(EndpointRef {
+            network: parse("network", network)?,
+            node: node.map_or_else(|| Ok(self.node.clone()), |node| parse("node", node))?,
+            id: parse("id", id)?,
+        })
+    }
+
+    /// Endpoint records of networks that this host does not take part in are not in view: they are read.
+    async fn read_endpoints(
+        &self,
+        call: &Call,
+        network: &NetworkName,
+    ) -> Result<Vec<(EndpointRef, Endpoint, i64)>, ApiError> {
+        let directory = self.store.prefix().endpoints_of(network);
+        let listing = self
+            .store
+            .list(&directory, until(call.deadline, STORE_PATIENCE))
+            .await
+            .map_err(|e| store_error(&e))?;
+        let parse = |entry: Entry| {
+            let Ok(Key::Endpoint(name)) = self.store.prefix().parse(&entry.key) else {
+                return None;
+            };
+            Some((name, Endpoint::decode(&entry.value).ok()?, entry.mod_revision))
+        };
+        Ok(listing.entries.into_iter().filter_map(parse).collect())
+    }
+}
+
+impl Control for AgentControl {
+    async fn create_network(
+        &self,
+        call: Call,
+        name: String,
+        spec: v1::NetworkSpec,
+    ) -> Result<v1::Network, ApiError> {
+        let name: NetworkName = parse("name", &name)?;
+        let document = NetworkDocument {
+            version: None,
+            subnets: spec.subnets.into_iter().map(subnet).collect(),
+            vni: spec.vni.map(Into::into),
+            mtu: spec.mtu.map(Into::into),
+            multicast: spec.multicast,
+            labels: spec.labels.into_iter().collect(),
+            options: spec.options.into_iter().collect(),
+        };
+        document
+            .clone()
+            .validate()
+            .map_err(|e| record_error(e, "spec."))?;
+        let subject = Subject::network(name.as_str());
+        let made = name.clone();
+        self.write(&call, &subject, move |r| {
+            claims::create_network(&r.snapshot, &made, &document)
+        })
+        .await?;
+        let (netns_dir, wanted) = (self.netns_dir.clone(), name.clone());
+        let done = self
+            .wait(call.deadline, move |r| {
+                let slot = r.snapshot.network(&wanted)?;
+                slot.value.as_ref()?.vni?;
+                view::network(r, &wanted, slot, &netns_dir)
+            })
+            .await?;
+        done.ok_or_else(|| ApiError::DeadlineExceeded {
+            what: subject,
+            waited: call.started.elapsed(),
+            why: "the record is written, but no VNI has been claimed for it yet".to_owned(),
+        })
+    }
+
+    async fn list_networks(&self, _: Call) -> Result<Vec<v1::Network>, ApiError> {
+        let netns_dir = self.netns_dir.clone();
+        self.ask(move |r| {
+            r.snapshot
+                .networks()
+                .filter_map(|(name, slot)| view::network(r, name, slot, &netns_dir))
+                .collect()
+        })
+        .await
+    }
+
+    async fn get_network(&self, _: Call, name: String) -> Result<v1::Network, ApiError> {
+        let name: NetworkName = parse("name", &name)?;
+        let (what, netns_dir) = (Subject::network(name.as_str()), self.netns_dir.clone());
+        let found = self
+            .ask(move |r| view::network(r, &name, r.snapshot.network(&name)?, &netns_dir))
+            .await?;
+        found.ok_or(ApiError::NotFound { what })
+    }
+
+    async fn delete_network(&self, call: Call, name: String) -> Result<(), ApiError> {
+        let name: NetworkName = parse("name", &name)?;
+        let what = Subject::network(name.as_str());
+        let known = name.clone();
+        if !self.ask(move |r| r.snapshot.network(&known).is_some()).await? {
+            return Err(if self.ask(|r| r.is_connected() && r.is_informed()).await? {
+                ApiError::NotFound { what }
+            } else {
+                self.no_store().await
+            });
+        }
+        let _pin = self.view_of(&call, &name).await?;
+        let deleted = name.clone();
+        self.write(&call, &what, move |r| {
+            claims::delete_network(&r.snapshot, &deleted)
+        })
+        .await
+    }
+
+    async fn attach_endpoint(
+        &self,
+        call: Call,
+        request: v1::AttachEndpointRequest,
+    ) -> Result<v1::Endpoint, ApiError> {
+        let id = if request.id.is_empty() {
+            uuid::Uuid::new_v4().simple().to_string()[..12].to_owned()
+        } else {
+            request.id
+        };
+        let name = self.endpoint(&request.network, None, &id)?;
+        let attachment = request.attachment.unwrap_or_default();
+        let document = EndpointDocument {
+            version: None,
+            name: (!request.name.is_empty()).then_some(request.name),
+            attachment: AttachmentDocument {
+                netns: attachment.netns,
+                ifname: (!attachment.ifname.is_empty()).then_some(attachment.ifname),
+            },
+            requested_addresses: request.requested_addresses,
+            addresses: Vec::new(),
+            mac: (!request.mac.is_empty()).then_some(request.mac),
+            labels: request.labels.into_iter().collect(),
+        };
+        let valid = document.clone().validate().map_err(|e| record_error(e, ""))?;
+        let place = valid.attachment.clone();
+        let checked = self
+            .kernel
+            .run(move |kernel| kernel.check_attachment(&place))
+            .await
+            .map_err(|_| stopping())?;
+        checked.map_err(|error| ApiError::invalid("attachment.netns", chain(&error)))?;
+
+        let what = subject(&name);
+        let pin = self.view_of(&call, &name.network).await?;
+        let (same, wanted) = (name.clone(), valid.clone());
+        let before = self
+            .ask(move |r| {
+                let there = r.snapshot.endpoint(&same)?.value.as_ref()?;
+                Some(
+                    there.attachment == wanted.attachment
+                        && wanted.requested.iter().all(|a| there.addresses.contains(a)),
+                )
+            })
+            .await?;
+        match before {
+            Some(false) => return Err(ApiError::AlreadyExists { what }),
+            Some(true) => {}
+            None => {
+                let (made, attachment) = (name.clone(), valid.attachment.clone());
+                let taken = self
+                    .ask(move |r| r.snapshot.owner_of_attachment(&attachment).cloned())
+                    .await?;
+                if let Some(owner) = taken {
+                    let why = format!(
+                        "{} in {} belongs to endpoint {owner}",
+                        valid.attachment.ifname, valid.attachment.netns
+                    );
+                    return Err(ApiError::Conflict { what, why });
+                }
+                self.write(&call, &what, move |r| {
+                    let taken = r.book.claiming(&made.network);
+                    claims::attach(&r.snapshot, &made, document.clone(), &taken)
+                })
+                .await?;
+            }
+        }
+
+        let wanted = name.clone();
+        let arrived = self
+            .wait(call.deadline, move |r| match r.state_of(&wanted) {
+                (v1::EndpointState::Ready, _) => Some(Ok(view::endpoint_by_name(r, &wanted))),
+                (v1::EndpointState::Failed, why) => Some(Err(why)),
+                _ => None,
+            })
+            .await?;
+        drop(pin);
+        match arrived {
+            Some(Ok(Some(endpoint))) => Ok(endpoint),
+            Some(Ok(None)) => Err(ApiError::Conflict {
+                what,
+                why: "it was deleted while it was being attached".to_owned(),
+            }),
+            failed => {
+                // Who is told that it failed must not find it half there.
+                if before.is_none() {
+                    let undone = name.clone();
+                    if let Err(error) = self.ask(move |r| r.detach(&undone)).await? {
+                        tracing::warn!(endpoint = %name, error = %chain(&error), "cannot undo a failed attach");
+                    }
+                }
+                Err(match failed {
+                    Some(Err(why)) => ApiError::Conflict { what, why },
+                    _ => ApiError::DeadlineExceeded {
+                        what,
+                        waited: call.started.elapsed(),
+                        why: "this host's data plane does not carry it yet; see weft status".to_owned(),
+                    },
+                })
+            }
+        }
+    }
+
+    async fn detach_endpoint(
+        &self,
+        call: Call,
+        network: String,
+        id: String,
+    ) -> Result<v1::DetachEndpointResponse, ApiError> {
+        let name = self.endpoint(&network, None, &id)?;
+        let known = name.clone();
+        let existed = self
+            .ask(move |r| {
+                let port = weft_core::ownership::port_name(&known);
+                let in_kernel = r
+                    .observed
+                    .networks
+                    .get(&known.network)
+                    .is_some_and(|n| n.ports.contains_key(&port));
+                in_kernel || r.snapshot.endpoint(&known).is_some()
+            })
+            .await?;
+        if !existed {
+            return Ok(v1::DetachEndpointResponse {
+                existed,
+                record_pending: false,
+            });
+        }
+        let gone = name.clone();
+        let remembered = self.ask(move |r| r.detach(&gone)).await?;
+        remembered.map_err(|error| ApiError::internal(format!("detaching {name}"), error))?;
+        let watched = name.clone();
+        let port = weft_core::ownership::port_name(&name);
+        let rid = self
+            .wait(call.deadline, move |r| {
+                let there = r
+                    .observed
+                    .networks
+                    .get(&watched.network)
+                    .is_some_and(|n| n.ports.contains_key(&port));
+                (!there).then_some(())
+            })
+            .await?;
+        if rid.is_none() {
+            return Err(ApiError::DeadlineExceeded {
+                what: subject(&name),
+                waited: call.started.elapsed(),
+                why: "this host's data plane is not rid of it yet; it goes on by itself, see weft status"
+                    .to_owned(),
+            });
+        }
+        let agreed = call.deadline.min(Instant::now() + DETACH_PATIENCE);
+        let deleted = self
+            .wait(agreed, move |r| {
+                let pending = r.snapshot.endpoint(&name).is_some();
+                (!pending).then_some(())
+            })
+            .await?;
+        Ok(v1::DetachEndpointResponse {
+            existed,
+            record_pending: deleted.is_none(),
+        })
+    }
+
+    async fn list_endpoints(
+        &self,
+        call: Call,
+        filter: EndpointFilter,
+    ) -> Result<Vec<v1::Endpoint>, ApiError> {
+        let network: Option<NetworkName> = filter
+            .network
+            .as_deref()
+            .map(|n| parse("network", n))
+            .transpose()?;
+        let node = match filter.node {
+            NodeFilter::Any => None,
+            NodeFilter::Local => Some(self.node.clone()),
+            NodeFilter::Named(node) => Some(parse("node", &node)?),
+        };
+        let own_only = node.as_ref() == Some(&self.node);
+        let (wanted, wanted_node) = (network.clone(), node.clone());
+        let (mut endpoints, unknown) = self
+            .ask(move |r| {
+                let mut unknown = Vec::new();
+                for (name, _) in r.snapshot.networks() {
+                    let in_view = own_only || r.snapshot.takes_part(name) && r.snapshot.knows_members(name);
+                    if wanted.as_ref().is_none_or(|w| w == name) && !in_view {
+                        unknown.push(name.clone());
+                    }
+                }
+                let seen = view::endpoints(r, wanted.as_ref(), wanted_node.as_ref(), &unknown);
+                (seen, unknown)
+            })
+            .await?;
+        if let Some(network) = network
+            && endpoints.is_empty()
+            && unknown.is_empty()
+        {
+            let asked = network.clone();
+            if !self.ask(move |r| r.snapshot.network(&asked).is_some()).await? {
+                return Err(ApiError::NotFound {
+                    what: Subject::network(network.as_str()),
+                });
+            }
+        }
+        for network in unknown {
+            let read = self.read_endpoints(&call, &network).await?;
+            let node = node.clone();
+            endpoints.extend(
+                self.ask(move |r| {
+                    read.iter()
+                        .filter(|(name, ..)| node.as_ref().is_none_or(|n| *n == name.node))
+                        .map(|(name, endpoint, revision)| view::endpoint(r, name, endpoint, *revision))
+                        .collect::<Vec<_>>()
+                })
+                .await?,
+            );
+        }
+        Ok(endpoints)
+    }
+
+    async fn get_endpoint(
+        &self,
+        call: Call,
+        network: String,
+        node: Option<String>,
+        id: String,
+    ) -> Result<v1::Endpoint, ApiError> {
+        let name = self.endpoint(&network, node.as_deref(), &id)?;
+        let wanted = name.clone();
+        if let Some(found) = self.ask(move |r| view::endpoint_by_name(r, &wanted)).await? {
+            return Ok(found);
+        }
+        let what = subject(&name);
+        let key = Key::Endpoint(name.clone());
+        let fetched = self
+            .store
+            .get(&key, until(call.deadline, STORE_PATIENCE))
+            .await
+            .map_err(|e| store_error(&e))?;
+        let Some(entry) = fetched.entry else {
+            return Err(ApiError::NotFound { what });
+        };
+        let endpoint = Endpoint::decode(&entry.value).map_err(|e| ApiError::Conflict {
+            what,
+            why: e.to_string(),
+        })?;
+        self.ask(move |r| view::endpoint(r, &name, &endpoint, entry.mod_revision))
+            .await
+    }
+
+    async fn list_peers(&self, call: Call) -> Result<Vec<v1::Peer>, ApiError> {
+        let directory = self.store.prefix().all(Kind::Alive);
+        let connected = self.ask(|r| r.is_connected()).await?;
+        // Presence is not watched: nothing but this answer needs it.
+        let alive = if connected {
+            self.store
+                .list(&directory, until(call.deadline, STORE_PATIENCE))
+                .await
+                .map(|l| l.entries)
+                .unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        self.ask(move |r| view::peers(r, &alive)).await
+    }
+
+    async fn status(&self, _: Call) -> Result<v1::AgentStatus, ApiError> {
+        self.ask(|r| view::status(r)).await
+    }
+
+    fn version(&self) -> v1::VersionResponse {
+        v1::VersionResponse {
+            version: VERSION.to_owned(),
+            node: self.node.to_string(),
+            api: "weft.v1".to_owned(),
+        }
+    }
+
+    async fn watch_events(&self, _: Call) -> Result<EventStream, ApiError> {
+        Ok(self.events.subscribe())
+    }
+}
+
+fn subnet(subnet: v1::Subnet) -> SubnetDocument {
+    let given = |text: String| (!text.is_empty()).then_some(text);
+    SubnetDocument {
+        cidr: subnet.cidr,
+        gateway: given(subnet.gateway),
+        range: given(subnet.range),
+        reserved: subnet.reserved,
+    }
+}

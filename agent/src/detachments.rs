@@ -1,0 +1,152 @@
+//! Endpoints detached on this host whose records the store still has: kept in a file, so that neither an
+//! etcd outage nor the agent's own end brings a detached endpoint back.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use weft_store_schema::EndpointRef;
+
+/// The file cannot be read or written.
+#[derive(Debug, Error)]
+#[error("cannot {action} {}, which remembers detached endpoints", path.display())]
+pub(crate) struct DetachmentsError {
+    action: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// Remembers detached endpoints.
+#[derive(Debug)]
+pub(crate) struct Detachments {
+    path: PathBuf,
+    present: BTreeSet<EndpointRef>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    network: String,
+    node: String,
+    id: String,
+}
+
+impl Detachments {
+    /// Reads what a former agent remembered.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read, or the directory cannot be made.
+    pub(crate) fn open(state_dir: &Path) -> Result<Self, DetachmentsError> {
+        let path = state_dir.join("detached.json");
+        let error = |action| {
+            let path = path.clone();
+            move |source| DetachmentsError { action, path, source }
+        };
+        fs::create_dir_all(state_dir).map_err(error("make the directory of"))?;
+        let stored: Vec<Stored> = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| error("understand")(e.into()))?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(error("read")(e)),
+        };
+        let parse = |s: Stored| {
+            Some(EndpointRef {
+                network: s.network.parse().ok()?,
+                node: s.node.parse().ok()?,
+                id: s.id.parse().ok()?,
+            })
+        };
+        Ok(Self {
+            present: stored.into_iter().filter_map(parse).collect(),
+            path,
+        })
+    }
+
+    /// What is remembered.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &EndpointRef> {
+        self.present.iter()
+    }
+
+    /// Remembers an endpoint; it is in the file when this returns.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) fn insert(&mut self, endpoint: &EndpointRef) -> Result<(), DetachmentsError> {
+        if self.present.insert(endpoint.clone()) {
+            self.write()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Forgets an endpoint.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) fn remove(&mut self, endpoint: &EndpointRef) -> Result<(), DetachmentsError> {
+        if self.present.remove(endpoint) {
+            self.write()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn write(&self) -> Result<(), DetachmentsError> {
+        let stored: Vec<Stored> = self
+            .present
+            .iter()
+            .map(|e| Stored {
+                network: e.network.to_string(),
+                node: e.node.to_string(),
+                id: e.id.to_string(),
+            })
+            .collect();
+        // Renamed into place: a crash leaves the old file or the new one.
+        let new = self.path.with_extension("new");
+        let write = || {
+            fs::write(&new, serde_json::to_vec(&stored)?)?;
+            fs::File::open(&new)?.sync_all()?;
+            fs::rename(&new, &self.path)
+        };
+        write().map_err(|source| DetachmentsError {
+            action: "write",
+            path: self.path.clone(),
+            source,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_outlives_the_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let endpoint = EndpointRef {
+            network: "blue".parse().unwrap(),
+            node: "h1".parse().unwrap(),
+            id: "web".parse().unwrap(),
+        };
+        Detachments::open(dir.path()).unwrap().insert(&endpoint).unwrap();
+        let mut again = Detachments::open(dir.path()).unwrap();
+        assert_eq!(again.iter().collect::<Vec<_>>(), [&endpoint]);
+        again.remove(&endpoint).unwrap();
+        assert_eq!(Detachments::open(dir.path()).unwrap().iter().count(), 0);
+    }
+
+    #[test]
+    fn a_damaged_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("detached.json"), "[{").unwrap();
+        assert!(
+            Detachments::open(dir.path())
+                .unwrap_err()
+                .to_string()
+                .contains("detached.json")
+        );
+    }
+}

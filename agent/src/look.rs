@@ -1,0 +1,179 @@
+//! Looking at the kernel again: which part, and how what is seen replaces what was known of it.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use weft_core::{
+    dataplane::{ForwardRow, LookInto, Observed},
+    desired::look_into,
+    dirty::Dirty,
+    snapshot::Snapshot,
+};
+use weft_kernel::{Kernel, KernelError};
+use weft_store_schema::{Mac, NetworkName};
+
+use crate::reconcile::Look;
+
+/// Forwarding entries and neighbours of a network, as they are now; none where there is nothing.
+pub(crate) struct Entries {
+    network: NetworkName,
+    forwards: Vec<(Mac, Option<ForwardRow>)>,
+    neighbours: Vec<(IpAddr, Option<Mac>)>,
+}
+
+/// Where to look for container ends, for a look at this part.
+pub(crate) fn places(snapshot: &Snapshot, look: &Dirty) -> Vec<LookInto> {
+    if look.everything {
+        return look_into(snapshot, None);
+    }
+    let networks: BTreeSet<NetworkName> = look
+        .networks
+        .iter()
+        .chain(&look.links)
+        .chain(look.endpoints.iter().map(|e| &e.network))
+        .cloned()
+        .collect();
+    look_into(snapshot, Some(&networks))
+}
+
+/// Looks at a part of the kernel. Runs on the kernel's thread.
+pub(crate) fn look(kernel: &mut Kernel, look: &Dirty, places: &[LookInto], known: &[NetworkName]) -> Look {
+    let mut seen = Look {
+        observed: Observed::default(),
+        entries: Vec::new(),
+        networks: Vec::new(),
+        errors: Vec::new(),
+    };
+    if look.everything {
+        let (observed, errors) = kernel.observe(places);
+        // What could not be seen is not known to be gone.
+        let unseen: BTreeSet<&str> = errors.iter().map(|(subject, _)| subject.as_str()).collect();
+        seen.networks = known
+            .iter()
+            .chain(observed.networks.keys())
+            .filter(|n| !unseen.contains(n.as_str()) || observed.networks.contains_key(*n))
+            .cloned()
+            .collect();
+        seen.observed = observed;
+        seen.errors = errors;
+        return seen;
+    }
+    for network in &look.networks {
+        let result = kernel.observe_network(network, &of(places, network));
+        seen.take(network, result);
+    }
+    let links: BTreeSet<&NetworkName> = look
+        .links
+        .iter()
+        .chain(look.endpoints.iter().map(|e| &e.network))
+        .collect();
+    for network in links {
+        if !look.networks.contains(network) {
+            let result = kernel.observe_links(network, &of(places, network));
+            seen.take(network, result);
+        }
+    }
+    let keyed: BTreeSet<&NetworkName> = look.macs.keys().chain(look.addresses.keys()).collect();
+    for network in keyed {
+        if look.networks.contains(network) {
+            continue;
+        }
+        let macs: Vec<Mac> = look.macs.get(network).into_iter().flatten().copied().collect();
+        let addresses: Vec<IpAddr> = look
+            .addresses
+            .get(network)
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect();
+        let forwards = kernel.observe_forward(network, &macs);
+        let neighbours = kernel.observe_neighbours(network, &addresses);
+        let mut failed = |error: KernelError| seen.errors.push((network.to_string(), error));
+        seen.entries.push(Entries {
+            network: network.clone(),
+            forwards: forwards.map_err(&mut failed).unwrap_or_default(),
+            neighbours: neighbours.map_err(&mut failed).unwrap_or_default(),
+        });
+    }
+    seen
+}
+
+fn of(places: &[LookInto], network: &NetworkName) -> Vec<LookInto> {
+    places.iter().filter(|p| p.network == *network).cloned().collect()
+}
+
+impl Look {
+    fn take(
+        &mut self,
+        network: &NetworkName,
+        result: Result<Option<weft_core::dataplane::ObservedNetwork>, KernelError>,
+    ) {
+        match result {
+            Ok(seen) => {
+                self.networks.push(network.clone());
+                if let Some(seen) = seen {
+                    self.observed.networks.insert(network.clone(), seen);
+                }
+            }
+            Err(error) => self.errors.push((network.to_string(), error)),
+        }
+    }
+}
+
+/// Puts what was seen in the place of what was known. Returns networks of which more has to be seen: their
+/// devices are others than before, so nothing known of their entries counts.
+pub(crate) fn merge(known: &mut Observed, look: &Dirty, seen: Look) -> BTreeSet<NetworkName> {
+    let mut again = BTreeSet::new();
+    let Look {
+        mut observed,
+        entries,
+        networks,
+        ..
+    } = seen;
+    for network in networks {
+        let whole = look.everything || look.networks.contains(&network);
+        match (
+            observed.networks.remove(&network),
+            known.networks.get_mut(&network),
+        ) {
+            (None, _) => drop(known.networks.remove(&network)),
+            (Some(new), Some(old)) if !whole => {
+                let same = old.bridge.is_some() == new.bridge.is_some()
+                    && old.tunnels.keys().eq(new.tunnels.keys())
+                    && old.ports.keys().eq(new.ports.keys());
+                if !same {
+                    again.insert(network);
+                }
+                old.bridge = new.bridge;
+                old.tunnels = new.tunnels;
+                old.ports = new.ports;
+                old.interfaces = new.interfaces;
+                old.unseen = new.unseen;
+            }
+            (Some(_), None) if !whole => drop(again.insert(network)),
+            (Some(new), _) => drop(known.networks.insert(network, new)),
+        }
+    }
+    for Entries {
+        network,
+        forwards,
+        neighbours,
+    } in entries
+    {
+        let Some(known) = known.networks.get_mut(&network) else {
+            continue;
+        };
+        for (mac, row) in forwards {
+            match row {
+                Some(row) => drop(known.forwards.insert(mac, row)),
+                None => drop(known.forwards.remove(&mac)),
+            }
+        }
+        for (address, mac) in neighbours {
+            match mac {
+                Some(mac) => drop(known.neighbours.insert(address, mac)),
+                None => drop(known.neighbours.remove(&address)),
+            }
+        }
+    }
+    again
+}

@@ -1,0 +1,140 @@
+//! Everything that is wrong now, from all sources, each told once when it comes and once when it goes.
+//!
+//! In: the problems that a source sees, whole or one by one. Out: the present set, a log line and an event
+//! for each change. It decides nothing.
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+use weft_api::EventHub;
+use weft_core::problem::Problem;
+use weft_proto::v1;
+
+/// Who sees a problem. The same key may have one from each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Source {
+    /// The record cannot be understood.
+    Record,
+    /// The records contradict one another.
+    Assessment,
+    /// The record cannot be completed.
+    Claim,
+    /// The kernel refuses.
+    Kernel,
+    /// This host lacks something.
+    Host,
+}
+
+/// Everything that is wrong now.
+#[derive(Debug)]
+pub(crate) struct Problems {
+    present: BTreeMap<(Source, String), (Problem, SystemTime)>,
+    events: EventHub,
+}
+
+impl Problems {
+    /// No problems; changes are published to the hub.
+    pub(crate) fn new(events: EventHub) -> Self {
+        Self {
+            present: BTreeMap::new(),
+            events,
+        }
+    }
+
+    /// Sets or clears what a source says of a key.
+    pub(crate) fn set(&mut self, source: Source, key: &str, problem: Option<Problem>) {
+        let at = (source, key.to_owned());
+        match problem {
+            Some(problem) => {
+                let since = match self.present.get(&at) {
+                    Some((before, _)) if *before == problem => return,
+                    Some((_, since)) => *since,
+                    None => SystemTime::now(),
+                };
+                tracing::warn!(key, field = problem.field, "{}", problem.message);
+                self.publish(v1::EventKind::ProblemAppeared, &problem, since);
+                self.present.insert(at, (problem, since));
+            }
+            None => {
+                if let Some((problem, since)) = self.present.remove(&at) {
+                    tracing::info!(key, "no longer: {}", problem.message);
+                    self.publish(v1::EventKind::ProblemCleared, &problem, since);
+                }
+            }
+        }
+    }
+
+    /// Sets all that a source says; what it does not say any more is cleared.
+    pub(crate) fn replace<'a>(&mut self, source: Source, problems: impl IntoIterator<Item = &'a Problem>) {
+        let wanted: BTreeMap<&str, &Problem> = problems.into_iter().map(|p| (p.key.as_str(), p)).collect();
+        let gone: Vec<String> = self
+            .keys_of(source)
+            .filter(|key| !wanted.contains_key(key.as_str()))
+            .cloned()
+            .collect();
+        for key in gone {
+            self.set(source, &key, None);
+        }
+        for (key, problem) in wanted {
+            self.set(source, key, Some(problem.clone()));
+        }
+    }
+
+    /// The keys a source has something to say of.
+    fn keys_of(&self, source: Source) -> impl Iterator<Item = &String> {
+        self.present
+            .keys()
+            .filter(move |(s, _)| *s == source)
+            .map(|(_, key)| key)
+    }
+
+    /// What is wrong with one key; the most telling first.
+    pub(crate) fn of<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a Problem> {
+        self.present
+            .iter()
+            .filter(move |((_, k), _)| k == key)
+            .map(|(_, (problem, _))| problem)
+    }
+
+    /// What one source says of a key.
+    pub(crate) fn seen_by(&self, source: Source, key: &str) -> Option<&Problem> {
+        self.present
+            .get(&(source, key.to_owned()))
+            .map(|(problem, _)| problem)
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.present.len()
+    }
+
+    /// All, by source and key.
+    pub(crate) fn to_proto(&self) -> Vec<v1::Problem> {
+        self.present
+            .values()
+            .map(|(problem, since)| proto(problem, *since))
+            .collect()
+    }
+
+    /// All, by source and key.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Problem> {
+        self.present.values().map(|(problem, _)| problem)
+    }
+
+    fn publish(&self, kind: v1::EventKind, problem: &Problem, since: SystemTime) {
+        self.events.publish(v1::Event {
+            kind: kind.into(),
+            message: problem.to_string(),
+            subject: Some(v1::event::Subject::Problem(proto(problem, since))),
+            ..v1::Event::default()
+        });
+    }
+}
+
+fn proto(problem: &Problem, since: SystemTime) -> v1::Problem {
+    v1::Problem {
+        key: problem.key.clone(),
+        field: problem.field.clone().unwrap_or_default(),
+        message: problem.message.clone(),
+        since: Some(since.into()),
+    }
+}

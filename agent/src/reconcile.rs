@@ -1,0 +1,1178 @@
+//! The one loop: takes in what the store and the kernel say, and makes the second agree with the first.
+//!
+//! In: store events, notices of the kernel, questions of the API, time. Out: plans handed to the kernel's
+//! thread, transactions handed to the store, status. A pass is one round of look (only if something happened
+//! in the kernel) → plan → apply; while it runs, events go on being taken in, and the next pass has them all.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use weft_api::EventHub;
+use weft_core::{
+    chores::{self, Chore},
+    dataplane::Observed,
+    desired::{Assessment, Host, look_into},
+    diff,
+    dirty::Dirty,
+    plan::{Op, Outcome, Plan},
+    problem::Problem,
+    record::{Change, Committed, Connection, Entry, Guard, Scope, StoreEvent, Transaction, Write},
+    snapshot::Snapshot,
+};
+use weft_kernel::{KernelError, Notice, Notifications};
+use weft_proto::v1::{self, EventKind};
+use weft_store::{Events, Store, StoreError};
+use weft_store_schema::{EndpointId, EndpointRef, Key, NetworkName, PeerDocument};
+
+use crate::{
+    chore_book::ChoreBook,
+    detachments::Detachments,
+    drift,
+    kernel_thread::KernelThread,
+    look::{self, Entries},
+    node::{Node, Underlay},
+    problems::{Problems, Source},
+};
+
+/// How long one transaction of ours may take before it is tried anew.
+const COMMIT_DEADLINE: Duration = Duration::from_secs(3);
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LONGEST_RETRY: Duration = Duration::from_secs(15);
+/// After trouble with notifications, the pause before everything is looked at: an overrun rarely comes alone.
+const OVERRUN_PAUSE: Duration = Duration::from_millis(20);
+
+/// A question or request to the loop, answered by whatever the closure does.
+pub(crate) type Ask = Box<dyn FnOnce(&mut Reconciler) + Send>;
+
+/// Hands questions to the loop.
+#[derive(Clone)]
+pub(crate) struct Asker {
+    pub(crate) asks: mpsc::Sender<Ask>,
+    /// Counts passes and other changes of state: what waits for a condition looks again when it moves.
+    pub(crate) changed: watch::Receiver<u64>,
+}
+
+impl Asker {
+    /// Has a function called in the loop; none if the loop has ended.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut Reconciler) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (answer, receiver) = oneshot::channel();
+        let ask: Ask = Box::new(move |reconciler| {
+            // Whoever asked may have left.
+            let _ = answer.send(f(reconciler));
+        });
+        self.asks.send(ask).await.ok()?;
+        receiver.await.ok()
+    }
+}
+
+/// Figures for status.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Counters {
+    /// Passes that looked or planned.
+    pub(crate) passes: u64,
+    /// Passes over everything.
+    pub(crate) full_passes: u64,
+    /// Netlink messages sent that change something, and namespaces made or removed.
+    pub(crate) writes: u64,
+    /// Operations done, by kind.
+    pub(crate) operations: BTreeMap<&'static str, u64>,
+    /// Repairs of what somebody else changed, by kind.
+    pub(crate) drift: BTreeMap<&'static str, u64>,
+}
+
+/// Something that the kernel refused, to be tried again.
+#[derive(Debug)]
+struct Failure {
+    retry_at: Instant,
+    pause: Duration,
+}
+
+/// What a failure is about.
+type FailureOf = (NetworkName, Option<EndpointId>);
+
+/// What the kernel's thread is doing for us.
+enum Busy {
+    Looking {
+        look: Dirty,
+        because: Because,
+        answer: oneshot::Receiver<Look>,
+    },
+    Applying {
+        dirty: Dirty,
+        because: Because,
+        revision: i64,
+        answer: oneshot::Receiver<Applied>,
+    },
+}
+
+/// Why a pass is made: decides whether what it finds is somebody else's doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Because {
+    /// Records changed, or something is tried again.
+    Wanted,
+    /// The kernel said that something changed.
+    Noticed,
+    /// It is time to look at everything.
+    Routine,
+}
+
+/// What the kernel's thread saw.
+pub(crate) struct Look {
+    /// Networks that are there.
+    pub(crate) observed: Observed,
+    /// Networks that were looked at, there or not.
+    pub(crate) networks: Vec<NetworkName>,
+    /// Single entries that were looked at.
+    pub(crate) entries: Vec<Entries>,
+    /// What could not be seen, with its subject.
+    pub(crate) errors: Vec<(String, KernelError)>,
+}
+
+struct Applied {
+    plan: Plan,
+    outcome: Outcome<KernelError>,
+}
+
+/// The loop's state.
+pub(crate) struct Reconciler {
+    /// This node.
+    pub(crate) node: Node,
+    /// The records.
+    pub(crate) snapshot: Snapshot,
+    /// The kernel, as last seen and since written.
+    pub(crate) observed: Observed,
+    /// The underlay, once found.
+    pub(crate) underlay: Option<Underlay>,
+    /// What is wrong.
+    pub(crate) problems: Problems,
+    /// Figures.
+    pub(crate) counters: Counters,
+    /// Every record up to this revision is in the kernel, or its failure is among the problems.
+    pub(crate) applied_revision: i64,
+    /// What is being claimed and owed.
+    pub(crate) book: ChoreBook,
+    /// Where events are published.
+    pub(crate) events: EventHub,
+    /// The store.
+    pub(crate) store: Store,
+    kernel: KernelThread,
+    detachments: Detachments,
+    connection: Option<Connection>,
+    pinned: BTreeMap<NetworkName, usize>,
+    scopes: BTreeSet<Scope>,
+    dirty: Dirty,
+    look: Dirty,
+    noticed: bool,
+    busy: Option<Busy>,
+    looked: bool,
+    adopted: bool,
+    failures: BTreeMap<FailureOf, Failure>,
+    states: BTreeMap<EndpointRef, v1::EndpointState>,
+    next_full: Instant,
+    changed: watch::Sender<u64>,
+    chores_done: mpsc::UnboundedSender<ChoreDone>,
+    ready: Option<oneshot::Sender<()>>,
+}
+
+struct ChoreDone {
+    chore: Chore,
+    transaction: Transaction,
+    result: Result<Committed, StoreError>,
+}
+
+/// What the loop is made of.
+pub(crate) struct Parts {
+    /// This node.
+    pub(crate) node: Node,
+    /// The records' store.
+    pub(crate) store: Store,
+    /// The kernel.
+    pub(crate) kernel: KernelThread,
+    /// What was detached and is still in the store.
+    pub(crate) detachments: Detachments,
+    /// Where events are published.
+    pub(crate) events: EventHub,
+    /// Told when the first pass is done.
+    pub(crate) ready: oneshot::Sender<()>,
+}
+
+/// Runs the loop until the token is cancelled. Forwarding stays as it is.
+pub(crate) async fn run(
+    parts: Parts,
+    mut store_events: Events,
+    mut notifications: Notifications,
+    mut asks: mpsc::Receiver<Ask>,
+    changed: watch::Sender<u64>,
+    stop: CancellationToken,
+) {
+    let (chores_done, mut chore_results) = mpsc::unbounded_channel();
+    let mut reconciler = Reconciler::new(parts, changed, chores_done);
+    reconciler.find_underlay().await;
+    reconciler.update_interest();
+    loop {
+        reconciler.step();
+        let wake = reconciler.next_wake();
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(event) = store_events.recv() => {
+                reconciler.on_store_event(event);
+                // What came together is taken in together: the pass that follows costs the same.
+                while let Some(event) = store_events.try_recv() {
+                    reconciler.on_store_event(event);
+                }
+                reconciler.after_records();
+            }
+            Some(done) = chore_results.recv() => reconciler.on_chore_done(done),
+            notices = notifications.next() => reconciler.on_notices(notices).await,
+            Some(ask) = asks.recv() => ask(&mut reconciler),
+            result = answered(&mut reconciler.busy) => reconciler.on_answer(result),
+            () = tokio::time::sleep_until(wake) => reconciler.on_time().await,
+        }
+    }
+    reconciler.finish().await;
+}
+
+enum Answer {
+    Looked(Look),
+    Applied(Applied),
+    /// The kernel's thread is gone, which only a bug in it can do.
+    Lost,
+}
+
+async fn answered(busy: &mut Option<Busy>) -> Answer {
+    match busy {
+        Some(Busy::Looking { answer, .. }) => answer.await.map_or(Answer::Lost, Answer::Looked),
+        Some(Busy::Applying { answer, .. }) => answer.await.map_or(Answer::Lost, Answer::Applied),
+        None => std::future::pending().await,
+    }
+}
+
+impl Reconciler {
+    fn new(parts: Parts, changed: watch::Sender<u64>, chores_done: mpsc::UnboundedSender<ChoreDone>) -> Self {
+        let Parts {
+            node,
+            store,
+            kernel,
+            detachments,
+            events,
+            ready,
+        } = parts;
+        let mut snapshot = Snapshot::new(store.prefix().clone(), node.name.clone());
+        for endpoint in detachments.iter() {
+            snapshot.detach(endpoint);
+        }
+        let next_full = Instant::now() + node.resync;
+        Self {
+            snapshot,
+            observed: Observed::default(),
+            underlay: None,
+            problems: Problems::new(events.clone()),
+            counters: Counters::default(),
+            applied_revision: 0,
+            book: ChoreBook::default(),
+            events,
+            store,
+            kernel,
+            detachments,
+            connection: None,
+            pinned: BTreeMap::new(),
+            scopes: BTreeSet::new(),
+            dirty: Dirty::default(),
+            look: Dirty::everything(),
+            noticed: false,
+            busy: None,
+            looked: false,
+            adopted: false,
+            failures: BTreeMap::new(),
+            states: BTreeMap::new(),
+            next_full,
+            changed,
+            chores_done,
+            ready: Some(ready),
+            node,
+        }
+    }
+
+    // ---- what comes in -------------------------------------------------------------------------------
+
+    fn on_store_event(&mut self, event: StoreEvent) {
+        let dirty = match event {
+            StoreEvent::Listed {
+                scope,
+                revision,
+                cluster_id,
+                entries,
+            } => {
+                if !self.scopes.contains(&scope) {
+                    return;
+                }
+                let dirty = self
+                    .snapshot
+                    .apply_listing(&scope, cluster_id, revision, &entries);
+                self.bump();
+                dirty
+            }
+            StoreEvent::Changed { scope, changes } => {
+                if !self.scopes.contains(&scope) {
+                    return;
+                }
+                self.announce(&changes);
+                self.snapshot.apply_changes(&changes)
+            }
+            StoreEvent::Progress { revision } => {
+                self.snapshot.saw(revision);
+                if self.busy.is_none() && self.dirty.is_empty() && self.adopted {
+                    self.applied_revision = self.applied_revision.max(revision);
+                }
+                return;
+            }
+            StoreEvent::Connection(connection) => {
+                let (kind, message) = match &connection {
+                    Connection::Up { cluster_id } => (
+                        EventKind::StoreConnected,
+                        format!("connected to etcd cluster {cluster_id:x}"),
+                    ),
+                    Connection::Down { why } => (EventKind::StoreLost, why.clone()),
+                };
+                self.events.publish(v1::Event {
+                    kind: kind.into(),
+                    message,
+                    ..v1::Event::default()
+                });
+                self.connection = Some(connection);
+                self.bump();
+                return;
+            }
+        };
+        self.add_chores(&dirty);
+        self.dirty.merge(dirty);
+    }
+
+    /// What is to be done after any change of the snapshot.
+    fn after_records(&mut self) {
+        self.problems
+            .replace(Source::Record, self.snapshot.problems().values());
+        self.end_detachments();
+        self.update_interest();
+        self.run_chores();
+    }
+
+    /// Applies changes that did not come by the watch: our own transactions, and what they were refused for.
+    pub(crate) fn learn(&mut self, changes: &[Change]) {
+        let dirty = self.snapshot.apply_changes(changes);
+        self.add_chores(&dirty);
+        self.dirty.merge(dirty);
+        self.after_records();
+    }
+
+    async fn on_notices(&mut self, notices: Vec<Notice>) {
+        for notice in notices {
+            match notice {
+                Notice::Overrun => {
+                    tracing::warn!(
+                        "the kernel's notifications came faster than they could be read; looking at everything"
+                    );
+                    self.look.everything = true;
+                    self.noticed = true;
+                }
+                Notice::Underlay => self.find_underlay().await,
+                Notice::Attachments(path) => self.on_attachment_dir(&path),
+                notice => {
+                    if !notice.agrees_with(&self.observed) {
+                        notice.mark(&mut self.look, &self.node.name);
+                        self.noticed = true;
+                    }
+                }
+            }
+        }
+    }
+
+    /// A namespace came or went: whoever waits for it is tried at once, whoever lost it is looked at.
+    fn on_attachment_dir(&mut self, path: &std::path::Path) {
+        let concerned: Vec<EndpointRef> = look_into(&self.snapshot, None)
+            .into_iter()
+            .filter(|place| {
+                std::path::Path::new(&*place.attachment.netns) == path
+                    || path.file_name() == std::path::Path::new(&*place.attachment.netns).file_name()
+            })
+            .map(|place| EndpointRef {
+                network: place.network,
+                node: self.node.name.clone(),
+                id: place.id,
+            })
+            .collect();
+        for endpoint in concerned {
+            self.failures
+                .remove(&(endpoint.network.clone(), Some(endpoint.id.clone())));
+            self.look.endpoints.insert(endpoint);
+        }
+        if let Some(network) = path
+            .file_name()
+            .and_then(|name| weft_core::ownership::network_of_namespace(name.to_str()?))
+            && self.observed.networks.contains_key(&network)
+            && path.parent() == Some(&self.node.netns_dir)
+        {
+            self.look.networks.insert(network);
+            self.noticed = true;
+        }
+    }
+
+    async fn on_time(&mut self) {
+        let now = Instant::now();
+        if now >= self.next_full {
+            self.next_full = now + self.node.resync;
+            self.look.everything = true;
+            if self.underlay.is_none() {
+                self.find_underlay().await;
+            }
+        }
+        let due: Vec<FailureOf> = self
+            .failures
+            .iter()
+            .filter(|(_, f)| f.retry_at <= now)
+            .map(|(of, _)| of.clone())
+            .collect();
+        for (network, id) in due {
+            if let Some(failure) = self.failures.get_mut(&(network.clone(), id.clone())) {
+                failure.retry_at = now + failure.pause;
+            }
+            match id {
+                Some(id) => {
+                    self.look.endpoints.insert(EndpointRef {
+                        network,
+                        node: self.node.name.clone(),
+                        id,
+                    });
+                }
+                None => drop(self.look.networks.insert(network)),
+            }
+        }
+        if self.underlay.is_none() {
+            self.find_underlay().await;
+        }
+        self.run_chores();
+    }
+
+    fn next_wake(&self) -> Instant {
+        let failures = self.failures.values().map(|f| f.retry_at).min();
+        let underlay = self
+            .underlay
+            .is_none()
+            .then(|| Instant::now() + Duration::from_secs(1));
+        let chores = self.book.next_due().filter(|_| self.is_connected());
+        [Some(self.next_full), failures, underlay, chores]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(self.next_full)
+    }
+
+    // ---- passes --------------------------------------------------------------------------------------
+
+    fn step(&mut self) {
+        if self.busy.is_some() {
+            return;
+        }
+        if !self.look.is_empty() && (!self.looked || self.may_write()) {
+            let look = std::mem::take(&mut self.look);
+            let because = match (std::mem::take(&mut self.noticed), look.everything && self.adopted) {
+                (true, _) => Because::Noticed,
+                (false, true) => Because::Routine,
+                (false, false) => Because::Wanted,
+            };
+            let places = look::places(&self.snapshot, &look);
+            let part = look.clone();
+            let known: Vec<NetworkName> = self.observed.networks.keys().cloned().collect();
+            let answer = self
+                .kernel
+                .run(move |kernel| look::look(kernel, &part, &places, &known));
+            self.busy = Some(Busy::Looking {
+                look,
+                because,
+                answer,
+            });
+        } else if self.may_write() && !self.dirty.is_empty() {
+            let dirty = std::mem::take(&mut self.dirty);
+            self.plan(dirty, Because::Wanted);
+        }
+    }
+
+    /// The kernel is written only when all that is wanted has been listed and all that is there has been
+    /// seen.
+    fn may_write(&mut self) -> bool {
+        if !self.adopted && self.looked && self.underlay.is_some() && self.snapshot.is_complete(&self.scopes)
+        {
+            // Container ends could not be looked for before the records told where they are.
+            self.adopted = true;
+            self.look.everything = true;
+            self.dirty = Dirty::everything();
+        }
+        self.adopted
+    }
+
+    fn plan(&mut self, dirty: Dirty, because: Because) {
+        let Some(host) = self.host() else {
+            self.dirty.merge(dirty);
+            return;
+        };
+        let revision = self.snapshot.revision();
+        let (plan, assessment) = diff::plan(&self.snapshot, &host, &self.observed, &dirty);
+        self.assess(assessment);
+        self.counters.passes += 1;
+        self.counters.full_passes += u64::from(dirty.everything);
+        if plan.is_empty() {
+            let applied = Applied {
+                plan,
+                outcome: Outcome::default(),
+            };
+            self.on_applied(&dirty, because, revision, applied);
+            return;
+        }
+        tracing::debug!(operations = plan.len(), ?because, "applying");
+        let answer = self.kernel.run(move |kernel| {
+            let outcome = kernel.apply(&plan);
+            Applied { plan, outcome }
+        });
+        self.busy = Some(Busy::Applying {
+            dirty,
+            because,
+            revision,
+            answer,
+        });
+    }
+
+    fn on_answer(&mut self, answer: Answer) {
+        match (self.busy.take(), answer) {
+            (Some(Busy::Looking { look, because, .. }), Answer::Looked(seen)) => {
+                self.on_looked(look, because, seen);
+            }
+            (
+                Some(Busy::Applying {
+                    dirty,
+                    because,
+                    revision,
+                    ..
+                }),
+                Answer::Applied(applied),
+            ) => {
+                self.on_applied(&dirty, because, revision, applied);
+            }
+            _ => {
+                tracing::error!(
+                    "the kernel's thread has ended; restarting the agent is all that helps, forwarding stays"
+                );
+                std::process::abort();
+            }
+        }
+    }
+
+    fn on_looked(&mut self, look: Dirty, because: Because, seen: Look) {
+        for (subject, error) in &seen.errors {
+            tracing::warn!(subject, error = %chain(error), "cannot see all of the kernel's state");
+        }
+        let again = look::merge(&mut self.observed, &look, seen);
+        if !again.is_empty() {
+            self.noticed |= because == Because::Noticed;
+            self.look.networks.extend(again);
+            self.look.merge(look);
+            return;
+        }
+        let first = !self.looked;
+        self.looked = true;
+        if first {
+            self.update_interest();
+        }
+        if self.adopted {
+            self.plan(look, because);
+        }
+    }
+
+    fn on_applied(&mut self, dirty: &Dirty, because: Because, revision: i64, applied: Applied) {
+        let Applied { plan, outcome } = applied;
+        let undone = |network: &NetworkName, op: &Op| {
+            outcome.failed.iter().any(|(n, o, _)| n == network && o == op)
+                || outcome.held_back.iter().any(|(n, o)| n == network && o == op)
+        };
+        let all_done = outcome.failed.is_empty() && outcome.held_back.is_empty();
+        for (network, ops) in &plan.networks {
+            for op in ops {
+                if all_done || !undone(network, op) {
+                    self.observed.record(network, op);
+                    *self.counters.operations.entry(drift::kind(op)).or_default() += 1;
+                    if because != Because::Wanted {
+                        self.repaired(network, op);
+                    }
+                }
+            }
+        }
+        self.counters.writes += outcome.writes;
+        self.note_failures(dirty, &plan, outcome.failed);
+        if self.dirty.is_empty() {
+            self.applied_revision = self.applied_revision.max(revision);
+        }
+        self.update_states(dirty);
+        if plan
+            .networks
+            .values()
+            .flatten()
+            .any(|op| matches!(op, Op::CreateNamespace | Op::DeleteNamespace))
+        {
+            self.update_interest();
+        }
+        if let Some(ready) = self.ready.take_if(|_| self.adopted) {
+            tracing::info!(
+                networks = self.observed.networks.len(),
+                writes = self.counters.writes,
+                revision = self.applied_revision,
+                "first pass done"
+            );
+            // Whoever waits for it may have gone: then the agent is stopping.
+            let _ = ready.send(());
+        }
+        self.report();
+        self.bump();
+    }
+
+    fn repaired(&mut self, network: &NetworkName, op: &Op) {
+        let kind = drift::kind(op);
+        let object = drift::object(network, op);
+        tracing::warn!(network = %network, kind, object, "repaired what was changed behind weft's back");
+        *self.counters.drift.entry(kind).or_default() += 1;
+        self.events.publish(v1::Event {
+            kind: EventKind::DriftRepaired.into(),
+            network: network.to_string(),
+            node: self.node.name.to_string(),
+            message: format!("repaired {object}"),
+            subject: Some(v1::event::Subject::Drift(v1::Drift {
+                kind: kind.to_owned(),
+                object,
+                found: String::new(),
+            })),
+            ..v1::Event::default()
+        });
+    }
+
+    /// Remembers what the kernel refused, forgets what it refuses no more.
+    fn note_failures(&mut self, dirty: &Dirty, plan: &Plan, failed: Vec<(NetworkName, Op, KernelError)>) {
+        let mut now_failing: BTreeMap<FailureOf, String> = BTreeMap::new();
+        for (network, op, error) in failed {
+            let of = (network, drift::endpoint_of(&op).cloned());
+            let text = format!("{}; it is tried again", chain(&error));
+            if error.needs_look() {
+                self.look.networks.insert(of.0.clone());
+            }
+            now_failing.entry(of).or_insert(text);
+        }
+        let covered: Vec<FailureOf> = self
+            .failures
+            .keys()
+            .filter(|(network, id)| {
+                dirty.everything
+                    || dirty.networks.contains(network)
+                    || plan.networks.contains_key(network) && id.is_none()
+                    || id.as_ref().is_some_and(|id| {
+                        dirty.links.contains(network)
+                            || dirty
+                                .endpoints
+                                .iter()
+                                .any(|e| e.network == *network && e.id == *id && e.node == self.node.name)
+                    })
+            })
+            .filter(|of| !now_failing.contains_key(*of))
+            .cloned()
+            .collect();
+        for of in covered {
+            self.failures.remove(&of);
+            self.problems.set(Source::Kernel, &self.key_of(&of), None);
+        }
+        let now = Instant::now();
+        for (of, message) in now_failing {
+            let key = self.key_of(&of);
+            let pause = self
+                .failures
+                .get(&of)
+                .map_or(FIRST_RETRY, |f| (f.pause * 2).min(LONGEST_RETRY));
+            self.failures.insert(
+                of,
+                Failure {
+                    retry_at: now + pause,
+                    pause,
+                },
+            );
+            self.problems
+                .set(Source::Kernel, &key, Some(Problem::new(&key, message)));
+        }
+    }
+
+    fn key_of(&self, (network, id): &FailureOf) -> String {
+        match id {
+            Some(id) => Key::Endpoint(EndpointRef {
+                network: network.clone(),
+                node: self.node.name.clone(),
+                id: id.clone(),
+            }),
+            None => Key::Network(network.clone()),
+        }
+        .to_string()
+    }
+
+    fn assess(&mut self, assessment: Assessment) {
+        if assessment.complete {
+            self.problems
+                .replace(Source::Assessment, assessment.by_key.values().flatten());
+        } else {
+            for (key, problem) in assessment.by_key {
+                self.problems.set(Source::Assessment, &key, problem);
+            }
+        }
+    }
+
+    // ---- state of endpoints --------------------------------------------------------------------------
+
+    /// How an endpoint is, and why it is not ready.
+    pub(crate) fn state_of(&self, endpoint: &EndpointRef) -> (v1::EndpointState, String) {
+        let key = Key::Endpoint(endpoint.clone()).to_string();
+        let Some(host) = self.host() else {
+            return (
+                v1::EndpointState::Pending,
+                "this host's underlay is not known yet".to_owned(),
+            );
+        };
+        if let Some(problem) = self.problems.seen_by(Source::Kernel, &key) {
+            return (v1::EndpointState::Failed, problem.message.clone());
+        }
+        if diff::in_place(&self.snapshot, &host, &self.observed, endpoint) {
+            return (v1::EndpointState::Ready, String::new());
+        }
+        if let Some(problem) = self.problems.of(&key).next() {
+            return (v1::EndpointState::Failed, problem.to_string());
+        }
+        let network = Key::Network(endpoint.network.clone()).to_string();
+        if let Some(problem) = self.problems.of(&network).next() {
+            return (v1::EndpointState::Failed, problem.to_string());
+        }
+        (
+            v1::EndpointState::Pending,
+            "waiting for its addresses and for the kernel".to_owned(),
+        )
+    }
+
+    /// Tells of endpoints of this host that became ready or failed.
+    fn update_states(&mut self, dirty: &Dirty) {
+        let node = self.node.name.clone();
+        let concerned: BTreeSet<EndpointRef> =
+            if dirty.everything || !dirty.networks.is_empty() || !dirty.links.is_empty() {
+                look_into(&self.snapshot, None)
+                    .into_iter()
+                    .map(|place| EndpointRef {
+                        network: place.network,
+                        node: node.clone(),
+                        id: place.id,
+                    })
+                    .chain(self.states.keys().cloned())
+                    .collect()
+            } else {
+                dirty
+                    .endpoints
+                    .iter()
+                    .filter(|e| e.node == node)
+                    .cloned()
+                    .collect()
+            };
+        for endpoint in concerned {
+            if self.snapshot.endpoint(&endpoint).is_none() {
+                self.states.remove(&endpoint);
+                continue;
+            }
+            let (state, message) = self.state_of(&endpoint);
+            if self.states.insert(endpoint.clone(), state) == Some(state) {
+                continue;
+            }
+            let kind = match state {
+                v1::EndpointState::Ready => EventKind::EndpointReady,
+                v1::EndpointState::Failed => EventKind::EndpointFailed,
+                _ => continue,
+            };
+            if state == v1::EndpointState::Ready {
+                tracing::info!(endpoint = %endpoint, "ready");
+            }
+            self.events.publish(v1::Event {
+                kind: kind.into(),
+                network: endpoint.network.to_string(),
+                node: node.to_string(),
+                endpoint_id: endpoint.id.to_string(),
+                message,
+                ..v1::Event::default()
+            });
+        }
+    }
+
+    fn announce(&self, changes: &[Change]) {
+        if !self.events.is_watched() {
+            return;
+        }
+        for change in changes {
+            let (key, revision, put) = match change {
+                Change::Put(entry) => (&entry.key, entry.mod_revision, true),
+                Change::Deleted { key, mod_revision } => (key, *mod_revision, false),
+            };
+            let Ok(key) = self.snapshot.prefix().parse(key) else {
+                continue;
+            };
+            let mut event = v1::Event {
+                revision,
+                message: key.to_string(),
+                ..v1::Event::default()
+            };
+            let (on_put, on_delete) = match key {
+                Key::Network(network) => {
+                    event.network = network.to_string();
+                    (EventKind::NetworkPut, EventKind::NetworkDeleted)
+                }
+                Key::Endpoint(endpoint) => {
+                    event.network = endpoint.network.to_string();
+                    event.node = endpoint.node.to_string();
+                    event.endpoint_id = endpoint.id.to_string();
+                    (EventKind::EndpointPut, EventKind::EndpointDeleted)
+                }
+                Key::Peer(node) => {
+                    event.node = node.to_string();
+                    (EventKind::PeerPut, EventKind::PeerDeleted)
+                }
+                _ => continue,
+            };
+            event.kind = if put { on_put } else { on_delete }.into();
+            self.events.publish(event);
+        }
+    }
+
+    // ---- interest ------------------------------------------------------------------------------------
+
+    fn update_interest(&mut self) {
+        let in_kernel = self.observed.networks.keys().cloned().collect();
+        let pinned = self.pinned.keys().cloned().collect();
+        let scopes = self.snapshot.interest(&in_kernel, &pinned);
+        if scopes != self.scopes {
+            self.snapshot.retain(&scopes);
+            self.store.want(scopes.clone());
+            self.scopes = scopes;
+        }
+    }
+
+    /// Wants everything about a network, endpoint of ours there or not, until unpinned as often.
+    pub(crate) fn pin(&mut self, network: &NetworkName) {
+        *self.pinned.entry(network.clone()).or_default() += 1;
+        self.update_interest();
+    }
+
+    /// Takes one [`Self::pin`] back.
+    pub(crate) fn unpin(&mut self, network: &NetworkName) {
+        if let Some(count) = self.pinned.get_mut(network) {
+            *count -= 1;
+            if *count == 0 {
+                self.pinned.remove(network);
+            }
+        }
+        self.update_interest();
+    }
+
+    /// Whether all about the networks that matter here is known.
+    pub(crate) fn is_informed(&self) -> bool {
+        self.snapshot.is_complete(&self.scopes)
+    }
+
+    /// Whether the store answers.
+    pub(crate) fn is_connected(&self) -> bool {
+        matches!(self.connection, Some(Connection::Up { .. }))
+    }
+
+    /// The connection's state, once there was one.
+    pub(crate) fn connection(&self) -> Option<&Connection> {
+        self.connection.as_ref()
+    }
+
+    // ---- what is owed to the store -------------------------------------------------------------------
+
+    fn peer_document(&self) -> Option<PeerDocument> {
+        Some(self.node.peer_document(self.underlay.as_ref()?))
+    }
+
+    fn add_chores(&mut self, dirty: &Dirty) {
+        let Some(peer) = self.peer_document() else { return };
+        if !self.scopes.is_empty()
+            && !self
+                .snapshot
+                .is_complete(&BTreeSet::from([Scope::Networks, Scope::Peers, Scope::Vnis]))
+        {
+            return;
+        }
+        let now = Instant::now();
+        for chore in chores::chores(&self.snapshot, &peer, dirty) {
+            let rank = chores::rank(&self.snapshot, &chore);
+            self.book.add(chore, rank, now);
+        }
+    }
+
+    fn run_chores(&mut self) {
+        let Some(peer) = self.peer_document() else { return };
+        if !self.is_connected() {
+            return;
+        }
+        let now = Instant::now();
+        for chore in self.book.due(now) {
+            let network = match &chore {
+                Chore::CompleteEndpoint(endpoint) => Some(&endpoint.network),
+                _ => None,
+            };
+            let taken = network.map(|n| self.book.claiming(n)).unwrap_or_default();
+            let transaction = chores::transaction(&self.snapshot, &peer, &chore, &taken);
+            if let Chore::CompleteEndpoint(endpoint) = &chore {
+                let key = Key::Endpoint(endpoint.clone()).to_string();
+                let problem = transaction
+                    .as_ref()
+                    .err()
+                    .map(|refusal| Problem::new(&key, refusal.to_string()));
+                self.problems.set(Source::Claim, &key, problem);
+            }
+            match transaction {
+                Ok(None) => self.book.done(&chore),
+                Err(_) => self.book.failed(&chore, now),
+                Ok(Some(transaction)) => {
+                    self.book.started(&chore);
+                    self.book.begin_claims(&transaction);
+                    let (store, done) = (self.store.clone(), self.chores_done.clone());
+                    tokio::spawn(async move {
+                        let result = store.commit(&transaction, COMMIT_DEADLINE).await;
+                        // The loop may have ended meanwhile.
+                        let _ = done.send(ChoreDone {
+                            chore,
+                            transaction,
+                            result,
+                        });
+                    });
+                }
+            }
+        }
+    }
+
+    fn on_chore_done(&mut self, done: ChoreDone) {
+        let ChoreDone {
+            chore,
+            transaction,
+            result,
+        } = done;
+        self.book.end_claims(&transaction);
+        let now = Instant::now();
+        match result {
+            Ok(Committed::Yes { revision }) => {
+                self.book.done(&chore);
+                self.learn(&own_changes(&self.snapshot, &transaction, revision));
+            }
+            Ok(Committed::No { now: present, .. }) => {
+                self.book.retry(&chore, now);
+                self.learn(&news(&transaction, present));
+            }
+            Err(error) => {
+                tracing::debug!(?chore, error = %chain(&error), "not written, tried again");
+                self.book.failed(&chore, now);
+            }
+        }
+        self.run_chores();
+    }
+
+    // ---- detaching -----------------------------------------------------------------------------------
+
+    /// Takes an endpoint of this host off it, whether or not the store can be told now.
+    ///
+    /// # Errors
+    /// When it cannot be remembered on disk; then nothing is done.
+    pub(crate) fn detach(
+        &mut self,
+        endpoint: &EndpointRef,
+    ) -> Result<(), crate::detachments::DetachmentsError> {
+        self.detachments.insert(endpoint)?;
+        let dirty = self.snapshot.detach(endpoint);
+        self.add_chores(&dirty);
+        self.dirty.merge(dirty);
+        self.run_chores();
+        Ok(())
+    }
+
+    /// Forgets detachments that the store has caught up with.
+    fn end_detachments(&mut self) {
+        let ended: Vec<EndpointRef> = self
+            .snapshot
+            .detaching()
+            .iter()
+            .filter(|e| self.snapshot.knows_members(&e.network) && self.snapshot.endpoint(e).is_none())
+            .cloned()
+            .collect();
+        for endpoint in ended {
+            let dirty = self.snapshot.end_detach(&endpoint);
+            self.dirty.merge(dirty);
+            if let Err(error) = self.detachments.remove(&endpoint) {
+                tracing::warn!(error = %chain(&error), "a finished detachment stays remembered, which does no harm");
+            }
+        }
+    }
+
+    // ---- this host -----------------------------------------------------------------------------------
+
+    fn host(&self) -> Option<Host> {
+        let underlay = self.underlay.as_ref()?;
+        Some(Host {
+            v4: underlay.v4,
+            v6: underlay.v6,
+            mtu: underlay.mtu,
+            port: self.node.port,
+        })
+    }
+
+    async fn find_underlay(&mut self) {
+        let selection = self.node.underlay.clone();
+        let found = self.kernel.run(move |kernel| kernel.underlay(&selection)).await;
+        let key = Key::Peer(self.node.name.clone()).to_string();
+        match found {
+            Ok(Ok(found)) => {
+                self.problems.set(Source::Host, &key, None);
+                let underlay = Underlay::new(found, &self.node);
+                if self.underlay.as_ref() != Some(&underlay) {
+                    tracing::info!(%underlay, "underlay");
+                    self.underlay = Some(underlay);
+                    self.dirty.everything = true;
+                    self.add_chores(&Dirty::default());
+                    self.run_chores();
+                }
+            }
+            Ok(Err(error)) => {
+                // What was found before is kept: an interface that is away for a moment takes nothing down.
+                let message = format!("{}; give underlay.interface or underlay.addresses", chain(&error));
+                self.problems
+                    .set(Source::Host, &key, Some(Problem::new(&key, message)));
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn report(&self) {
+        let (local, remote) = self.endpoint_counts();
+        let status = weft_store_schema::StatusDocument {
+            applied_revision: self.applied_revision,
+            networks: self.observed.networks.len() as u64,
+            local_endpoints: local,
+            remote_endpoints: remote,
+            problems: self
+                .problems
+                .iter()
+                .take(100)
+                .map(|p| weft_store_schema::StatusProblem {
+                    key: p.key.clone(),
+                    field: p.field.clone(),
+                    message: p.message.clone(),
+                })
+                .collect(),
+            problem_count: self.problems.len() as u64,
+        };
+        self.store.report(weft_store_schema::encode(&status));
+    }
+
+    /// Endpoints on this host that are attached and reachable.
+    pub(crate) fn ready_endpoints(&self) -> u64 {
+        self.states
+            .values()
+            .filter(|s| **s == v1::EndpointState::Ready)
+            .count() as u64
+    }
+
+    /// Endpoints on this host, and endpoints elsewhere that are known here.
+    pub(crate) fn endpoint_counts(&self) -> (u64, u64) {
+        let (mut local, mut all) = (0, 0);
+        for (_, members) in self.snapshot.all_members() {
+            local += members.count_on(&self.node.name) as u64;
+            all += members.count() as u64;
+        }
+        (local, all - local)
+    }
+
+    fn bump(&self) {
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Lets a plan that is under way come to its end, so that no operation is half done.
+    async fn finish(&mut self) {
+        if let Some(Busy::Applying { answer, .. }) = self.busy.take() {
+            // The thread finishes it either way; waiting only keeps the process there for it.
+            let _ = tokio::time::timeout(OVERRUN_PAUSE.max(Duration::from_secs(5)), answer).await;
+        }
+        tracing::info!(at = ?SystemTime::now(), "stopping; forwarding stays as it is");
+    }
+}
+
+/// What a transaction of ours changed, as if the watch had told it.
+pub(crate) fn own_changes(snapshot: &Snapshot, transaction: &Transaction, revision: i64) -> Vec<Change> {
+    let prefix = snapshot.prefix();
+    transaction
+        .writes
+        .iter()
+        .map(|write| match write {
+            Write::Put(key, value) => {
+                let is_new = transaction
+                    .guards
+                    .iter()
+                    .any(|guard| matches!(guard, Guard::Absent(k) if k == key));
+                let created = match key {
+                    Key::Endpoint(endpoint) if !is_new => {
+                        snapshot.endpoint(endpoint).map(|s| s.create_revision)
+                    }
+                    Key::Network(network) if !is_new => snapshot.network(network).map(|s| s.create_revision),
+                    Key::Peer(node) if !is_new => snapshot.peer_slot(node).map(|s| s.create_revision),
+                    _ => None,
+                };
+                Change::Put(Entry {
+                    key: prefix.key(key).into_bytes(),
+                    value: value.clone(),
+                    create_revision: created.unwrap_or(revision),
+                    mod_revision: revision,
+                })
+            }
+            Write::Delete(key) => Change::Deleted {
+                key: prefix.key(key).into_bytes(),
+                mod_revision: revision,
+            },
+        })
+        .collect()
+}
+
+/// What a refused transaction told of the keys it was guarded by. Only what exists counts: that a key is
+/// missing is for the watch to say.
+pub(crate) fn news(transaction: &Transaction, present: Vec<Option<Entry>>) -> Vec<Change> {
+    transaction
+        .guards
+        .iter()
+        .zip(present)
+        .filter(|(guard, _)| !matches!(guard, Guard::Empty(_)))
+        .filter_map(|(_, entry)| entry.map(Change::Put))
+        .collect()
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,286 @@
+//! The loop's state as the API shows it. Reads only.
+
+use std::{collections::BTreeMap, path::Path, time::SystemTime};
+
+use weft_core::{
+    members::{Members, Slot},
+    ownership,
+    record::Entry,
+};
+use weft_proto::v1;
+use weft_store_schema::{
+    AliveDocument, Endpoint, EndpointRef, Family, Key, Network, NetworkName, NodeName, PeerKind, Vni, decode,
+};
+
+use crate::{node::VERSION, reconcile::Reconciler};
+
+fn problems_of(r: &Reconciler, key: &Key) -> Vec<v1::Problem> {
+    let key = key.to_string();
+    r.problems
+        .to_proto()
+        .into_iter()
+        .filter(|p| p.key == key)
+        .collect()
+}
+
+/// A network; none while its record was never valid.
+pub(crate) fn network(
+    r: &Reconciler,
+    name: &NetworkName,
+    slot: &Slot<Network>,
+    netns_dir: &Path,
+) -> Option<v1::Network> {
+    let network = slot.value.as_ref()?;
+    let members = r.snapshot.members(name);
+    let all = members.map_or(0, Members::count);
+    let local = members.map_or(0, |m| m.count_on(&r.node.name));
+    let there = r.observed.networks.get(name);
+    Some(v1::Network {
+        name: name.to_string(),
+        spec: Some(v1::NetworkSpec {
+            subnets: network
+                .subnets
+                .iter()
+                .map(|s| v1::Subnet {
+                    cidr: s.net.to_string(),
+                    gateway: s.gateway.map(|g| g.to_string()).unwrap_or_default(),
+                    range: match (s.range.first, s.range.last) {
+                        (first, last) if first == s.net.network() && last == s.net.broadcast() => {
+                            String::new()
+                        }
+                        (first, last) => format!("{first}-{last}"),
+                    },
+                    reserved: s
+                        .reserved
+                        .iter()
+                        .map(|r| format!("{}-{}", r.first, r.last))
+                        .collect(),
+                })
+                .collect(),
+            vni: network.vni.map(Vni::get),
+            mtu: network.mtu.map(|m| m.get().into()),
+            multicast: network.multicast,
+            labels: network.labels.clone().into_iter().collect(),
+            options: network.options.clone().into_iter().collect(),
+        }),
+        vni: network.vni.map_or(0, Vni::get),
+        mtu: there.and_then(|t| t.bridge.as_ref()).map_or(0, |b| b.mtu.into()),
+        local_endpoints: u32::try_from(local).unwrap_or(u32::MAX),
+        remote_endpoints: u32::try_from(all - local).unwrap_or(u32::MAX),
+        namespace_path: there
+            .map(|_| {
+                netns_dir
+                    .join(ownership::namespace_name(name))
+                    .display()
+                    .to_string()
+            })
+            .unwrap_or_default(),
+        revision: slot.mod_revision,
+        problems: problems_of(r, &Key::Network(name.clone())),
+    })
+}
+
+/// An endpoint in view.
+pub(crate) fn endpoint_by_name(r: &Reconciler, name: &EndpointRef) -> Option<v1::Endpoint> {
+    let slot = r.snapshot.endpoint(name)?;
+    Some(endpoint(r, name, slot.value.as_ref()?, slot.mod_revision))
+}
+
+/// Endpoints in view, of one network or all but some, on one node or all.
+pub(crate) fn endpoints(
+    r: &Reconciler,
+    network: Option<&NetworkName>,
+    node: Option<&NodeName>,
+    except: &[NetworkName],
+) -> Vec<v1::Endpoint> {
+    let mut endpoints = Vec::new();
+    for (name, members) in r.snapshot.all_members() {
+        if network.is_some_and(|n| n != name) || except.contains(name) {
+            continue;
+        }
+        for (on, id, slot) in members.endpoints() {
+            if node.is_some_and(|n| n != on) {
+                continue;
+            }
+            let Some(value) = &slot.value else { continue };
+            let name = EndpointRef {
+                network: name.clone(),
+                node: on.clone(),
+                id: id.clone(),
+            };
+            endpoints.push(endpoint(r, &name, value, slot.mod_revision));
+        }
+    }
+    endpoints
+}
+
+/// An endpoint, in view or read from the store.
+pub(crate) fn endpoint(r: &Reconciler, name: &EndpointRef, value: &Endpoint, revision: i64) -> v1::Endpoint {
+    let local = name.node == r.node.name;
+    let in_view = r.snapshot.endpoint(name).is_some();
+    let (state, message) = if in_view {
+        r.state_of(name)
+    } else {
+        (
+            v1::EndpointState::Unspecified,
+            "this host takes no part in the network and does not forward to it".to_owned(),
+        )
+    };
+    let network = r.snapshot.network(&name.network).and_then(|s| s.value.as_ref());
+    let port = ownership::port_name(name);
+    let there = r.observed.networks.get(&name.network);
+    let veth = there.filter(|_| local).and_then(|n| n.ports.get(&port));
+    let with_length = |address: &std::net::IpAddr| {
+        let length = network
+            .and_then(|n| n.subnet_of(*address))
+            .map(|s| s.net.prefix_len());
+        length.map_or_else(|| address.to_string(), |length| format!("{address}/{length}"))
+    };
+    let peer = r.snapshot.peer(&name.node);
+    v1::Endpoint {
+        network: name.network.to_string(),
+        node: name.node.to_string(),
+        id: name.id.to_string(),
+        name: value.name.as_deref().unwrap_or_default().to_owned(),
+        attachment: Some(v1::Attachment {
+            netns: value.attachment.netns.to_string(),
+            ifname: value.attachment.ifname.to_string(),
+        }),
+        addresses: value.addresses.iter().map(with_length).collect(),
+        requested_addresses: value.requested.iter().map(ToString::to_string).collect(),
+        mac: value.mac.map(|m| m.to_string()).unwrap_or_default(),
+        vtep: peer
+            .and_then(|p| Family::ALL.into_iter().find_map(|f| p.vtep(f)))
+            .map(|v| v.to_string())
+            .unwrap_or_default(),
+        veth: veth.map(|_| port.to_string()).unwrap_or_default(),
+        veth_namespace: veth
+            .map(|_| {
+                r.node
+                    .netns_dir
+                    .join(ownership::namespace_name(&name.network))
+                    .display()
+                    .to_string()
+            })
+            .unwrap_or_default(),
+        state: state.into(),
+        message,
+        mtu: veth.map_or(0, |v| v.mtu.into()),
+        labels: value
+            .labels
+            .iter()
+            .flat_map(|l| l.iter())
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect(),
+        revision,
+        local,
+    }
+}
+
+/// All peers; `alive` are the presence records.
+pub(crate) fn peers(r: &Reconciler, alive: &[Entry]) -> Vec<v1::Peer> {
+    let mut present: BTreeMap<NodeName, Option<AliveDocument>> = BTreeMap::new();
+    for entry in alive {
+        if let Ok(Key::Alive(node)) = r.snapshot.prefix().parse(&entry.key) {
+            present.insert(node, decode(&entry.value).ok());
+        }
+    }
+    r.snapshot
+        .peers()
+        .filter_map(|(node, slot)| {
+            let peer = slot.value.as_ref()?;
+            let presence = present.get(node);
+            Some(v1::Peer {
+                node: node.to_string(),
+                vteps: peer.vteps().map(|v| v.to_string()).collect(),
+                mtu: peer.mtu.get().into(),
+                boot_id: peer.boot_id.as_deref().unwrap_or_default().to_owned(),
+                version: peer.agent_version.as_deref().unwrap_or_default().to_owned(),
+                kind: match peer.kind {
+                    PeerKind::Agent => v1::PeerKind::Agent,
+                    PeerKind::External => v1::PeerKind::External,
+                }
+                .into(),
+                alive: presence.is_some(),
+                alive_since: presence.and_then(Option::as_ref).map(|a| {
+                    (SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(a.since.min(1 << 40))).into()
+                }),
+                local: *node == r.node.name,
+                revision: slot.mod_revision,
+            })
+        })
+        .collect()
+}
+
+/// How the agent is.
+pub(crate) fn status(r: &Reconciler) -> v1::AgentStatus {
+    let health = r.store.health();
+    let (local, remote) = r.endpoint_counts();
+    let since = SystemTime::now() - health.since.elapsed();
+    let uptime = SystemTime::now()
+        .duration_since(r.node.started)
+        .unwrap_or_default();
+    let count = |n: usize| n as u64;
+    let by_kind = |counts: &BTreeMap<&'static str, u64>| {
+        counts
+            .iter()
+            .map(|(kind, count)| v1::CountByKind {
+                kind: (*kind).to_owned(),
+                count: *count,
+            })
+            .collect()
+    };
+    v1::AgentStatus {
+        node: r.node.name.to_string(),
+        boot_id: r.node.boot_id.clone(),
+        version: VERSION.to_owned(),
+        started: Some(r.node.started.into()),
+        uptime: prost_types::Duration::try_from(uptime).ok(),
+        store: Some(v1::StoreStatus {
+            endpoints: health.endpoints,
+            connected: r.is_connected(),
+            since: Some(since.into()),
+            revision: health.revision,
+            cluster_id: health.cluster_id.map(|id| format!("{id:x}")).unwrap_or_default(),
+            last_error: health.last_error.unwrap_or_default(),
+            last_error_time: None,
+        }),
+        applied_revision: r.applied_revision,
+        counts: Some(v1::StatusCounts {
+            networks: count(r.snapshot.networks().count()),
+            local_networks: count(r.observed.networks.len()),
+            local_endpoints: local,
+            ready_endpoints: r.ready_endpoints(),
+            remote_endpoints: remote,
+            peers: count(r.snapshot.peers().count()),
+            fdb_entries: r
+                .observed
+                .networks
+                .values()
+                .map(|n| count(n.forwards.len()))
+                .sum(),
+            neighbours: r
+                .observed
+                .networks
+                .values()
+                .map(|n| count(n.neighbours.len()))
+                .sum(),
+        }),
+        netlink_writes: r.counters.writes,
+        netlink_writes_by_kind: by_kind(&r.counters.operations),
+        drift_repaired: r.counters.drift.values().sum(),
+        drift_repaired_by_kind: by_kind(&r.counters.drift),
+        passes: r.counters.passes,
+        full_passes: r.counters.full_passes,
+        problems: r.problems.to_proto(),
+        held_deletions: r.snapshot.held_because().map(|reason| {
+            let keys = r.snapshot.held_keys();
+            v1::HeldDeletions {
+                count: count(keys.len()),
+                reason: reason.to_owned(),
+                since: None,
+                keys: keys.iter().take(100).map(ToString::to_string).collect(),
+            }
+        }),
+    }
+}

@@ -1,0 +1,337 @@
+//! One session: the connection stands; watches are opened, listened to and looked after until it breaks.
+
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, warn};
+use weft_core::record::{Scope, StoreEvent};
+
+use super::{End, Pauses, Watcher};
+use crate::{
+    error::{Failure, Verdict},
+    follow::{Follow, Listing, Reason},
+    interest::Generation,
+    members::Line,
+    progress::{Answer, Progress},
+    read::{self, Lists},
+    stream::{Message, Stream},
+};
+
+type Running = Pin<Box<dyn Future<Output = Result<Lists, Failure>> + Send>>;
+
+/// What belongs to one session.
+pub(super) struct Session {
+    pub(super) line: Line,
+    pub(super) cluster_id: u64,
+    stream: Option<Stream>,
+    pub(super) running: Option<Running>,
+    progress: Progress,
+    heard: Instant,
+    ask_at: Instant,
+    /// Something happened since progress was asked for last.
+    news: bool,
+    /// A revision that somebody waits for.
+    awaited: i64,
+}
+
+impl Session {
+    /// A connection that was just made, to a server of this version.
+    pub(super) fn new(line: Line, cluster_id: u64, version: Option<&str>, settle: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            line,
+            cluster_id,
+            stream: None,
+            running: None,
+            progress: Progress::new(version, settle / 2),
+            heard: now,
+            ask_at: now + settle,
+            news: true,
+            awaited: 0,
+        }
+    }
+}
+
+impl Watcher {
+    /// Does all that can be done now, then waits for the next thing to happen.
+    pub(super) async fn step(&mut self, session: &mut Session, pauses: &mut Pauses) -> Result<(), End> {
+        self.follow_interest(session).await?;
+        self.start_listing(session);
+        self.open_watches(session).await?;
+        let next = self.tend_clock(session).await?;
+
+        let reading = session.stream.is_some() && self.outbox.has_room();
+        if !reading {
+            // etcd cannot be heard while nobody listens.
+            session.heard = Instant::now();
+        }
+        tokio::select! {
+            delivered = self.outbox.deliver(), if !self.outbox.is_empty() => {
+                if !delivered {
+                    return Err(End::Stop);
+                }
+            }
+            changed = self.changed.changed() => {
+                if changed.is_err() {
+                    return Err(End::Stop);
+                }
+                self.interest_changed = true;
+            }
+            () = self.signals.wake.notified() => self.heed_signals(session),
+            result = running(&mut session.running) => {
+                session.running = None;
+                self.take_listing(session, result)?;
+            }
+            message = next_message(&mut session.stream), if reading => {
+                let message = message?;
+                session.heard = Instant::now();
+                // A stream that speaks ends the time of pauses.
+                pauses.reset();
+                self.take_message(session, &message)?;
+            }
+            () = sleep_until(next) => {}
+        }
+        Ok(())
+    }
+
+    fn heed_signals(&mut self, session: &mut Session) {
+        let timing = &self.members.config().timing;
+        if self.signals.relist.swap(false, Ordering::Relaxed) {
+            for follow in self.follows.values_mut() {
+                follow.list(Reason::Refresh);
+            }
+        }
+        let committed = self.signals.committed.load(Ordering::Relaxed);
+        if committed > session.awaited {
+            session.awaited = committed;
+            // Somebody waits for it; many commits at a time are served by one question.
+            session.ask_at = session.ask_at.min(Instant::now() + timing.settle / 20);
+        }
+    }
+
+    /// Begins and ends following as the wanted scopes change.
+    async fn follow_interest(&mut self, session: &mut Session) -> Result<(), Failure> {
+        if !self.interest_changed {
+            return Ok(());
+        }
+        let before: BTreeMap<Scope, (Generation, Option<i64>)> = self
+            .follows
+            .iter()
+            .map(|(scope, follow)| (scope.clone(), (follow.generation, follow.watch)))
+            .collect();
+        self.follow_interest_offline();
+        for (scope, (generation, watch)) in before {
+            let gone = self
+                .follows
+                .get(&scope)
+                .is_none_or(|follow| follow.generation != generation);
+            if let (true, Some(id), Some(stream)) = (gone, watch, &mut session.stream) {
+                stream.cancel(id).await?;
+            }
+        }
+        if self.follows.is_empty() {
+            // etcd does not answer questions about no watches: silence would be taken for death.
+            session.stream = None;
+        }
+        Ok(())
+    }
+
+    /// Opens watches for all scopes that can go on from a known revision.
+    async fn open_watches(&mut self, session: &mut Session) -> Result<(), Failure> {
+        let members = Arc::clone(&self.members);
+        let config = members.config();
+        for (scope, follow) in &mut self.follows {
+            if follow.watch.is_some() || !follow.resumable() {
+                continue;
+            }
+            let directory = read::directory(scope, &config.prefix, &config.node);
+            let from = follow.seen + 1;
+            let id = match &mut session.stream {
+                Some(stream) if !stream.can_watch_more() => return Ok(()),
+                Some(stream) => stream.watch(scope.clone(), &directory, from).await?,
+                none => {
+                    let (line, bound) = (session.line.clone(), config.timing.connect);
+                    let most = config.limits.message;
+                    let (stream, id) =
+                        Stream::open(line, scope.clone(), &directory, from, most, bound).await?;
+                    *none = Some(stream);
+                    session.heard = Instant::now();
+                    let mut health = members.health.lock();
+                    health.streams += 1;
+                    if follow.listing == Listing::Done && follow.was_watched() {
+                        health.resumes += 1;
+                    }
+                    id
+                }
+            };
+            follow.watched(id);
+            session.progress.created();
+            session.news = true;
+            session.ask_at = Instant::now() + config.timing.settle;
+        }
+        Ok(())
+    }
+
+    /// Asks for progress when it is time, and gives up a silent stream. When to look again.
+    async fn tend_clock(&mut self, session: &mut Session) -> Result<Instant, Failure> {
+        let timing = &self.members.config().timing;
+        let now = Instant::now();
+        let mut next = self.refresh_at.unwrap_or(now + timing.progress);
+        if session.running.is_none()
+            && self
+                .follows
+                .values()
+                .any(|f| matches!(f.listing, Listing::Due(_)))
+        {
+            next = next.min(self.list_not_before);
+        }
+        if let Some(stream) = &mut session.stream {
+            let silent_at = session.heard + timing.silence;
+            if now >= silent_at {
+                self.members.health.lock().silences += 1;
+                let why = format!(
+                    "the watch gave no sign of life for {} ms",
+                    timing.silence.as_millis()
+                );
+                return Err(Failure::new(Verdict::Lost, &session.line.url, why));
+            }
+            if now >= session.ask_at && self.outbox.has_room() {
+                session.ask_at = match session.progress.waits_until(now, timing.progress) {
+                    Some(until) => until,
+                    None => {
+                        stream.ask_progress().await?;
+                        session.progress.asked(now);
+                        session.news = false;
+                        now + timing.progress
+                    }
+                };
+            }
+            next = next.min(silent_at).min(session.ask_at);
+        }
+        Ok(next)
+    }
+
+    fn take_message(
+        &mut self,
+        session: &mut Session,
+        message: &etcd_client::WatchResponse,
+    ) -> Result<(), End> {
+        self.members.health.seen(message.header());
+        let Some(stream) = &mut session.stream else {
+            return Ok(());
+        };
+        if let Some(header) = message.header()
+            && header.cluster_id() != session.cluster_id
+        {
+            return Err(End::Lost(Failure::new(
+                Verdict::Lost,
+                &session.line.url,
+                "another cluster answers",
+            )));
+        }
+        let timing = &self.members.config().timing;
+        let now = Instant::now();
+        match stream.read(message) {
+            Message::Confirmed(scope) => {
+                if let Some(follow) = self.follows.get_mut(&scope) {
+                    follow.confirmed = true;
+                }
+            }
+            Message::Changes(scope, changes) => {
+                session.progress.events();
+                session.news = true;
+                session.ask_at = session.ask_at.min(now + timing.settle);
+                if let Some(follow) = self.follows.get_mut(&scope) {
+                    let changes = follow.changed(changes);
+                    if !changes.is_empty() {
+                        self.outbox
+                            .push(StoreEvent::Changed { scope, changes }, follow.generation);
+                    }
+                }
+            }
+            Message::UpTo(scope, revision) => {
+                if let Some(follow) = self.follows.get_mut(&scope) {
+                    follow.up_to(revision);
+                }
+            }
+            Message::Progress(revision) => self.take_progress(session, revision, now),
+            Message::Compacted(scope, revision) => {
+                debug!(
+                    ?scope,
+                    compacted = revision,
+                    "changes were compacted before they were seen"
+                );
+                self.end_watch(&scope, Reason::Compacted);
+            }
+            Message::Cancelled(scope, why) => {
+                if why.contains("auth token") {
+                    // The login has expired: it is made anew with the next session.
+                    return Err(End::Lost(Failure::new(
+                        Verdict::Credentials,
+                        &session.line.url,
+                        why,
+                    )));
+                }
+                if self.refusal.is_news(&why) {
+                    warn!(?scope, why, "etcd ended a watch; listing");
+                }
+                self.members.health.lock().last_error = Some(format!("{}: {why}", session.line.url));
+                self.end_watch(&scope, Reason::Cancelled);
+            }
+            Message::Nothing => {}
+        }
+        Ok(())
+    }
+
+    fn end_watch(&mut self, scope: &Scope, reason: Reason) {
+        if let Some(follow) = self.follows.get_mut(scope) {
+            follow.unwatched();
+            follow.list(reason);
+        }
+    }
+
+    fn take_progress(&mut self, session: &mut Session, revision: i64, now: Instant) {
+        let settle = self.members.config().timing.settle;
+        match session.progress.answered(revision, now) {
+            Answer::Nothing => {}
+            Answer::AskAgain(at) => session.ask_at = session.ask_at.min(at),
+            Answer::Certain(revision) => {
+                if session.awaited > revision {
+                    session.news = true;
+                }
+                if self.interest.newest() == self.newest && self.follows.values().all(Follow::is_current) {
+                    if session.progress.trusted() {
+                        for follow in self.follows.values_mut() {
+                            follow.up_to(revision);
+                        }
+                    }
+                    self.members.health.lock().progress = revision;
+                    self.outbox.push(StoreEvent::Progress { revision }, self.newest);
+                }
+            }
+        }
+        if session.news {
+            session.ask_at = session.ask_at.min(now + settle);
+        }
+    }
+}
+
+/// The listing's result, if one runs; otherwise never.
+async fn running(running: &mut Option<Running>) -> Result<Lists, Failure> {
+    match running {
+        Some(running) => running.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_message(stream: &mut Option<Stream>) -> Result<etcd_client::WatchResponse, Failure> {
+    match stream {
+        Some(stream) => stream.next().await,
+        None => std::future::pending().await,
+    }
+}
