@@ -12,7 +12,7 @@ use weft_store_schema::{
 
 use crate::{
     kinds::{KINDS, RecordKind, golden},
-    schemas::validator,
+    schemas::Validator,
 };
 
 fn config() -> ProptestConfig {
@@ -133,7 +133,7 @@ fn judged(kind: RecordKind, bytes: &[u8]) -> Result<(), TestCaseError> {
             prop_assert_eq!((kind.reencode)(&once).ok(), Some(once));
             let record: Value = serde_json::from_slice(bytes).unwrap();
             prop_assert!(
-                validator(kind.name).is_valid(&record),
+                Validator::of(kind.name).is_valid(&record),
                 "the schema refuses what the code accepts"
             );
             prop_assert!(

@@ -8,7 +8,7 @@ use weft_store_schema::{Prefix, json_schemas};
 
 use crate::{
     kinds::{KINDS, here, kind, kind_of},
-    schemas::validator,
+    schemas::Validator,
 };
 
 fn reference() -> String {
@@ -101,7 +101,7 @@ fn each_example_is_sound() {
             panic!("the example of {key}: {error}");
         }
         let record: Value = serde_json::from_str(record).unwrap();
-        assert!(validator(kind.name).is_valid(&record), "the example of {key}");
+        assert!(Validator::of(kind.name).is_valid(&record), "the example of {key}");
         count += 1;
     }
     assert!(count > KINDS.len());
