@@ -231,10 +231,10 @@ async fn configurations_that_can_never_work() {
     }
 }
 
-const PASSWORD: &str = "correct-horse-battery";
+pub(crate) const PASSWORD: &str = "correct-horse-battery";
 
 /// etcd with authentication on: root, and the user `weft` with a role that may do all below the prefix.
-async fn with_users(args: &[&str]) -> Etcd {
+pub(crate) async fn with_users(args: &[&str]) -> Etcd {
     let etcd = Etcd::with(1, "http", args, ConnectOptions::new()).await;
     let client = etcd.client().await;
     let mut auth = client.auth_client();
