@@ -515,6 +515,13 @@ impl Control for AgentControl {
         let gone = name.clone();
         let remembered = self.ask(move |r| r.detach(&gone)).await?;
         remembered.map_err(|error| ApiError::internal(format!("detaching {name}"), error))?;
+        if !self.ask(|r| r.is_adopted()).await? {
+            // Nothing is written to the kernel before the records are known; then this comes first.
+            return Ok(v1::DetachEndpointResponse {
+                existed,
+                record_pending: true,
+            });
+        }
         let watched = name.clone();
         let port = weft_core::ownership::port_name(&name);
         let rid = self
@@ -538,7 +545,7 @@ impl Control for AgentControl {
         let agreed = call.deadline.min(Instant::now() + DETACH_PATIENCE);
         let deleted = self
             .wait(agreed, move |r| {
-                let pending = r.snapshot.endpoint(&name).is_some();
+                let pending = r.snapshot.awaits_detach(&name);
                 (!pending).then_some(())
             })
             .await?;

@@ -2,7 +2,7 @@
 //! etcd outage nor the agent's own end brings a detached endpoint back.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -25,7 +25,8 @@ pub(crate) struct DetachmentsError {
 #[derive(Debug)]
 pub(crate) struct Detachments {
     path: PathBuf,
-    present: BTreeSet<EndpointRef>,
+    /// With the revision at which the record was created, 0 if that is not known.
+    present: BTreeMap<EndpointRef, i64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -33,6 +34,7 @@ struct Stored {
     network: String,
     node: String,
     id: String,
+    created: i64,
 }
 
 impl Detachments {
@@ -53,11 +55,12 @@ impl Detachments {
             Err(e) => return Err(error("read")(e)),
         };
         let parse = |s: Stored| {
-            Some(EndpointRef {
+            let endpoint = EndpointRef {
                 network: s.network.parse().ok()?,
                 node: s.node.parse().ok()?,
                 id: s.id.parse().ok()?,
-            })
+            };
+            Some((endpoint, s.created))
         };
         Ok(Self {
             present: stored.into_iter().filter_map(parse).collect(),
@@ -66,7 +69,7 @@ impl Detachments {
     }
 
     /// What is remembered.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &EndpointRef> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&EndpointRef, &i64)> {
         self.present.iter()
     }
 
@@ -74,8 +77,8 @@ impl Detachments {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub(crate) fn insert(&mut self, endpoint: &EndpointRef) -> Result<(), DetachmentsError> {
-        if self.present.insert(endpoint.clone()) {
+    pub(crate) fn insert(&mut self, endpoint: &EndpointRef, created: i64) -> Result<(), DetachmentsError> {
+        if self.present.insert(endpoint.clone(), created) != Some(created) {
             self.write()
         } else {
             Ok(())
@@ -87,7 +90,7 @@ impl Detachments {
     /// # Errors
     /// When the file cannot be written.
     pub(crate) fn remove(&mut self, endpoint: &EndpointRef) -> Result<(), DetachmentsError> {
-        if self.present.remove(endpoint) {
+        if self.present.remove(endpoint).is_some() {
             self.write()
         } else {
             Ok(())
@@ -98,10 +101,11 @@ impl Detachments {
         let stored: Vec<Stored> = self
             .present
             .iter()
-            .map(|e| Stored {
+            .map(|(e, created)| Stored {
                 network: e.network.to_string(),
                 node: e.node.to_string(),
                 id: e.id.to_string(),
+                created: *created,
             })
             .collect();
         // Renamed into place: a crash leaves the old file or the new one.
@@ -131,9 +135,12 @@ mod tests {
             node: "h1".parse().unwrap(),
             id: "web".parse().unwrap(),
         };
-        Detachments::open(dir.path()).unwrap().insert(&endpoint).unwrap();
+        Detachments::open(dir.path())
+            .unwrap()
+            .insert(&endpoint, 7)
+            .unwrap();
         let mut again = Detachments::open(dir.path()).unwrap();
-        assert_eq!(again.iter().collect::<Vec<_>>(), [&endpoint]);
+        assert_eq!(again.iter().collect::<Vec<_>>(), [(&endpoint, &7)]);
         again.remove(&endpoint).unwrap();
         assert_eq!(Detachments::open(dir.path()).unwrap().iter().count(), 0);
     }

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use tokio::{
@@ -45,8 +45,12 @@ use crate::{
 const COMMIT_DEADLINE: Duration = Duration::from_secs(3);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(15);
-/// After trouble with notifications, the pause before everything is looked at: an overrun rarely comes alone.
-const OVERRUN_PAUSE: Duration = Duration::from_millis(20);
+/// Changes of the host's links and routes come in crowds.
+const UNDERLAY_PAUSE: Duration = Duration::from_millis(100);
+/// Without an underlay, it is looked for this often.
+const UNDERLAY_RETRY: Duration = Duration::from_secs(1);
+/// How long a plan that is under way is waited for at the end.
+const LAST_PLAN: Duration = Duration::from_secs(5);
 
 /// A question or request to the loop, answered by whatever the closure does.
 pub(crate) type Ask = Box<dyn FnOnce(&mut Reconciler) + Send>;
@@ -116,14 +120,14 @@ enum Busy {
 }
 
 /// Why a pass is made: decides whether what it finds is somebody else's doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Because {
     /// Records changed, or something is tried again.
     Wanted,
-    /// The kernel said that something changed.
-    Noticed,
     /// It is time to look at everything.
     Routine,
+    /// The kernel said that something changed.
+    Noticed,
 }
 
 /// What the kernel's thread saw.
@@ -172,7 +176,9 @@ pub(crate) struct Reconciler {
     scopes: BTreeSet<Scope>,
     dirty: Dirty,
     look: Dirty,
-    noticed: bool,
+    look_because: Because,
+    /// When to look for the underlay again: a while after the host's links or routes changed.
+    underlay_due: Option<Instant>,
     busy: Option<Busy>,
     looked: bool,
     adopted: bool,
@@ -233,7 +239,7 @@ pub(crate) async fn run(
                 reconciler.after_records();
             }
             Some(done) = chore_results.recv() => reconciler.on_chore_done(done),
-            notices = notifications.next() => reconciler.on_notices(notices).await,
+            notices = notifications.next() => reconciler.on_notices(notices),
             Some(ask) = asks.recv() => ask(&mut reconciler),
             result = answered(&mut reconciler.busy) => reconciler.on_answer(result),
             () = tokio::time::sleep_until(wake) => reconciler.on_time().await,
@@ -268,8 +274,8 @@ impl Reconciler {
             ready,
         } = parts;
         let mut snapshot = Snapshot::new(store.prefix().clone(), node.name.clone());
-        for endpoint in detachments.iter() {
-            snapshot.detach(endpoint);
+        for (endpoint, life) in detachments.iter() {
+            snapshot.detach(endpoint, *life);
         }
         let next_full = Instant::now() + node.resync;
         Self {
@@ -289,7 +295,8 @@ impl Reconciler {
             scopes: BTreeSet::new(),
             dirty: Dirty::default(),
             look: Dirty::everything(),
-            noticed: false,
+            look_because: Because::Wanted,
+            underlay_due: None,
             busy: None,
             looked: false,
             adopted: false,
@@ -365,6 +372,7 @@ impl Reconciler {
         self.end_detachments();
         self.update_interest();
         self.run_chores();
+        self.bump();
     }
 
     /// Applies changes that did not come by the watch: our own transactions, and what they were refused for.
@@ -375,7 +383,7 @@ impl Reconciler {
         self.after_records();
     }
 
-    async fn on_notices(&mut self, notices: Vec<Notice>) {
+    fn on_notices(&mut self, notices: Vec<Notice>) {
         for notice in notices {
             match notice {
                 Notice::Overrun => {
@@ -383,14 +391,17 @@ impl Reconciler {
                         "the kernel's notifications came faster than they could be read; looking at everything"
                     );
                     self.look.everything = true;
-                    self.noticed = true;
+                    self.look_because = Because::Noticed;
                 }
-                Notice::Underlay => self.find_underlay().await,
+                Notice::Underlay => {
+                    self.underlay_due
+                        .get_or_insert_with(|| Instant::now() + UNDERLAY_PAUSE);
+                }
                 Notice::Attachments(path) => self.on_attachment_dir(&path),
                 notice => {
                     if !notice.agrees_with(&self.observed) {
                         notice.mark(&mut self.look, &self.node.name);
-                        self.noticed = true;
+                        self.look_because = Because::Noticed;
                     }
                 }
             }
@@ -423,7 +434,7 @@ impl Reconciler {
             && path.parent() == Some(&self.node.netns_dir)
         {
             self.look.networks.insert(network);
-            self.noticed = true;
+            self.look_because = Because::Noticed;
         }
     }
 
@@ -432,9 +443,8 @@ impl Reconciler {
         if now >= self.next_full {
             self.next_full = now + self.node.resync;
             self.look.everything = true;
-            if self.underlay.is_none() {
-                self.find_underlay().await;
-            }
+            self.look_because = self.look_because.max(Because::Routine);
+            self.underlay_due = Some(now);
         }
         let due: Vec<FailureOf> = self
             .failures
@@ -457,7 +467,7 @@ impl Reconciler {
                 None => drop(self.look.networks.insert(network)),
             }
         }
-        if self.underlay.is_none() {
+        if self.underlay_due.is_some_and(|due| due <= now) {
             self.find_underlay().await;
         }
         self.run_chores();
@@ -465,12 +475,8 @@ impl Reconciler {
 
     fn next_wake(&self) -> Instant {
         let failures = self.failures.values().map(|f| f.retry_at).min();
-        let underlay = self
-            .underlay
-            .is_none()
-            .then(|| Instant::now() + Duration::from_secs(1));
         let chores = self.book.next_due().filter(|_| self.is_connected());
-        [Some(self.next_full), failures, underlay, chores]
+        [Some(self.next_full), failures, self.underlay_due, chores]
             .into_iter()
             .flatten()
             .min()
@@ -485,11 +491,7 @@ impl Reconciler {
         }
         if !self.look.is_empty() && (!self.looked || self.may_write()) {
             let look = std::mem::take(&mut self.look);
-            let because = match (std::mem::take(&mut self.noticed), look.everything && self.adopted) {
-                (true, _) => Because::Noticed,
-                (false, true) => Because::Routine,
-                (false, false) => Because::Wanted,
-            };
+            let because = std::mem::replace(&mut self.look_because, Because::Wanted);
             let places = look::places(&self.snapshot, &look);
             let part = look.clone();
             let known: Vec<NetworkName> = self.observed.networks.keys().cloned().collect();
@@ -515,7 +517,7 @@ impl Reconciler {
             // Container ends could not be looked for before the records told where they are.
             self.adopted = true;
             self.look.everything = true;
-            self.dirty = Dirty::everything();
+            self.dirty = Dirty::default();
         }
         self.adopted
     }
@@ -582,7 +584,7 @@ impl Reconciler {
         }
         let again = look::merge(&mut self.observed, &look, seen);
         if !again.is_empty() {
-            self.noticed |= because == Because::Noticed;
+            self.look_because = self.look_because.max(because);
             self.look.networks.extend(again);
             self.look.merge(look);
             return;
@@ -863,6 +865,14 @@ impl Reconciler {
         let pinned = self.pinned.keys().cloned().collect();
         let scopes = self.snapshot.interest(&in_kernel, &pinned);
         if scopes != self.scopes {
+            if self
+                .scopes
+                .difference(&scopes)
+                .any(|scope| matches!(scope, Scope::Endpoints(_)))
+            {
+                // What was said of the endpoints that are out of view now has to be unsaid.
+                self.dirty.everything = true;
+            }
             self.snapshot.retain(&scopes);
             self.store.want(scopes.clone());
             self.scopes = scopes;
@@ -889,6 +899,11 @@ impl Reconciler {
     /// Whether all about the networks that matter here is known.
     pub(crate) fn is_informed(&self) -> bool {
         self.snapshot.is_complete(&self.scopes)
+    }
+
+    /// Whether the kernel's state has been taken over, so that plans are made.
+    pub(crate) fn is_adopted(&self) -> bool {
+        self.adopted
     }
 
     /// Whether the store answers.
@@ -1000,8 +1015,12 @@ impl Reconciler {
         &mut self,
         endpoint: &EndpointRef,
     ) -> Result<(), crate::detachments::DetachmentsError> {
-        self.detachments.insert(endpoint)?;
-        let dirty = self.snapshot.detach(endpoint);
+        let life = self
+            .snapshot
+            .endpoint(endpoint)
+            .map_or(0, |slot| slot.create_revision);
+        self.detachments.insert(endpoint, life)?;
+        let dirty = self.snapshot.detach(endpoint, life);
         self.add_chores(&dirty);
         self.dirty.merge(dirty);
         self.run_chores();
@@ -1013,8 +1032,8 @@ impl Reconciler {
         let ended: Vec<EndpointRef> = self
             .snapshot
             .detaching()
-            .iter()
-            .filter(|e| self.snapshot.knows_members(&e.network) && self.snapshot.endpoint(e).is_none())
+            .keys()
+            .filter(|e| self.snapshot.knows_members(&e.network) && !self.snapshot.awaits_detach(e))
             .cloned()
             .collect();
         for endpoint in ended {
@@ -1041,6 +1060,7 @@ impl Reconciler {
     async fn find_underlay(&mut self) {
         let selection = self.node.underlay.clone();
         let found = self.kernel.run(move |kernel| kernel.underlay(&selection)).await;
+        self.underlay_due = None;
         let key = Key::Peer(self.node.name.clone()).to_string();
         match found {
             Ok(Ok(found)) => {
@@ -1056,6 +1076,7 @@ impl Reconciler {
             }
             Ok(Err(error)) => {
                 // What was found before is kept: an interface that is away for a moment takes nothing down.
+                self.underlay_due = Some(Instant::now() + UNDERLAY_RETRY);
                 let message = format!("{}; give underlay.interface or underlay.addresses", chain(&error));
                 self.problems
                     .set(Source::Host, &key, Some(Problem::new(&key, message)));
@@ -1112,9 +1133,9 @@ impl Reconciler {
     async fn finish(&mut self) {
         if let Some(Busy::Applying { answer, .. }) = self.busy.take() {
             // The thread finishes it either way; waiting only keeps the process there for it.
-            let _ = tokio::time::timeout(OVERRUN_PAUSE.max(Duration::from_secs(5)), answer).await;
+            let _ = tokio::time::timeout(LAST_PLAN, answer).await;
         }
-        tracing::info!(at = ?SystemTime::now(), "stopping; forwarding stays as it is");
+        tracing::info!("stopping; forwarding stays as it is");
     }
 }
 

@@ -100,8 +100,10 @@ impl Snapshot {
 
     /// Notes that an endpoint of this node is detached here. It counts as absent on this host from now on;
     /// the record and its claims go when the store can be reached.
-    pub fn detach(&mut self, endpoint: &EndpointRef) -> Dirty {
-        self.detaching.insert(endpoint.clone());
+    /// `life` is the revision at which the record was created, 0 if that is not known: then the next record
+    /// that is seen is meant.
+    pub fn detach(&mut self, endpoint: &EndpointRef, life: i64) -> Dirty {
+        self.detaching.insert(endpoint.clone(), life);
         self.touched(endpoint)
     }
 
@@ -341,6 +343,9 @@ impl Snapshot {
                 new.addresses.clone_from(&old.addresses);
                 new.mac = new.mac.or(old.mac);
             }
+        }
+        if let Some(life @ 0) = self.detaching.get_mut(endpoint) {
+            *life = slot.create_revision;
         }
         self.judge(key, decoded);
         let was_part = self.takes_part(&endpoint.network);

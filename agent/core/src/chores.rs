@@ -39,7 +39,7 @@ pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Ch
     if publish_peer(snapshot, peer).is_some() {
         chores.push(Chore::PublishPeer);
     }
-    chores.extend(snapshot.detaching().iter().cloned().map(Chore::DetachEndpoint));
+    chores.extend(snapshot.detaching().keys().cloned().map(Chore::DetachEndpoint));
     let node = snapshot.node();
     let own = |network: &NetworkName| -> Vec<Chore> {
         let complete = |id: &EndpointId| {
@@ -113,9 +113,9 @@ pub fn transaction(
         Chore::PublishPeer => Ok(publish_peer(snapshot, peer)),
         Chore::CompleteNetwork(network) => Ok(complete_network(snapshot, network)),
         Chore::FreeVni(vni) => Ok(free_vni(snapshot, *vni)),
-        Chore::CompleteEndpoint(endpoint) if snapshot.detaching().contains(endpoint) => Ok(None),
+        Chore::CompleteEndpoint(endpoint) if snapshot.awaits_detach(endpoint) => Ok(None),
         Chore::CompleteEndpoint(endpoint) => claims::complete(snapshot, endpoint, taken),
-        Chore::DetachEndpoint(endpoint) if !snapshot.detaching().contains(endpoint) => Ok(None),
+        Chore::DetachEndpoint(endpoint) if !snapshot.awaits_detach(endpoint) => Ok(None),
         Chore::DetachEndpoint(endpoint) => Ok(claims::detach(snapshot, endpoint).ok()),
         Chore::ReleaseAddress(network, address) => {
             let own = snapshot

@@ -306,7 +306,7 @@ impl<'a> Pass<'a> {
     }
 
     fn local(&self, network: &Network, members: &Members, name: &EndpointRef) -> Wanted<Box<Local>> {
-        if self.snapshot.detaching().contains(name) {
+        if self.snapshot.awaits_detach(name) {
             return Wanted::Absent;
         }
         let Some(slot) = self.snapshot.endpoint(name) else {

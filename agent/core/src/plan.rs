@@ -172,7 +172,12 @@ pub struct Outcome<E> {
 
 impl<E> Default for Outcome<E> {
     fn default() -> Self {
-        Self { done: 0, writes: 0, failed: Vec::new(), held_back: Vec::new() }
+        Self {
+            done: 0,
+            writes: 0,
+            failed: Vec::new(),
+            held_back: Vec::new(),
+        }
     }
 }
 

@@ -35,7 +35,9 @@ pub struct Snapshot {
     pub(crate) store: Option<(u64, i64)>,
     pub(crate) held_because: Option<String>,
     /// Endpoints of this node that are detached here, whether or not the store knows it yet.
-    pub(crate) detaching: BTreeSet<EndpointRef>,
+    /// With the revision at which the record was created, 0 while that is not known: one that is created
+    /// later is another life.
+    pub(crate) detaching: BTreeMap<EndpointRef, i64>,
 }
 
 impl Snapshot {
@@ -54,7 +56,7 @@ impl Snapshot {
             listed: BTreeSet::new(),
             store: None,
             held_because: None,
-            detaching: BTreeSet::new(),
+            detaching: BTreeMap::new(),
         }
     }
 
@@ -214,8 +216,17 @@ impl Snapshot {
     }
 
     /// This node's endpoints that are detached here, whether or not the store knows it yet.
-    pub fn detaching(&self) -> &BTreeSet<EndpointRef> {
+    pub fn detaching(&self) -> &BTreeMap<EndpointRef, i64> {
         &self.detaching
+    }
+
+    /// Whether the record that an endpoint has in the store is one that is detached here.
+    pub fn awaits_detach(&self, endpoint: &EndpointRef) -> bool {
+        let life = self.detaching.get(endpoint);
+        life.is_some_and(|life| {
+            self.endpoint(endpoint)
+                .is_some_and(|slot| *life == 0 || *life == slot.create_revision)
+        })
     }
 
     /// Forgets what lies outside the scopes that are still wanted.
