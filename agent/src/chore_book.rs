@@ -100,6 +100,15 @@ impl ChoreBook {
         }
     }
 
+    /// The networks whose endpoints and claims have to stay in view for what is owed.
+    pub(crate) fn networks(&self) -> impl Iterator<Item = &NetworkName> {
+        self.tasks.keys().filter_map(|chore| match chore {
+            Chore::ReleaseAddress(network, _) => Some(network),
+            Chore::CompleteEndpoint(endpoint) | Chore::DetachEndpoint(endpoint) => Some(&endpoint.network),
+            Chore::PublishPeer | Chore::CompleteNetwork(_) | Chore::FreeVni(_) => None,
+        })
+    }
+
     /// Addresses of a network that transactions under way are claiming.
     pub(crate) fn claiming(&self, network: &NetworkName) -> BTreeSet<IpAddr> {
         self.claiming

@@ -370,8 +370,8 @@ impl Reconciler {
         self.problems
             .replace(Source::Record, self.snapshot.problems().values());
         self.end_detachments();
-        self.update_interest();
         self.run_chores();
+        self.update_interest();
         self.bump();
     }
 
@@ -862,7 +862,7 @@ impl Reconciler {
 
     fn update_interest(&mut self) {
         let in_kernel = self.observed.networks.keys().cloned().collect();
-        let pinned = self.pinned.keys().cloned().collect();
+        let pinned = self.pinned.keys().chain(self.book.networks()).cloned().collect();
         let scopes = self.snapshot.interest(&in_kernel, &pinned);
         if scopes != self.scopes {
             if self

@@ -178,7 +178,13 @@ impl Pass<'_> {
         None
     }
 
-    pub(crate) fn assess_peers(&self, assessment: &mut Assessment) {
+    /// All of them, whichever changed: two that share an address are each other's problem.
+    pub(crate) fn assess_peers(&self, dirty: &Dirty, assessment: &mut Assessment) {
+        for gone in &dirty.peers {
+            assessment
+                .by_key
+                .insert(Key::Peer(gone.clone()).to_string(), None);
+        }
         let mut holders: BTreeMap<IpAddr, &NodeName> = BTreeMap::new();
         let mut peers: Vec<_> = self.snapshot.peers().collect();
         peers.sort_by_key(|(node, slot)| (slot.create_revision, *node));

@@ -303,6 +303,7 @@ impl Snapshot {
         self.peers.insert(node.clone(), slot);
         if let Some(decoded) = decoded {
             self.judge(key, decoded);
+            dirty.peers.insert(node.clone());
             if before != after {
                 self.touch_peer(node, dirty);
             }
@@ -558,6 +559,7 @@ impl Snapshot {
     }
 
     fn touch_peer(&self, node: &NodeName, dirty: &mut Dirty) {
+        dirty.peers.insert(node.clone());
         for (network, members) in &self.members {
             for (id, slot) in members.endpoints_on(node) {
                 let endpoint = EndpointRef {

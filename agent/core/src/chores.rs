@@ -12,6 +12,7 @@ use crate::{
     claims::{self, Refusal},
     dirty::Dirty,
     hash::stable_hash,
+    members::Members,
     record::{Guard, Transaction, Write},
     snapshot::Snapshot,
 };
@@ -54,19 +55,21 @@ pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Ch
             .map(|(id, _)| complete(id))
             .collect()
     };
+    let released = |network: &NetworkName| -> Vec<Chore> {
+        let claims = snapshot.members(network).into_iter().flat_map(Members::claims);
+        claims
+            .filter(|(_, slot)| slot.value.as_ref().is_some_and(|claim| claim.node == *node))
+            .map(|(address, _)| Chore::ReleaseAddress(network.clone(), *address))
+            .collect()
+    };
     if dirty.everything {
         for (network, _) in snapshot.networks() {
             chores.push(Chore::CompleteNetwork(network.clone()));
         }
         chores.extend(snapshot.vnis().map(|(vni, _)| Chore::FreeVni(*vni)));
-        for (network, members) in snapshot.all_members() {
+        for (network, _) in snapshot.all_members() {
             chores.extend(own(network));
-            chores.extend(
-                members
-                    .claims()
-                    .filter(|(_, slot)| slot.value.as_ref().is_some_and(|claim| claim.node == *node))
-                    .map(|(address, _)| Chore::ReleaseAddress(network.clone(), *address)),
-            );
+            chores.extend(released(network));
         }
     } else {
         for network in &dirty.networks {
@@ -76,6 +79,7 @@ pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Ch
                 .filter(|(_, s)| s.value.as_ref().is_some_and(|c| c.network == *network));
             chores.extend(claimed.map(|(vni, _)| Chore::FreeVni(*vni)));
             chores.extend(own(network));
+            chores.extend(released(network));
         }
         for endpoint in dirty.endpoints.iter().filter(|e| e.node == *node) {
             chores.push(Chore::CompleteEndpoint(endpoint.clone()));

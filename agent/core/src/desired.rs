@@ -156,8 +156,8 @@ pub fn desired(
             .insert(network.clone(), pass.network(network, dirty));
         pass.assess(network, dirty, &mut assessment);
     }
-    if dirty.everything {
-        pass.assess_peers(&mut assessment);
+    if dirty.everything || !dirty.peers.is_empty() {
+        pass.assess_peers(dirty, &mut assessment);
     }
     (desired, assessment)
 }

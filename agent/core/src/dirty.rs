@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use weft_store_schema::{EndpointRef, Mac, NetworkName};
+use weft_store_schema::{EndpointRef, Mac, NetworkName, NodeName};
 
 /// A set of objects to look at again. Empty means that nothing is to be done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct Dirty {
     pub links: BTreeSet<NetworkName>,
     /// Endpoints: a local one's veth, any one's problems.
     pub endpoints: BTreeSet<EndpointRef>,
+    /// Peers: their own problems. What depends on them is named by itself.
+    pub peers: BTreeSet<NodeName>,
     /// Forwarding entries.
     pub macs: BTreeMap<NetworkName, HashSet<Mac>>,
     /// Neighbours.
@@ -44,6 +46,7 @@ impl Dirty {
         self.networks.extend(other.networks);
         self.links.extend(other.links);
         self.endpoints.extend(other.endpoints);
+        self.peers.extend(other.peers);
         for (network, macs) in other.macs {
             self.macs.entry(network).or_default().extend(macs);
         }

@@ -177,8 +177,8 @@ impl Snapshot {
     }
 
     /// Which scopes have to be watched: every network's own endpoints, and everything about the networks
-    /// that this node takes part in, or is about to (`pinned`). Networks found in the kernel count as known,
-    /// so that a network without a record is not mistaken for one without endpoints.
+    /// that this node takes part in, is about to (`pinned`), or still has something of in its kernel: what
+    /// an endpoint that was deleted while nobody looked has left behind is cleared away from there.
     pub fn interest(
         &self,
         in_kernel: &BTreeSet<NetworkName>,
@@ -193,10 +193,10 @@ impl Snapshot {
             .chain(self.members.keys())
             .collect();
         for network in known {
-            if pinned.contains(network) || self.takes_part(network) {
+            if pinned.contains(network) || in_kernel.contains(network) || self.takes_part(network) {
                 scopes.insert(Scope::Endpoints(network.clone()));
                 scopes.insert(Scope::Addresses(network.clone()));
-            } else if self.networks.contains_key(network) || in_kernel.contains(network) {
+            } else if self.networks.contains_key(network) {
                 scopes.insert(Scope::OwnEndpoints(network.clone()));
             }
         }
