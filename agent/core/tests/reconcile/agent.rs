@@ -1,0 +1,209 @@
+//! One host: its core between the models of the store and of the kernel, as `weftd` ties it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use weft_core::{
+    dataplane::Observed,
+    desired::{Assessment, Host},
+    diff,
+    dirty::Dirty,
+    plan::{Failures, Op},
+    problem::Problem,
+    record::{Change, Scope},
+    snapshot::{Snapshot, directory},
+};
+use weft_store_schema::{NetworkName, NodeName, Prefix};
+
+use crate::{
+    kernel::Kernel,
+    store::{Store, covers, revision_of},
+};
+
+/// One host.
+#[derive(Debug, Clone)]
+pub(crate) struct Agent {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) host: Host,
+    pub(crate) kernel: Kernel,
+    /// What the agent believes of the kernel.
+    pub(crate) observed: Observed,
+    pub(crate) dirty: Dirty,
+    pub(crate) assessed: BTreeMap<String, Problem>,
+    pub(crate) pinned: BTreeSet<NetworkName>,
+    scopes: BTreeMap<Scope, i64>,
+    /// Events up to here have been fetched from the store.
+    fetched: i64,
+}
+
+impl Agent {
+    pub(crate) fn new(node: NodeName, host: Host) -> Self {
+        Self {
+            snapshot: Snapshot::new(Prefix::default(), node),
+            host,
+            kernel: Kernel::default(),
+            observed: Observed::default(),
+            dirty: Dirty::everything(),
+            assessed: BTreeMap::new(),
+            pinned: BTreeSet::new(),
+            scopes: BTreeMap::new(),
+            fetched: 0,
+        }
+    }
+
+    pub(crate) fn node(&self) -> &NodeName {
+        self.snapshot.node()
+    }
+
+    /// Wants what matters now, and lists what is newly wanted; again, since a listing may make more matter.
+    pub(crate) fn follow(&mut self, store: &Store) {
+        loop {
+            let in_kernel = self.observed.networks.keys().cloned().collect();
+            let wanted = self.snapshot.interest(&in_kernel, &self.pinned);
+            if self.scopes.keys().eq(&wanted) {
+                return;
+            }
+            self.snapshot.retain(&wanted);
+            self.scopes.retain(|scope, _| wanted.contains(scope));
+            for scope in wanted {
+                if !self.scopes.contains_key(&scope) {
+                    self.list(store, &scope);
+                }
+            }
+        }
+    }
+
+    /// Lists a scope.
+    pub(crate) fn list(&mut self, store: &Store, scope: &Scope) {
+        let entries = store.list(&directory(&Prefix::default(), self.snapshot.node(), scope));
+        let dirty = self
+            .snapshot
+            .apply_listing(scope, store.cluster_id, store.revision, &entries);
+        self.dirty.merge(dirty);
+        self.scopes.insert(scope.clone(), store.revision);
+    }
+
+    /// Lists everything that is wanted, as after a compaction.
+    pub(crate) fn relist(&mut self, store: &Store) {
+        self.fetched = store.revision;
+        self.follow(store);
+        let scopes: Vec<Scope> = self.scopes.keys().cloned().collect();
+        for scope in &scopes {
+            self.list(store, scope);
+        }
+        self.follow(store);
+    }
+
+    /// What the store has to tell that is news here.
+    pub(crate) fn fetch(&mut self, store: &Store) -> Vec<Change> {
+        let changes = store.since(self.fetched).cloned().collect();
+        self.fetched = store.revision;
+        changes
+    }
+
+    /// Takes in changes, those of them that are watched.
+    pub(crate) fn take_in(&mut self, changes: &[Change]) {
+        let node = self.snapshot.node().clone();
+        let watched: Vec<Change> = changes
+            .iter()
+            .filter(|change| {
+                let key = crate::store::key_of(change);
+                self.scopes
+                    .iter()
+                    .any(|(scope, listed)| covers(scope, &node, key) && *listed < revision_of(change))
+            })
+            .cloned()
+            .collect();
+        let dirty = self.snapshot.apply_changes(&watched);
+        self.dirty.merge(dirty);
+    }
+
+    /// Catches up with the store.
+    pub(crate) fn sync(&mut self, store: &Store) {
+        self.follow(store);
+        let changes = self.fetch(store);
+        self.take_in(&changes);
+        self.follow(store);
+    }
+
+    /// One pass over what is dirty. Returns the operations done, in order.
+    pub(crate) fn pass(&mut self) -> Vec<(NetworkName, Op)> {
+        self.pass_with(&mut |_| false)
+    }
+
+    /// One pass in which some operations fail.
+    pub(crate) fn pass_with(&mut self, fails: &mut dyn FnMut(&Op) -> bool) -> Vec<(NetworkName, Op)> {
+        let dirty = std::mem::take(&mut self.dirty);
+        let (plan, assessment) = diff::plan(&self.snapshot, &self.host, &self.observed, &dirty);
+        self.assess(assessment);
+        let mut done = Vec::new();
+        for (network, ops) in &plan.networks {
+            assert!(!ops.is_empty());
+            let mut failures = Failures::default();
+            for op in ops {
+                if failures.hold_back(op) {
+                    failures.note(op);
+                    self.again(network);
+                } else if fails(op) || self.kernel.apply(network, op).is_err() {
+                    failures.note(op);
+                    self.again(network);
+                } else {
+                    self.observed.record(network, op);
+                    done.push((network.clone(), op.clone()));
+                }
+            }
+        }
+        done
+    }
+
+    fn again(&mut self, network: &NetworkName) {
+        self.dirty.networks.insert(network.clone());
+    }
+
+    /// Passes until nothing is dirty, as when failures are tried again.
+    pub(crate) fn settle(&mut self) -> Vec<(NetworkName, Op)> {
+        let mut done = Vec::new();
+        for _ in 0..8 {
+            done.extend(self.pass());
+            if self.dirty.is_empty() {
+                return done;
+            }
+        }
+        panic!("the passes come to no end; dirty is {:#?}", self.dirty);
+    }
+
+    fn assess(&mut self, assessment: Assessment) {
+        if assessment.complete {
+            self.assessed.clear();
+        }
+        for (key, problem) in assessment.by_key {
+            match problem {
+                Some(problem) => drop(self.assessed.insert(key, problem)),
+                None => drop(self.assessed.remove(&key)),
+            }
+        }
+    }
+
+    /// All problems that are known.
+    pub(crate) fn problems(&self) -> BTreeSet<Problem> {
+        let records = self.snapshot.problems().values();
+        records.chain(self.assessed.values()).cloned().collect()
+    }
+
+    /// After every pass: what the agent believes is true, and a pass over everything would find nothing to do
+    /// and nothing else to say.
+    pub(crate) fn check(&self) {
+        assert_eq!(
+            self.observed,
+            self.kernel.observe(),
+            "the agent's memory differs from the kernel"
+        );
+        let (plan, assessment) = diff::plan(&self.snapshot, &self.host, &self.observed, &Dirty::everything());
+        assert!(plan.is_empty(), "a full pass finds more to do: {plan:#?}");
+        let full: BTreeMap<String, Problem> = assessment
+            .by_key
+            .into_iter()
+            .filter_map(|(key, problem)| Some((key, problem?)))
+            .collect();
+        assert_eq!(self.assessed, full, "a full pass finds other problems (right)");
+    }
+}

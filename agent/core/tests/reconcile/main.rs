@@ -1,0 +1,19 @@
+//! The pure core from outside: records go into a model of etcd, plans into a model of the kernel, and what
+//! comes of it is compared with what should.
+//!
+//! `store` and `kernel` are the models, `agent` ties one host's core between them, `naive` says once more,
+//! without any index or increment, what a host should hold. `cases` are stories in files; `convergence`,
+//! `bytes` and `claims` are properties.
+
+#[cfg(test)]
+mod agent;
+#[cfg(test)]
+mod cases;
+#[cfg(test)]
+mod kernel;
+#[cfg(test)]
+mod records;
+#[cfg(test)]
+mod show;
+#[cfg(test)]
+mod store;
