@@ -1,0 +1,127 @@
+//! Echo among many: one thread and two sockets a container, all targets at once.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recv, sendto, setsockopt,
+    socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike as _};
+
+use crate::Station;
+
+/// Sends one echo request from each station to each address of every other one, waits this long for the
+/// answers, and names the pairs without.
+///
+/// # Errors
+/// When a container cannot be entered.
+pub fn unanswered(stations: &[Station], patience: Duration) -> Result<Vec<String>> {
+    let deadline = Instant::now() + patience;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = stations
+            .iter()
+            .map(|from| {
+                let targets: Vec<(&str, IpAddr)> = stations
+                    .iter()
+                    .filter(|to| to.id != from.id || to.network != from.network)
+                    .flat_map(|to| to.addresses.iter().map(|a| (to.id.as_str(), *a)))
+                    .collect();
+                scope.spawn(move || {
+                    let ask = || silent(&targets, deadline);
+                    let missing = from.container.netns().within(ask)??;
+                    Ok(missing
+                        .into_iter()
+                        .map(|(to, address)| format!("{} -> {to} ({address})", from.id))
+                        .collect::<Vec<_>>())
+                })
+            })
+            .collect();
+        let mut all = Vec::new();
+        for thread in threads {
+            let silent: Result<Vec<String>> = thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            all.extend(silent?);
+        }
+        Ok(all)
+    })
+}
+
+/// Targets that do not answer, asked from the namespace of the calling thread.
+fn silent<'a>(targets: &[(&'a str, IpAddr)], deadline: Instant) -> Result<Vec<(&'a str, IpAddr)>> {
+    let mut missing = Vec::new();
+    for v4 in [true, false] {
+        let of_family: Vec<_> = targets.iter().filter(|(_, a)| a.is_ipv4() == v4).collect();
+        if of_family.is_empty() {
+            continue;
+        }
+        let socket = open(v4)?;
+        for (number, (_, target)) in of_family.iter().enumerate() {
+            let packet = request(v4, u16::try_from(number)?);
+            // Without a route there is no answer either.
+            let _ = sendto(
+                socket.as_raw_fd(),
+                &packet,
+                &SockaddrStorage::from(SocketAddr::new(*target, 0)),
+                MsgFlags::empty(),
+            );
+        }
+        let mut waiting: BTreeSet<usize> = (0..of_family.len()).collect();
+        while !waiting.is_empty() && Instant::now() < deadline {
+            if let Some(number) = reply(&socket, v4) {
+                waiting.remove(&number.into());
+            }
+        }
+        missing.extend(waiting.into_iter().map(|number| *of_family[number]));
+    }
+    Ok(missing)
+}
+
+/// The identifier of all our requests: every namespace has its own answers.
+const IDENTIFIER: u16 = 0x77e7;
+
+fn open(v4: bool) -> Result<OwnedFd> {
+    let (family, protocol) = if v4 {
+        (AddressFamily::Inet, SockProtocol::Icmp)
+    } else {
+        (AddressFamily::Inet6, SockProtocol::IcmpV6)
+    };
+    let socket =
+        socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).context("opening an ICMP socket")?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(20))
+        .context("setting the receive timeout")?;
+    Ok(socket)
+}
+
+fn request(v4: bool, number: u16) -> Vec<u8> {
+    let kind = if v4 { 8_u8 } else { 128 };
+    let mut packet = vec![kind, 0, 0, 0];
+    packet.extend(IDENTIFIER.to_be_bytes());
+    packet.extend(number.to_be_bytes());
+    if v4 {
+        // RFC 1071; the kernel fills it in for ICMPv6 only.
+        let sum = u32::from(kind) * 256 + u32::from(IDENTIFIER) + u32::from(number);
+        let sum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap_or(0);
+        packet[2..4].copy_from_slice(&sum.to_be_bytes());
+    }
+    packet
+}
+
+fn reply(socket: &OwnedFd, v4: bool) -> Option<u16> {
+    let mut buffer = [0_u8; 256];
+    let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).ok()?;
+    let packet = buffer.get(..length)?;
+    // Raw IPv4 sockets get the IP header too.
+    let icmp = if v4 {
+        packet.get(usize::from(packet.first()? & 0xf) * 4..)?
+    } else {
+        packet
+    };
+    let word = |at: usize| Some(u16::from_be_bytes(icmp.get(at..at + 2)?.try_into().ok()?));
+    let kind = if v4 { 0 } else { 129 };
+    (*icmp.first()? == kind && word(4)? == IDENTIFIER).then(|| word(6))?
+}
