@@ -3,16 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_core::{
+    chores::{self, Chore},
+    claims::Refusal,
     dataplane::Observed,
     desired::{Assessment, Host},
     diff,
     dirty::Dirty,
     plan::{Failures, Op},
     problem::Problem,
-    record::{Change, Scope},
+    record::{Change, Scope, Transaction},
     snapshot::{Snapshot, directory},
 };
-use weft_store_schema::{NetworkName, NodeName, Prefix};
+use weft_store_schema::{NetworkName, NodeName, PeerDocument, Prefix};
 
 use crate::{
     kernel::Kernel,
@@ -30,6 +32,8 @@ pub(crate) struct Agent {
     pub(crate) dirty: Dirty,
     pub(crate) assessed: BTreeMap<String, Problem>,
     pub(crate) pinned: BTreeSet<NetworkName>,
+    /// What is owed to the store.
+    pub(crate) book: BTreeSet<Chore>,
     scopes: BTreeMap<Scope, i64>,
     /// Events up to here have been fetched from the store.
     fetched: i64,
@@ -45,6 +49,7 @@ impl Agent {
             dirty: Dirty::everything(),
             assessed: BTreeMap::new(),
             pinned: BTreeSet::new(),
+            book: BTreeSet::new(),
             scopes: BTreeMap::new(),
             fetched: 0,
         }
@@ -58,7 +63,16 @@ impl Agent {
     pub(crate) fn follow(&mut self, store: &Store) {
         loop {
             let in_kernel = self.observed.networks.keys().cloned().collect();
-            let wanted = self.snapshot.interest(&in_kernel, &self.pinned);
+            // What is owed keeps its network in view.
+            let owed = self.book.iter().filter_map(|chore| match chore {
+                Chore::ReleaseAddress(network, _) => Some(network),
+                Chore::CompleteEndpoint(endpoint) | Chore::DetachEndpoint(endpoint) => {
+                    Some(&endpoint.network)
+                }
+                Chore::PublishPeer | Chore::CompleteNetwork(_) | Chore::FreeVni(_) => None,
+            });
+            let pinned = self.pinned.iter().chain(owed).cloned().collect();
+            let wanted = self.snapshot.interest(&in_kernel, &pinned);
             if self.scopes.keys().eq(&wanted) {
                 return;
             }
@@ -78,7 +92,7 @@ impl Agent {
         let dirty = self
             .snapshot
             .apply_listing(scope, store.cluster_id, store.revision, &entries);
-        self.dirty.merge(dirty);
+        self.note(dirty);
         self.scopes.insert(scope.clone(), store.revision);
     }
 
@@ -114,7 +128,37 @@ impl Agent {
             .cloned()
             .collect();
         let dirty = self.snapshot.apply_changes(&watched);
+        self.note(dirty);
+    }
+
+    /// Notes what a change of the snapshot asks for.
+    pub(crate) fn note(&mut self, dirty: Dirty) {
+        let all = BTreeSet::from([Scope::Networks, Scope::Peers, Scope::Vnis]);
+        if self.snapshot.is_complete(&all) {
+            self.book
+                .extend(chores::chores(&self.snapshot, &self.peer(), &dirty));
+        }
         self.dirty.merge(dirty);
+    }
+
+    /// What the host's own record should say.
+    pub(crate) fn peer(&self) -> PeerDocument {
+        let addresses = [self.host.v4, self.host.v6];
+        PeerDocument {
+            vteps: addresses.iter().flatten().map(ToString::to_string).collect(),
+            mtu: Some(self.host.mtu.into()),
+            ..PeerDocument::default()
+        }
+    }
+
+    /// What a chore writes, from what is known now; none if nothing is owed any more, and then it is
+    /// forgotten.
+    pub(crate) fn transaction(&mut self, chore: &Chore) -> Result<Option<Transaction>, Refusal> {
+        let transaction = chores::transaction(&self.snapshot, &self.peer(), chore, &BTreeSet::new());
+        if let Ok(None) = transaction {
+            self.book.remove(chore);
+        }
+        transaction
     }
 
     /// Catches up with the store.
@@ -205,5 +249,10 @@ impl Agent {
             .filter_map(|(key, problem)| Some((key, problem?)))
             .collect();
         assert_eq!(self.assessed, full, "a full pass finds other problems (right)");
+        if self.dirty.is_empty() {
+            let owed = chores::chores(&self.snapshot, &self.peer(), &Dirty::everything());
+            let missing: Vec<_> = owed.iter().filter(|chore| !self.book.contains(chore)).collect();
+            assert!(missing.is_empty(), "owed, and not in the book: {missing:?}");
+        }
     }
 }

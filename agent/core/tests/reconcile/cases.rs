@@ -19,11 +19,11 @@
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
 
 use weft_core::{
-    chores,
+    chores::Chore,
     problem::Problem,
     record::{Committed, Write},
 };
-use weft_store_schema::{Key, PeerDocument};
+use weft_store_schema::Key;
 
 use crate::{
     agent::Agent,
@@ -41,16 +41,6 @@ struct Story {
 fn line(out: &mut String, agent: Option<&Agent>, alone: bool, text: &str) {
     let name = agent.filter(|_| !alone).map(|a| format!("{}: ", a.node()));
     writeln!(out, "{}{text}", name.unwrap_or_default()).unwrap();
-}
-
-/// What a host's own record says.
-pub(crate) fn peer_of(agent: &Agent) -> PeerDocument {
-    let addresses = [agent.host.v4, agent.host.v6];
-    PeerDocument {
-        vteps: addresses.iter().flatten().map(ToString::to_string).collect(),
-        mtu: Some(agent.host.mtu.into()),
-        ..PeerDocument::default()
-    }
 }
 
 impl Story {
@@ -109,7 +99,7 @@ impl Story {
             ("release", "") => {
                 for agent in &mut self.agents {
                     let dirty = agent.snapshot.release_held();
-                    agent.dirty.merge(dirty);
+                    agent.note(dirty);
                 }
             }
             ("detach", rest) => self.detach(rest, true),
@@ -136,7 +126,7 @@ impl Story {
         } else {
             snapshot.end_detach(&endpoint)
         };
-        agent.dirty.merge(dirty);
+        agent.note(dirty);
     }
 
     /// Until no agent writes anything more.
@@ -147,11 +137,8 @@ impl Story {
             let mut wrote = false;
             for agent in &mut self.agents {
                 agent.sync(&self.store);
-                let peer = peer_of(agent);
-                let everything = weft_core::dirty::Dirty::everything();
-                for chore in chores::chores(&agent.snapshot, &peer, &everything) {
-                    let transaction = chores::transaction(&agent.snapshot, &peer, &chore, &[].into());
-                    let transaction = match transaction {
+                for chore in agent.book.clone() {
+                    let transaction = match agent.transaction(&chore) {
                         Ok(Some(transaction)) => transaction,
                         Ok(None) => continue,
                         Err(refusal) => {
@@ -159,7 +146,7 @@ impl Story {
                                 &mut refused,
                                 Some(agent),
                                 alone,
-                                &format!("refuses {chore:?}: {refusal}"),
+                                &format!("refuses {}: {refusal}", subject(&chore)),
                             );
                             continue;
                         }
@@ -217,6 +204,13 @@ impl Story {
                 line(out, Some(agent), alone, &format!("ok {}", key.0));
             }
         }
+    }
+}
+
+fn subject(chore: &Chore) -> String {
+    match chore {
+        Chore::CompleteEndpoint(endpoint) => Key::Endpoint(endpoint.clone()).to_string(),
+        other => format!("{other:?}"),
     }
 }
 
