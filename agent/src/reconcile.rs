@@ -4,6 +4,9 @@
 //! thread, transactions handed to the store, status. A pass is one round of look (only if something happened
 //! in the kernel) → plan → apply; while it runs, events go on being taken in, and the next pass has them all.
 
+mod owed;
+mod states;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -16,20 +19,19 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use weft_api::EventHub;
 use weft_core::{
-    chores::{self, Chore},
     dataplane::Observed,
     desired::{Assessment, Host, look_into},
     diff,
     dirty::Dirty,
     plan::{Op, Outcome, Plan},
     problem::Problem,
-    record::{Change, Committed, Connection, Entry, Guard, Scope, StoreEvent, Transaction, Write},
+    record::{Change, Connection, Scope, StoreEvent},
     snapshot::Snapshot,
 };
 use weft_kernel::{KernelError, Notice, Notifications};
 use weft_proto::v1::{self, EventKind};
-use weft_store::{Events, Store, StoreError};
-use weft_store_schema::{EndpointId, EndpointRef, Key, NetworkName, PeerDocument};
+use weft_store::{Events, Store};
+use weft_store_schema::{EndpointId, EndpointRef, Key, NetworkName};
 
 use crate::{
     chore_book::ChoreBook,
@@ -40,9 +42,9 @@ use crate::{
     node::{Node, Underlay},
     problems::{Problems, Source},
 };
+use owed::ChoreDone;
+pub(crate) use owed::{news, own_changes};
 
-/// How long one transaction of ours may take before it is tried anew.
-const COMMIT_DEADLINE: Duration = Duration::from_secs(3);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(15);
 /// Changes of the host's links and routes come in crowds.
@@ -188,12 +190,6 @@ pub(crate) struct Reconciler {
     changed: watch::Sender<u64>,
     chores_done: mpsc::UnboundedSender<ChoreDone>,
     ready: Option<oneshot::Sender<()>>,
-}
-
-struct ChoreDone {
-    chore: Chore,
-    transaction: Transaction,
-    result: Result<Committed, StoreError>,
 }
 
 /// What the loop is made of.
@@ -739,312 +735,6 @@ impl Reconciler {
         }
     }
 
-    // ---- state of endpoints --------------------------------------------------------------------------
-
-    /// How an endpoint is, and why it is not ready.
-    pub(crate) fn state_of(&self, endpoint: &EndpointRef) -> (v1::EndpointState, String) {
-        let key = Key::Endpoint(endpoint.clone()).to_string();
-        let Some(host) = self.host() else {
-            return (
-                v1::EndpointState::Pending,
-                "this host's underlay is not known yet".to_owned(),
-            );
-        };
-        if let Some(problem) = self.problems.seen_by(Source::Kernel, &key) {
-            return (v1::EndpointState::Failed, problem.message.clone());
-        }
-        if diff::in_place(&self.snapshot, &host, &self.observed, endpoint) {
-            return (v1::EndpointState::Ready, String::new());
-        }
-        if let Some(problem) = self.problems.of(&key).next() {
-            return (v1::EndpointState::Failed, problem.to_string());
-        }
-        let network = Key::Network(endpoint.network.clone()).to_string();
-        if let Some(problem) = self.problems.of(&network).next() {
-            return (v1::EndpointState::Failed, problem.to_string());
-        }
-        (
-            v1::EndpointState::Pending,
-            "waiting for its addresses and for the kernel".to_owned(),
-        )
-    }
-
-    /// Tells of endpoints of this host that became ready or failed.
-    fn update_states(&mut self, dirty: &Dirty) {
-        let node = self.node.name.clone();
-        let concerned: BTreeSet<EndpointRef> =
-            if dirty.everything || !dirty.networks.is_empty() || !dirty.links.is_empty() {
-                look_into(&self.snapshot, None)
-                    .into_iter()
-                    .map(|place| EndpointRef {
-                        network: place.network,
-                        node: node.clone(),
-                        id: place.id,
-                    })
-                    .chain(self.states.keys().cloned())
-                    .collect()
-            } else {
-                dirty
-                    .endpoints
-                    .iter()
-                    .filter(|e| e.node == node)
-                    .cloned()
-                    .collect()
-            };
-        for endpoint in concerned {
-            if self.snapshot.endpoint(&endpoint).is_none() {
-                self.states.remove(&endpoint);
-                continue;
-            }
-            let (state, message) = self.state_of(&endpoint);
-            if self.states.insert(endpoint.clone(), state) == Some(state) {
-                continue;
-            }
-            let kind = match state {
-                v1::EndpointState::Ready => EventKind::EndpointReady,
-                v1::EndpointState::Failed => EventKind::EndpointFailed,
-                _ => continue,
-            };
-            if state == v1::EndpointState::Ready {
-                tracing::info!(endpoint = %endpoint, "ready");
-            }
-            self.events.publish(v1::Event {
-                kind: kind.into(),
-                network: endpoint.network.to_string(),
-                node: node.to_string(),
-                endpoint_id: endpoint.id.to_string(),
-                message,
-                ..v1::Event::default()
-            });
-        }
-    }
-
-    fn announce(&self, changes: &[Change]) {
-        if !self.events.is_watched() {
-            return;
-        }
-        for change in changes {
-            let (key, revision, put) = match change {
-                Change::Put(entry) => (&entry.key, entry.mod_revision, true),
-                Change::Deleted { key, mod_revision } => (key, *mod_revision, false),
-            };
-            let Ok(key) = self.snapshot.prefix().parse(key) else {
-                continue;
-            };
-            let mut event = v1::Event {
-                revision,
-                message: key.to_string(),
-                ..v1::Event::default()
-            };
-            let (on_put, on_delete) = match key {
-                Key::Network(network) => {
-                    event.network = network.to_string();
-                    (EventKind::NetworkPut, EventKind::NetworkDeleted)
-                }
-                Key::Endpoint(endpoint) => {
-                    event.network = endpoint.network.to_string();
-                    event.node = endpoint.node.to_string();
-                    event.endpoint_id = endpoint.id.to_string();
-                    (EventKind::EndpointPut, EventKind::EndpointDeleted)
-                }
-                Key::Peer(node) => {
-                    event.node = node.to_string();
-                    (EventKind::PeerPut, EventKind::PeerDeleted)
-                }
-                _ => continue,
-            };
-            event.kind = if put { on_put } else { on_delete }.into();
-            self.events.publish(event);
-        }
-    }
-
-    // ---- interest ------------------------------------------------------------------------------------
-
-    fn update_interest(&mut self) {
-        let in_kernel = self.observed.networks.keys().cloned().collect();
-        let pinned = self.pinned.keys().chain(self.book.networks()).cloned().collect();
-        let scopes = self.snapshot.interest(&in_kernel, &pinned);
-        if scopes != self.scopes {
-            if self
-                .scopes
-                .difference(&scopes)
-                .any(|scope| matches!(scope, Scope::Endpoints(_)))
-            {
-                // What was said of the endpoints that are out of view now has to be unsaid.
-                self.dirty.everything = true;
-            }
-            self.snapshot.retain(&scopes);
-            self.store.want(scopes.clone());
-            self.scopes = scopes;
-        }
-    }
-
-    /// Wants everything about a network, endpoint of ours there or not, until unpinned as often.
-    pub(crate) fn pin(&mut self, network: &NetworkName) {
-        *self.pinned.entry(network.clone()).or_default() += 1;
-        self.update_interest();
-    }
-
-    /// Takes one [`Self::pin`] back.
-    pub(crate) fn unpin(&mut self, network: &NetworkName) {
-        if let Some(count) = self.pinned.get_mut(network) {
-            *count -= 1;
-            if *count == 0 {
-                self.pinned.remove(network);
-            }
-        }
-        self.update_interest();
-    }
-
-    /// Whether all about the networks that matter here is known.
-    pub(crate) fn is_informed(&self) -> bool {
-        self.snapshot.is_complete(&self.scopes)
-    }
-
-    /// Whether the kernel's state has been taken over, so that plans are made.
-    pub(crate) fn is_adopted(&self) -> bool {
-        self.adopted
-    }
-
-    /// Whether the store answers.
-    pub(crate) fn is_connected(&self) -> bool {
-        matches!(self.connection, Some(Connection::Up { .. }))
-    }
-
-    /// The connection's state, once there was one.
-    pub(crate) fn connection(&self) -> Option<&Connection> {
-        self.connection.as_ref()
-    }
-
-    // ---- what is owed to the store -------------------------------------------------------------------
-
-    fn peer_document(&self) -> Option<PeerDocument> {
-        Some(self.node.peer_document(self.underlay.as_ref()?))
-    }
-
-    fn add_chores(&mut self, dirty: &Dirty) {
-        let Some(peer) = self.peer_document() else { return };
-        if !self.scopes.is_empty()
-            && !self
-                .snapshot
-                .is_complete(&BTreeSet::from([Scope::Networks, Scope::Peers, Scope::Vnis]))
-        {
-            return;
-        }
-        let now = Instant::now();
-        for chore in chores::chores(&self.snapshot, &peer, dirty) {
-            let rank = chores::rank(&self.snapshot, &chore);
-            self.book.add(chore, rank, now);
-        }
-    }
-
-    fn run_chores(&mut self) {
-        let Some(peer) = self.peer_document() else { return };
-        if !self.is_connected() {
-            return;
-        }
-        let now = Instant::now();
-        for chore in self.book.due(now) {
-            let network = match &chore {
-                Chore::CompleteEndpoint(endpoint) => Some(&endpoint.network),
-                _ => None,
-            };
-            let taken = network.map(|n| self.book.claiming(n)).unwrap_or_default();
-            let transaction = chores::transaction(&self.snapshot, &peer, &chore, &taken);
-            if let Chore::CompleteEndpoint(endpoint) = &chore {
-                let key = Key::Endpoint(endpoint.clone()).to_string();
-                let problem = transaction
-                    .as_ref()
-                    .err()
-                    .map(|refusal| Problem::new(&key, refusal.to_string()));
-                self.problems.set(Source::Claim, &key, problem);
-            }
-            match transaction {
-                Ok(None) => self.book.done(&chore),
-                Err(_) => self.book.failed(&chore, now),
-                Ok(Some(transaction)) => {
-                    self.book.started(&chore);
-                    self.book.begin_claims(&transaction);
-                    let (store, done) = (self.store.clone(), self.chores_done.clone());
-                    tokio::spawn(async move {
-                        let result = store.commit(&transaction, COMMIT_DEADLINE).await;
-                        // The loop may have ended meanwhile.
-                        let _ = done.send(ChoreDone {
-                            chore,
-                            transaction,
-                            result,
-                        });
-                    });
-                }
-            }
-        }
-    }
-
-    fn on_chore_done(&mut self, done: ChoreDone) {
-        let ChoreDone {
-            chore,
-            transaction,
-            result,
-        } = done;
-        self.book.end_claims(&transaction);
-        let now = Instant::now();
-        match result {
-            Ok(Committed::Yes { revision }) => {
-                self.book.done(&chore);
-                self.learn(&own_changes(&self.snapshot, &transaction, revision));
-            }
-            Ok(Committed::No { now: present, .. }) => {
-                self.book.retry(&chore, now);
-                self.learn(&news(&transaction, present));
-            }
-            Err(error) => {
-                tracing::debug!(?chore, error = %chain(&error), "not written, tried again");
-                self.book.failed(&chore, now);
-            }
-        }
-        self.run_chores();
-    }
-
-    // ---- detaching -----------------------------------------------------------------------------------
-
-    /// Takes an endpoint of this host off it, whether or not the store can be told now.
-    ///
-    /// # Errors
-    /// When it cannot be remembered on disk; then nothing is done.
-    pub(crate) fn detach(
-        &mut self,
-        endpoint: &EndpointRef,
-    ) -> Result<(), crate::detachments::DetachmentsError> {
-        let life = self
-            .snapshot
-            .endpoint(endpoint)
-            .map_or(0, |slot| slot.create_revision);
-        self.detachments.insert(endpoint, life)?;
-        let dirty = self.snapshot.detach(endpoint, life);
-        self.add_chores(&dirty);
-        self.dirty.merge(dirty);
-        self.run_chores();
-        Ok(())
-    }
-
-    /// Forgets detachments that the store has caught up with.
-    fn end_detachments(&mut self) {
-        let ended: Vec<EndpointRef> = self
-            .snapshot
-            .detaching()
-            .keys()
-            .filter(|e| self.snapshot.knows_members(&e.network) && !self.snapshot.awaits_detach(e))
-            .cloned()
-            .collect();
-        for endpoint in ended {
-            let dirty = self.snapshot.end_detach(&endpoint);
-            self.dirty.merge(dirty);
-            if let Err(error) = self.detachments.remove(&endpoint) {
-                tracing::warn!(error = %chain(&error), "a finished detachment stays remembered, which does no harm");
-            }
-        }
-    }
-
     // ---- this host -----------------------------------------------------------------------------------
 
     fn host(&self) -> Option<Host> {
@@ -1085,46 +775,6 @@ impl Reconciler {
         }
     }
 
-    fn report(&self) {
-        let (local, remote) = self.endpoint_counts();
-        let status = weft_store_schema::StatusDocument {
-            applied_revision: self.applied_revision,
-            networks: self.observed.networks.len() as u64,
-            local_endpoints: local,
-            remote_endpoints: remote,
-            problems: self
-                .problems
-                .iter()
-                .take(100)
-                .map(|p| weft_store_schema::StatusProblem {
-                    key: p.key.clone(),
-                    field: p.field.clone(),
-                    message: p.message.clone(),
-                })
-                .collect(),
-            problem_count: self.problems.len() as u64,
-        };
-        self.store.report(weft_store_schema::encode(&status));
-    }
-
-    /// Endpoints on this host that are attached and reachable.
-    pub(crate) fn ready_endpoints(&self) -> u64 {
-        self.states
-            .values()
-            .filter(|s| **s == v1::EndpointState::Ready)
-            .count() as u64
-    }
-
-    /// Endpoints on this host, and endpoints elsewhere that are known here.
-    pub(crate) fn endpoint_counts(&self) -> (u64, u64) {
-        let (mut local, mut all) = (0, 0);
-        for (_, members) in self.snapshot.all_members() {
-            local += members.count_on(&self.node.name) as u64;
-            all += members.count() as u64;
-        }
-        (local, all - local)
-    }
-
     fn bump(&self) {
         self.changed.send_modify(|n| *n += 1);
     }
@@ -1137,53 +787,6 @@ impl Reconciler {
         }
         tracing::info!("stopping; forwarding stays as it is");
     }
-}
-
-/// What a transaction of ours changed, as if the watch had told it.
-pub(crate) fn own_changes(snapshot: &Snapshot, transaction: &Transaction, revision: i64) -> Vec<Change> {
-    let prefix = snapshot.prefix();
-    transaction
-        .writes
-        .iter()
-        .map(|write| match write {
-            Write::Put(key, value) => {
-                let is_new = transaction
-                    .guards
-                    .iter()
-                    .any(|guard| matches!(guard, Guard::Absent(k) if k == key));
-                let created = match key {
-                    Key::Endpoint(endpoint) if !is_new => {
-                        snapshot.endpoint(endpoint).map(|s| s.create_revision)
-                    }
-                    Key::Network(network) if !is_new => snapshot.network(network).map(|s| s.create_revision),
-                    Key::Peer(node) if !is_new => snapshot.peer_slot(node).map(|s| s.create_revision),
-                    _ => None,
-                };
-                Change::Put(Entry {
-                    key: prefix.key(key).into_bytes(),
-                    value: value.clone(),
-                    create_revision: created.unwrap_or(revision),
-                    mod_revision: revision,
-                })
-            }
-            Write::Delete(key) => Change::Deleted {
-                key: prefix.key(key).into_bytes(),
-                mod_revision: revision,
-            },
-        })
-        .collect()
-}
-
-/// What a refused transaction told of the keys it was guarded by. Only what exists counts: that a key is
-/// missing is for the watch to say.
-pub(crate) fn news(transaction: &Transaction, present: Vec<Option<Entry>>) -> Vec<Change> {
-    transaction
-        .guards
-        .iter()
-        .zip(present)
-        .filter(|(guard, _)| !matches!(guard, Guard::Empty(_)))
-        .filter_map(|(_, entry)| entry.map(Change::Put))
-        .collect()
 }
 
 /// An error with its causes, in one line.

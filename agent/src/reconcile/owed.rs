@@ -1,0 +1,260 @@
+//! What the loop owes the store: which scopes it wants, which record writes are to be made, what detached
+//! endpoints still have there.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use tokio::time::Instant;
+use weft_core::{
+    chores::{self, Chore},
+    dirty::Dirty,
+    problem::Problem,
+    record::{Change, Committed, Connection, Entry, Guard, Scope, Transaction, Write},
+    snapshot::Snapshot,
+};
+use weft_store::StoreError;
+use weft_store_schema::{EndpointRef, Key, NetworkName, PeerDocument};
+
+use crate::{
+    problems::Source,
+    reconcile::{Reconciler, chain},
+};
+
+/// How long one transaction of ours may take before it is tried anew.
+const COMMIT_DEADLINE: Duration = Duration::from_secs(3);
+
+/// What became of a chore's transaction.
+pub(super) struct ChoreDone {
+    chore: Chore,
+    transaction: Transaction,
+    result: Result<Committed, StoreError>,
+}
+
+impl Reconciler {
+    pub(super) fn update_interest(&mut self) {
+        let in_kernel = self.observed.networks.keys().cloned().collect();
+        let pinned = self.pinned.keys().chain(self.book.networks()).cloned().collect();
+        let scopes = self.snapshot.interest(&in_kernel, &pinned);
+        if scopes != self.scopes {
+            if self
+                .scopes
+                .difference(&scopes)
+                .any(|scope| matches!(scope, Scope::Endpoints(_)))
+            {
+                // What was said of the endpoints that are out of view now has to be unsaid.
+                self.dirty.everything = true;
+            }
+            self.snapshot.retain(&scopes);
+            self.store.want(scopes.clone());
+            self.scopes = scopes;
+        }
+    }
+
+    /// Wants everything about a network, endpoint of ours there or not, until unpinned as often.
+    pub(crate) fn pin(&mut self, network: &NetworkName) {
+        *self.pinned.entry(network.clone()).or_default() += 1;
+        self.update_interest();
+    }
+
+    /// Takes one [`Self::pin`] back.
+    pub(crate) fn unpin(&mut self, network: &NetworkName) {
+        if let Some(count) = self.pinned.get_mut(network) {
+            *count -= 1;
+            if *count == 0 {
+                self.pinned.remove(network);
+            }
+        }
+        self.update_interest();
+    }
+
+    /// Whether all about the networks that matter here is known.
+    pub(crate) fn is_informed(&self) -> bool {
+        self.snapshot.is_complete(&self.scopes)
+    }
+
+    /// Whether the kernel's state has been taken over, so that plans are made.
+    pub(crate) fn is_adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Whether the store answers.
+    pub(crate) fn is_connected(&self) -> bool {
+        matches!(self.connection, Some(Connection::Up { .. }))
+    }
+
+    /// The connection's state, once there was one.
+    pub(crate) fn connection(&self) -> Option<&Connection> {
+        self.connection.as_ref()
+    }
+
+    pub(super) fn peer_document(&self) -> Option<PeerDocument> {
+        Some(self.node.peer_document(self.underlay.as_ref()?))
+    }
+
+    pub(super) fn add_chores(&mut self, dirty: &Dirty) {
+        let Some(peer) = self.peer_document() else { return };
+        if !self.scopes.is_empty()
+            && !self
+                .snapshot
+                .is_complete(&BTreeSet::from([Scope::Networks, Scope::Peers, Scope::Vnis]))
+        {
+            return;
+        }
+        let now = Instant::now();
+        for chore in chores::chores(&self.snapshot, &peer, dirty) {
+            let rank = chores::rank(&self.snapshot, &chore);
+            self.book.add(chore, rank, now);
+        }
+    }
+
+    pub(super) fn run_chores(&mut self) {
+        let Some(peer) = self.peer_document() else { return };
+        if !self.is_connected() {
+            return;
+        }
+        let now = Instant::now();
+        for chore in self.book.due(now) {
+            let network = match &chore {
+                Chore::CompleteEndpoint(endpoint) => Some(&endpoint.network),
+                _ => None,
+            };
+            let taken = network.map(|n| self.book.claiming(n)).unwrap_or_default();
+            let transaction = chores::transaction(&self.snapshot, &peer, &chore, &taken);
+            if let Chore::CompleteEndpoint(endpoint) = &chore {
+                let key = Key::Endpoint(endpoint.clone()).to_string();
+                let problem = transaction
+                    .as_ref()
+                    .err()
+                    .map(|refusal| Problem::new(&key, refusal.to_string()));
+                self.problems.set(Source::Claim, &key, problem);
+            }
+            match transaction {
+                Ok(None) => self.book.done(&chore),
+                Err(_) => self.book.failed(&chore, now),
+                Ok(Some(transaction)) => {
+                    self.book.started(&chore);
+                    self.book.begin_claims(&transaction);
+                    let (store, done) = (self.store.clone(), self.chores_done.clone());
+                    tokio::spawn(async move {
+                        let result = store.commit(&transaction, COMMIT_DEADLINE).await;
+                        // The loop may have ended meanwhile.
+                        let _ = done.send(ChoreDone {
+                            chore,
+                            transaction,
+                            result,
+                        });
+                    });
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_chore_done(&mut self, done: ChoreDone) {
+        let ChoreDone {
+            chore,
+            transaction,
+            result,
+        } = done;
+        self.book.end_claims(&transaction);
+        let now = Instant::now();
+        match result {
+            Ok(Committed::Yes { revision }) => {
+                self.book.done(&chore);
+                self.learn(&own_changes(&self.snapshot, &transaction, revision));
+            }
+            Ok(Committed::No { now: present, .. }) => {
+                self.book.retry(&chore, now);
+                self.learn(&news(&transaction, present));
+            }
+            Err(error) => {
+                tracing::debug!(?chore, error = %chain(&error), "not written, tried again");
+                self.book.failed(&chore, now);
+            }
+        }
+        self.run_chores();
+    }
+
+    /// Takes an endpoint of this host off it, whether or not the store can be told now.
+    ///
+    /// # Errors
+    /// When it cannot be remembered on disk; then nothing is done.
+    pub(crate) fn detach(
+        &mut self,
+        endpoint: &EndpointRef,
+    ) -> Result<(), crate::detachments::DetachmentsError> {
+        let life = self
+            .snapshot
+            .endpoint(endpoint)
+            .map_or(0, |slot| slot.create_revision);
+        self.detachments.insert(endpoint, life)?;
+        let dirty = self.snapshot.detach(endpoint, life);
+        self.add_chores(&dirty);
+        self.dirty.merge(dirty);
+        self.run_chores();
+        Ok(())
+    }
+
+    /// Forgets detachments that the store has caught up with.
+    pub(super) fn end_detachments(&mut self) {
+        let ended: Vec<EndpointRef> = self
+            .snapshot
+            .detaching()
+            .keys()
+            .filter(|e| self.snapshot.knows_members(&e.network) && !self.snapshot.awaits_detach(e))
+            .cloned()
+            .collect();
+        for endpoint in ended {
+            let dirty = self.snapshot.end_detach(&endpoint);
+            self.dirty.merge(dirty);
+            if let Err(error) = self.detachments.remove(&endpoint) {
+                tracing::warn!(error = %chain(&error), "a finished detachment stays remembered, which does no harm");
+            }
+        }
+    }
+}
+
+/// What a transaction of ours changed, as if the watch had told it.
+pub(crate) fn own_changes(snapshot: &Snapshot, transaction: &Transaction, revision: i64) -> Vec<Change> {
+    let prefix = snapshot.prefix();
+    transaction
+        .writes
+        .iter()
+        .map(|write| match write {
+            Write::Put(key, value) => {
+                let is_new = transaction
+                    .guards
+                    .iter()
+                    .any(|guard| matches!(guard, Guard::Absent(k) if k == key));
+                let created = match key {
+                    Key::Endpoint(endpoint) if !is_new => {
+                        snapshot.endpoint(endpoint).map(|s| s.create_revision)
+                    }
+                    Key::Network(network) if !is_new => snapshot.network(network).map(|s| s.create_revision),
+                    Key::Peer(node) if !is_new => snapshot.peer_slot(node).map(|s| s.create_revision),
+                    _ => None,
+                };
+                Change::Put(Entry {
+                    key: prefix.key(key).into_bytes(),
+                    value: value.clone(),
+                    create_revision: created.unwrap_or(revision),
+                    mod_revision: revision,
+                })
+            }
+            Write::Delete(key) => Change::Deleted {
+                key: prefix.key(key).into_bytes(),
+                mod_revision: revision,
+            },
+        })
+        .collect()
+}
+
+/// What a refused transaction told of the keys it was guarded by. Only what exists counts: that a key is
+/// missing is for the watch to say.
+pub(crate) fn news(transaction: &Transaction, present: Vec<Option<Entry>>) -> Vec<Change> {
+    transaction
+        .guards
+        .iter()
+        .zip(present)
+        .filter(|(guard, _)| !matches!(guard, Guard::Empty(_)))
+        .filter_map(|(_, entry)| entry.map(Change::Put))
+        .collect()
+}

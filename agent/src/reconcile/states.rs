@@ -1,0 +1,168 @@
+//! What the loop tells: how endpoints are, what records did, the status record.
+
+use std::collections::BTreeSet;
+
+use weft_core::{desired::look_into, diff, dirty::Dirty, record::Change};
+use weft_proto::v1::{self, EventKind};
+use weft_store_schema::{EndpointRef, Key};
+
+use crate::{problems::Source, reconcile::Reconciler};
+
+impl Reconciler {
+    /// How an endpoint is, and why it is not ready.
+    pub(crate) fn state_of(&self, endpoint: &EndpointRef) -> (v1::EndpointState, String) {
+        let key = Key::Endpoint(endpoint.clone()).to_string();
+        let Some(host) = self.host() else {
+            return (
+                v1::EndpointState::Pending,
+                "this host's underlay is not known yet".to_owned(),
+            );
+        };
+        if let Some(problem) = self.problems.seen_by(Source::Kernel, &key) {
+            return (v1::EndpointState::Failed, problem.message.clone());
+        }
+        if diff::in_place(&self.snapshot, &host, &self.observed, endpoint) {
+            return (v1::EndpointState::Ready, String::new());
+        }
+        if let Some(problem) = self.problems.of(&key).next() {
+            return (v1::EndpointState::Failed, problem.to_string());
+        }
+        let network = Key::Network(endpoint.network.clone()).to_string();
+        if let Some(problem) = self.problems.of(&network).next() {
+            return (v1::EndpointState::Failed, problem.to_string());
+        }
+        (
+            v1::EndpointState::Pending,
+            "waiting for its addresses and for the kernel".to_owned(),
+        )
+    }
+
+    /// Tells of endpoints of this host that became ready or failed.
+    pub(super) fn update_states(&mut self, dirty: &Dirty) {
+        let node = self.node.name.clone();
+        let concerned: BTreeSet<EndpointRef> =
+            if dirty.everything || !dirty.networks.is_empty() || !dirty.links.is_empty() {
+                look_into(&self.snapshot, None)
+                    .into_iter()
+                    .map(|place| EndpointRef {
+                        network: place.network,
+                        node: node.clone(),
+                        id: place.id,
+                    })
+                    .chain(self.states.keys().cloned())
+                    .collect()
+            } else {
+                dirty
+                    .endpoints
+                    .iter()
+                    .filter(|e| e.node == node)
+                    .cloned()
+                    .collect()
+            };
+        for endpoint in concerned {
+            if self.snapshot.endpoint(&endpoint).is_none() {
+                self.states.remove(&endpoint);
+                continue;
+            }
+            let (state, message) = self.state_of(&endpoint);
+            if self.states.insert(endpoint.clone(), state) == Some(state) {
+                continue;
+            }
+            let kind = match state {
+                v1::EndpointState::Ready => EventKind::EndpointReady,
+                v1::EndpointState::Failed => EventKind::EndpointFailed,
+                _ => continue,
+            };
+            if state == v1::EndpointState::Ready {
+                tracing::info!(endpoint = %endpoint, "ready");
+            }
+            self.events.publish(v1::Event {
+                kind: kind.into(),
+                network: endpoint.network.to_string(),
+                node: node.to_string(),
+                endpoint_id: endpoint.id.to_string(),
+                message,
+                ..v1::Event::default()
+            });
+        }
+    }
+
+    pub(super) fn announce(&self, changes: &[Change]) {
+        if !self.events.is_watched() {
+            return;
+        }
+        for change in changes {
+            let (key, revision, put) = match change {
+                Change::Put(entry) => (&entry.key, entry.mod_revision, true),
+                Change::Deleted { key, mod_revision } => (key, *mod_revision, false),
+            };
+            let Ok(key) = self.snapshot.prefix().parse(key) else {
+                continue;
+            };
+            let mut event = v1::Event {
+                revision,
+                message: key.to_string(),
+                ..v1::Event::default()
+            };
+            let (on_put, on_delete) = match key {
+                Key::Network(network) => {
+                    event.network = network.to_string();
+                    (EventKind::NetworkPut, EventKind::NetworkDeleted)
+                }
+                Key::Endpoint(endpoint) => {
+                    event.network = endpoint.network.to_string();
+                    event.node = endpoint.node.to_string();
+                    event.endpoint_id = endpoint.id.to_string();
+                    (EventKind::EndpointPut, EventKind::EndpointDeleted)
+                }
+                Key::Peer(node) => {
+                    event.node = node.to_string();
+                    (EventKind::PeerPut, EventKind::PeerDeleted)
+                }
+                _ => continue,
+            };
+            event.kind = if put { on_put } else { on_delete }.into();
+            self.events.publish(event);
+        }
+    }
+
+    pub(super) fn report(&self) {
+        let (local, remote) = self.endpoint_counts();
+        let status = weft_store_schema::StatusDocument {
+            applied_revision: self.applied_revision,
+            networks: self.observed.networks.len() as u64,
+            local_endpoints: local,
+            remote_endpoints: remote,
+            problems: self
+                .problems
+                .iter()
+                .take(100)
+                .map(|p| weft_store_schema::StatusProblem {
+                    key: p.key.clone(),
+                    field: p.field.clone(),
+                    message: p.message.clone(),
+                })
+                .collect(),
+            problem_count: self.problems.len() as u64,
+        };
+        self.store.report(weft_store_schema::encode(&status));
+    }
+
+    /// Endpoints on this host that are attached and reachable.
+    pub(crate) fn ready_endpoints(&self) -> u64 {
+        self.states
+            .values()
+            .filter(|s| **s == v1::EndpointState::Ready)
+            .count() as u64
+    }
+
+    /// Endpoints on this host, and endpoints elsewhere that are known here.
+    pub(crate) fn endpoint_counts(&self) -> (u64, u64) {
+        let (mut local, mut all) = (0, 0);
+        for (_, members) in self.snapshot.all_members() {
+            local += members.count_on(&self.node.name) as u64;
+            all += members.count() as u64;
+        }
+        (local, all - local)
+    }
+}
