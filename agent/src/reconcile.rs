@@ -115,7 +115,8 @@ enum Busy {
     },
     Applying {
         dirty: Dirty,
-        because: Because,
+        /// See [`Reconciler::plan`].
+        expected: Option<Plan>,
         revision: i64,
         answer: oneshot::Receiver<Applied>,
     },
@@ -179,6 +180,8 @@ pub(crate) struct Reconciler {
     dirty: Dirty,
     look: Dirty,
     look_because: Because,
+    /// What was to be done before a look that has to go on.
+    expected: Option<Plan>,
     /// When to look for the underlay again: a while after the host's links or routes changed.
     underlay_due: Option<Instant>,
     busy: Option<Busy>,
@@ -292,6 +295,7 @@ impl Reconciler {
             dirty: Dirty::default(),
             look: Dirty::everything(),
             look_because: Because::Wanted,
+            expected: None,
             underlay_due: None,
             busy: None,
             looked: false,
@@ -501,7 +505,7 @@ impl Reconciler {
             });
         } else if self.may_write() && !self.dirty.is_empty() {
             let dirty = std::mem::take(&mut self.dirty);
-            self.plan(dirty, Because::Wanted);
+            self.plan(dirty, None);
         }
     }
 
@@ -518,7 +522,9 @@ impl Reconciler {
         self.adopted
     }
 
-    fn plan(&mut self, dirty: Dirty, because: Because) {
+    /// Makes and hands over a plan. `expected` is what it would have been before the kernel was looked at;
+    /// whatever it holds beyond that repairs what somebody else changed.
+    fn plan(&mut self, dirty: Dirty, expected: Option<Plan>) {
         let Some(host) = self.host() else {
             self.dirty.merge(dirty);
             return;
@@ -533,17 +539,17 @@ impl Reconciler {
                 plan,
                 outcome: Outcome::default(),
             };
-            self.on_applied(&dirty, because, revision, applied);
+            self.on_applied(&dirty, expected.as_ref(), revision, applied);
             return;
         }
-        tracing::debug!(operations = plan.len(), ?because, "applying");
+        tracing::debug!(operations = plan.len(), "applying");
         let answer = self.kernel.run(move |kernel| {
             let outcome = kernel.apply(&plan);
             Applied { plan, outcome }
         });
         self.busy = Some(Busy::Applying {
             dirty,
-            because,
+            expected,
             revision,
             answer,
         });
@@ -557,13 +563,13 @@ impl Reconciler {
             (
                 Some(Busy::Applying {
                     dirty,
-                    because,
+                    expected,
                     revision,
                     ..
                 }),
                 Answer::Applied(applied),
             ) => {
-                self.on_applied(&dirty, because, revision, applied);
+                self.on_applied(&dirty, expected.as_ref(), revision, applied);
             }
             _ => {
                 tracing::error!(
@@ -578,8 +584,17 @@ impl Reconciler {
         for (subject, error) in &seen.errors {
             tracing::warn!(subject, error = %chain(error), "cannot see all of the kernel's state");
         }
+        // What was to be done before the look is no repair: the records want it, whoever touched the kernel.
+        let expected = match self.host() {
+            Some(host) if self.adopted && because != Because::Wanted => {
+                let before = || diff::plan(&self.snapshot, &host, &self.observed, &look).0;
+                Some(self.expected.take().unwrap_or_else(before))
+            }
+            _ => None,
+        };
         let again = look::merge(&mut self.observed, &look, seen);
         if !again.is_empty() {
+            self.expected = expected;
             self.look_because = self.look_because.max(because);
             self.look.networks.extend(again);
             self.look.merge(look);
@@ -591,11 +606,11 @@ impl Reconciler {
             self.update_interest();
         }
         if self.adopted {
-            self.plan(look, because);
+            self.plan(look, expected);
         }
     }
 
-    fn on_applied(&mut self, dirty: &Dirty, because: Because, revision: i64, applied: Applied) {
+    fn on_applied(&mut self, dirty: &Dirty, expected: Option<&Plan>, revision: i64, applied: Applied) {
         let Applied { plan, outcome } = applied;
         let undone = |network: &NetworkName, op: &Op| {
             outcome.failed.iter().any(|(n, o, _)| n == network && o == op)
@@ -607,7 +622,9 @@ impl Reconciler {
                 if all_done || !undone(network, op) {
                     self.observed.record(network, op);
                     *self.counters.operations.entry(drift::kind(op)).or_default() += 1;
-                    if because != Because::Wanted {
+                    let is_repair =
+                        |expected: &Plan| !expected.networks.get(network).is_some_and(|ops| ops.contains(op));
+                    if expected.is_some_and(is_repair) {
                         self.repaired(network, op);
                     }
                 }
