@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 use weft_api::{ApiError, Call, Control, EndpointFilter, EventHub, EventStream, NodeFilter, Subject};
 use weft_core::{
     claims::{self, Refusal},
-    record::{Committed, Entry, Transaction, Write},
+    record::{Committed, Entry, Guard, Transaction, Write},
 };
 use weft_proto::v1;
 use weft_store::{Store, StoreError};
@@ -240,12 +240,23 @@ impl AgentControl {
                     return Ok(());
                 }
                 Committed::No { now, .. } => {
+                    let occupied = transaction.guards.iter().zip(&now).find_map(|(guard, entry)| {
+                        matches!(guard, Guard::Empty(_)).then_some(entry.as_ref()?)
+                    });
+                    let occupied = occupied.map(|entry| String::from_utf8_lossy(&entry.key).into_owned());
                     self.ask(move |r| {
                         r.book.end_claims(&ended);
                         let news = news(&ended, now);
                         r.learn(&news);
                     })
                     .await?;
+                    if let Some(key) = occupied {
+                        let why = format!("it is in use: {key} exists; detach or delete it first");
+                        return Err(ApiError::Conflict {
+                            what: what.clone(),
+                            why,
+                        });
+                    }
                 }
             }
             if Instant::now() + pause >= call.deadline {

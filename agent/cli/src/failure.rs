@@ -253,9 +253,6 @@ fn hint(
             }
             _ => None,
         },
-        Code::Conflict if kind == Some("network") => {
-            Some("'weft endpoint list' shows its endpoints".to_owned())
-        }
         Code::Unavailable if away.is_some_and(|what| what.contains("store")) => {
             Some("forwarding goes on without it; 'weft status' shows the connection".to_owned())
         }

@@ -318,10 +318,7 @@ impl From<v1::Endpoint> for Endpoint {
                 netns: at.netns,
                 ifname: at.ifname,
             }),
-            veth: given(endpoint.veth).map(|name| Veth {
-                name,
-                namespace,
-            }),
+            veth: given(endpoint.veth).map(|name| Veth { name, namespace }),
             mtu: positive(endpoint.mtu),
             labels: endpoint.labels.into_iter().collect(),
             revision: endpoint.revision,

@@ -352,6 +352,9 @@ pub fn delete_network(snapshot: &Snapshot, name: &NetworkName) -> Result<Transac
     let slot = snapshot
         .network(name)
         .ok_or_else(|| Refusal::NoNetwork(name.clone()))?;
+    if snapshot.members(name).is_some_and(|members| members.count() > 0) {
+        return Err(Refusal::InUse(name.clone()));
+    }
     let key = Key::Network(name.clone());
     let mut transaction = Transaction {
         guards: vec![
