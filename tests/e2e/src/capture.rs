@@ -201,3 +201,14 @@ fn frame(packet: &[u8]) -> Option<Frame> {
         inner,
     })
 }
+
+impl Frame {
+    /// Source and destination, when it is an echo reply.
+    #[must_use]
+    pub fn reply(&self) -> Option<(IpAddr, IpAddr)> {
+        match self.inner {
+            Inner::EchoReply(from, to) => Some((from, to)),
+            _ => None,
+        }
+    }
+}

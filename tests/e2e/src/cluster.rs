@@ -14,17 +14,31 @@ use crate::mesh;
 /// How long anything that should happen at once may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(10);
 
-/// A lab whose agents run.
+/// A lab whose agents run. A test ends with [`Cluster::close`]; dropped before, it prints the agents' logs.
 #[derive(Debug)]
 pub struct Cluster {
-    lab: Lab,
+    lab: Option<Lab>,
 }
 
 impl Deref for Cluster {
     type Target = Lab;
 
     fn deref(&self) -> &Lab {
-        &self.lab
+        self.lab
+            .as_ref()
+            .unwrap_or_else(|| unreachable!("only close takes it"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let Some(lab) = &self.lab else { return };
+        for host in lab.hosts() {
+            let log = host.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+            println!("--- end of the log of weftd on {}:\n{tail}", host.node());
+        }
     }
 }
 
@@ -82,20 +96,23 @@ impl Cluster {
     /// When a part does not come up.
     pub fn build(builder: LabBuilder) -> Result<Self> {
         let lab = builder.build()?;
-        lab.start_all()?;
-        Ok(Self { lab })
+        let cluster = Self { lab: Some(lab) };
+        cluster.start_all()?;
+        Ok(cluster)
     }
 
     /// A lab whose agents were started by other means.
     #[must_use]
     pub fn from_running(lab: Lab) -> Self {
-        Self { lab }
+        Self { lab: Some(lab) }
     }
 
-    /// The lab, for what takes it by value.
-    #[must_use]
-    pub fn into_lab(self) -> Lab {
-        self.lab
+    /// Takes everything down: the end of a test that went well.
+    ///
+    /// # Errors
+    /// When something of the lab could not be removed.
+    pub fn close(mut self) -> Result<()> {
+        self.lab.take().map_or(Ok(()), Lab::close)
     }
 
     /// The key of a network's record.

@@ -14,38 +14,62 @@ use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use crate::Station;
 
+/// Most neighbour entries that all containers together may have: the kernel's tables are one for all namespaces of a
+/// machine, and dynamic entries beyond 1024 of a family (`gc_thresh3`) are refused.
+const ENTRIES: usize = 800;
+
 /// Sends one echo request from each station to each address of every other one, waits this long for the
-/// answers, and names the pairs without.
+/// answers, and names the pairs without. Many stations take turns, so that they fit on one machine.
 ///
 /// # Errors
 /// When a container cannot be entered.
 pub fn unanswered(stations: &[Station], patience: Duration) -> Result<Vec<String>> {
+    // Whoever asks and whoever answers have each an entry for the other.
+    let at_once = (ENTRIES / (2 * stations.len()).max(1)).max(1);
+    let mut all = Vec::new();
+    for asking in stations.chunks(at_once) {
+        all.extend(ask(asking, stations, patience)?);
+        if at_once < stations.len() {
+            each(stations, |station| {
+                station
+                    .container
+                    .exec(&["ip", "neigh", "flush", "all"])
+                    .map(|_| Vec::new())
+            })?;
+        }
+    }
+    Ok(all)
+}
+
+fn ask(asking: &[Station], stations: &[Station], patience: Duration) -> Result<Vec<String>> {
     let deadline = Instant::now() + patience;
+    each(asking, |from| {
+        let targets: Vec<(&str, IpAddr)> = stations
+            .iter()
+            .filter(|to| to.id != from.id || to.network != from.network)
+            .flat_map(|to| to.addresses.iter().map(|a| (to.id.as_str(), *a)))
+            .collect();
+        let missing = from.container.netns().within(|| silent(&targets, deadline))??;
+        Ok(missing
+            .into_iter()
+            .map(|(to, address)| format!("{} -> {to} ({address})", from.id))
+            .collect())
+    })
+}
+
+/// Does something for each station, all at once.
+fn each(stations: &[Station], job: impl Fn(&Station) -> Result<Vec<String>> + Sync) -> Result<Vec<String>> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = stations
             .iter()
-            .map(|from| {
-                let targets: Vec<(&str, IpAddr)> = stations
-                    .iter()
-                    .filter(|to| to.id != from.id || to.network != from.network)
-                    .flat_map(|to| to.addresses.iter().map(|a| (to.id.as_str(), *a)))
-                    .collect();
-                scope.spawn(move || {
-                    let ask = || silent(&targets, deadline);
-                    let missing = from.container.netns().within(ask)??;
-                    Ok(missing
-                        .into_iter()
-                        .map(|(to, address)| format!("{} -> {to} ({address})", from.id))
-                        .collect::<Vec<_>>())
-                })
-            })
+            .map(|station| scope.spawn(|| job(station)))
             .collect();
         let mut all = Vec::new();
         for thread in threads {
-            let silent: Result<Vec<String>> = thread
+            let done = thread
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            all.extend(silent?);
+            all.extend(done?);
         }
         Ok(all)
     })
@@ -53,14 +77,18 @@ pub fn unanswered(stations: &[Station], patience: Duration) -> Result<Vec<String
 
 /// Targets that do not answer, asked from the namespace of the calling thread.
 fn silent<'a>(targets: &[(&'a str, IpAddr)], deadline: Instant) -> Result<Vec<(&'a str, IpAddr)>> {
-    let mut missing = Vec::new();
+    let mut families = Vec::new();
     for v4 in [true, false] {
-        let of_family: Vec<_> = targets.iter().filter(|(_, a)| a.is_ipv4() == v4).collect();
-        if of_family.is_empty() {
+        let targets: Vec<_> = targets
+            .iter()
+            .filter(|(_, a)| a.is_ipv4() == v4)
+            .copied()
+            .collect();
+        if targets.is_empty() {
             continue;
         }
         let socket = open(v4)?;
-        for (number, (_, target)) in of_family.iter().enumerate() {
+        for (number, (_, target)) in targets.iter().enumerate() {
             let packet = request(v4, u16::try_from(number)?);
             // Without a route there is no answer either.
             let _ = sendto(
@@ -70,15 +98,20 @@ fn silent<'a>(targets: &[(&'a str, IpAddr)], deadline: Instant) -> Result<Vec<(&
                 MsgFlags::empty(),
             );
         }
-        let mut waiting: BTreeSet<usize> = (0..of_family.len()).collect();
-        while !waiting.is_empty() && Instant::now() < deadline {
-            if let Some(number) = reply(&socket, v4) {
+        let waiting: BTreeSet<usize> = (0..targets.len()).collect();
+        families.push((v4, socket, targets, waiting));
+    }
+    while families.iter().any(|(.., waiting)| !waiting.is_empty()) && Instant::now() < deadline {
+        for (v4, socket, _, waiting) in families.iter_mut().filter(|(.., waiting)| !waiting.is_empty()) {
+            if let Some(number) = reply(socket, *v4) {
                 waiting.remove(&number.into());
             }
         }
-        missing.extend(waiting.into_iter().map(|number| *of_family[number]));
     }
-    Ok(missing)
+    Ok(families
+        .into_iter()
+        .flat_map(|(_, _, targets, waiting)| waiting.into_iter().map(move |number| targets[number]))
+        .collect())
 }
 
 /// The identifier of all our requests: every namespace has its own answers.
@@ -94,6 +127,8 @@ fn open(v4: bool) -> Result<OwnedFd> {
         socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).context("opening an ICMP socket")?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(20))
         .context("setting the receive timeout")?;
+    // Raw sockets hear the requests of all others too.
+    setsockopt(&socket, sockopt::RcvBufForce, &(1 << 20)).context("setting the receive buffer")?;
     Ok(socket)
 }
 

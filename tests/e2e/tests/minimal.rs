@@ -111,7 +111,7 @@ fn a_minimal_network_works(underlay: Underlay, cidrs: &[&str], mtu: u64) -> Resu
             assert_eq!(link["linkinfo"]["info_data"]["id"], vni, "{link}");
         }
     }
-    cluster.into_lab().close()
+    cluster.close()
 }
 
 const V4: &str = "10.1.0.0/16";
@@ -159,7 +159,7 @@ fn hosts_of_one_family_and_of_both_meet_where_they_can() -> Result<()> {
     assert_eq!(vteps, BTreeSet::from(["fd99::2", "10.99.0.3"]));
     let mtu = weft_e2e::link(stations[0].container.netns(), "eth0")?["mtu"].clone();
     assert_eq!(mtu, 1430, "one of them is reached over IPv6 only");
-    cluster.into_lab().close()
+    cluster.close()
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn what_is_deleted_is_gone_everywhere() -> Result<()> {
             host.node()
         );
     }
-    cluster.into_lab().close()
+    cluster.close()
 }
 
 #[test]
@@ -270,5 +270,5 @@ fn the_order_of_records_does_not_matter() -> Result<()> {
             Ok(())
         })?;
     }
-    cluster.into_lab().close()
+    cluster.close()
 }
