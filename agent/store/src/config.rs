@@ -89,7 +89,8 @@ impl fmt::Debug for Secret {
 pub struct Timing {
     /// Longest time to establish a TCP connection.
     pub connect: Duration,
-    /// Interval of HTTP/2 pings; with `ping_timeout` it bounds how long a frozen member goes unnoticed.
+    /// Interval of HTTP/2 pings; with `ping_timeout` it bounds how long a frozen member goes unnoticed. Not below
+    /// etcd's `--grpc-keepalive-min-time` (5 s by default): it ends connections that ping more often.
     pub ping: Duration,
     /// How long the answer to a ping may take.
     pub ping_timeout: Duration,
@@ -122,8 +123,8 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(2),
-            ping: Duration::from_secs(2),
-            ping_timeout: Duration::from_secs(1),
+            ping: Duration::from_secs(6),
+            ping_timeout: Duration::from_secs(2),
             attempt: Duration::from_millis(1500),
             list: Duration::from_secs(30),
             retry_first: Duration::from_millis(100),

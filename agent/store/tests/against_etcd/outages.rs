@@ -262,3 +262,28 @@ async fn an_empty_store_of_another_cluster_is_listed_anew() {
     );
     assert_eq!(store.health().cluster_id, reader.clusters.last().copied());
 }
+
+/// etcd counts pings that come sooner than its `--grpc-keepalive-min-time` and ends the connection at the third.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_connection_is_not_ended_for_its_pings() {
+    let etcd = Etcd::one().await;
+    let mut config = config(&etcd.urls());
+    let default = weft_store::Timing::default();
+    config.timing.ping = default.ping;
+    config.timing.ping_timeout = default.ping_timeout;
+    config.timing.progress = Duration::from_secs(600);
+    config.timing.silence = Duration::from_secs(600);
+    let (store, events) = open(config).await;
+    let mut reader = Reader::new(events);
+    store.want(basic_scopes().into());
+    reader.listed(&basic_scopes()).await;
+    // Nothing happens, and for long enough that pings of a second or two would have been the end of it.
+    tokio::time::sleep(Duration::from_secs(14)).await;
+    let health = store.health();
+    assert_eq!(
+        (health.disconnects, health.streams),
+        (0, 1),
+        "{:?}",
+        health.last_error
+    );
+}
