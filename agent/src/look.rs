@@ -40,17 +40,19 @@ pub(crate) fn look(kernel: &mut Kernel, look: &Dirty, places: &[LookInto], known
     let mut seen = Look {
         observed: Observed::default(),
         entries: Vec::new(),
-        networks: Vec::new(),
+        networks: BTreeSet::new(),
         errors: Vec::new(),
     };
     if look.everything {
         let (observed, errors) = kernel.observe(places);
         // What could not be seen is not known to be gone.
         let unseen: BTreeSet<&str> = errors.iter().map(|(subject, _)| subject.as_str()).collect();
+        // Without the directory of the namespaces, it is not even known which there are.
+        let blind = unseen.iter().any(|subject| subject.contains('/'));
         seen.networks = known
             .iter()
             .chain(observed.networks.keys())
-            .filter(|n| !unseen.contains(n.as_str()) || observed.networks.contains_key(*n))
+            .filter(|n| observed.networks.contains_key(*n) || !(blind || unseen.contains(n.as_str())))
             .cloned()
             .collect();
         seen.observed = observed;
@@ -109,7 +111,7 @@ impl Look {
     ) {
         match result {
             Ok(seen) => {
-                self.networks.push(network.clone());
+                self.networks.insert(network.clone());
                 if let Some(seen) = seen {
                     self.observed.networks.insert(network.clone(), seen);
                 }
@@ -176,4 +178,42 @@ pub(crate) fn merge(known: &mut Observed, look: &Dirty, seen: Look) -> BTreeSet<
         }
     }
     again
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_core::dataplane::ObservedNetwork;
+
+    use super::*;
+
+    fn seen(there: &[&str], looked_at: &[&str]) -> Look {
+        let network = |name: &&str| name.parse::<NetworkName>().unwrap();
+        Look {
+            observed: Observed {
+                networks: there
+                    .iter()
+                    .map(|n| (network(n), ObservedNetwork::default()))
+                    .collect(),
+            },
+            networks: looked_at.iter().map(network).collect(),
+            entries: Vec::new(),
+            errors: Vec::new(),
+        }
+    }
+
+    fn names(known: &Observed) -> Vec<&str> {
+        known.networks.keys().map(NetworkName::as_str).collect()
+    }
+
+    #[test]
+    fn what_was_looked_at_and_is_there_stays_known() {
+        let mut known = Observed::default();
+        let everything = Dirty::everything();
+        merge(&mut known, &everything, seen(&["blue", "red"], &["blue", "red"]));
+        merge(&mut known, &everything, seen(&["blue"], &["blue", "red"]));
+        assert_eq!(names(&known), ["blue"]);
+        // Not looked at, for it could not be seen: nothing new is known of it.
+        merge(&mut known, &everything, seen(&[], &[]));
+        assert_eq!(names(&known), ["blue"]);
+    }
 }

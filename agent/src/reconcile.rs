@@ -138,7 +138,7 @@ pub(crate) struct Look {
     /// Networks that are there.
     pub(crate) observed: Observed,
     /// Networks that were looked at, there or not.
-    pub(crate) networks: Vec<NetworkName>,
+    pub(crate) networks: BTreeSet<NetworkName>,
     /// Single entries that were looked at.
     pub(crate) entries: Vec<Entries>,
     /// What could not be seen, with its subject.
