@@ -75,6 +75,28 @@ pub enum Refusal {
     InUse(NetworkName),
 }
 
+impl Refusal {
+    /// The field of an endpoint's record that asks for what cannot be had, if one does. `requested` and
+    /// `addresses` are the record's.
+    pub fn field(&self, requested: &[IpAddr], addresses: &[IpAddr]) -> Option<String> {
+        let place = |address: &IpAddr| {
+            let at = |field: &str, all: &[IpAddr]| {
+                all.iter()
+                    .position(|a| a == address)
+                    .map(|i| format!("{field}[{i}]"))
+            };
+            at("requested_addresses", requested).or_else(|| at("addresses", addresses))
+        };
+        match self {
+            Self::Outside { address, .. } | Self::Reserved { address, .. } | Self::Taken { address, .. } => {
+                place(address)
+            }
+            Self::MacTaken { .. } => Some("mac".to_owned()),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -212,12 +234,7 @@ pub fn complete(
         .collect();
     if kept.is_empty() && wished.is_empty() {
         // Written anew after a deletion that left the claims: the endpoint takes up what is its own.
-        kept = members
-            .claims()
-            .filter(|(address, _)| members.is_claimed_by(**address, &member))
-            .map(|(address, _)| *address)
-            .collect();
-        kept.sort_unstable();
+        kept = members.claimed_by(&member).into_iter().collect();
     }
     // What somebody wrote as held, and is not, is a wish.
     wished.extend(
@@ -236,8 +253,11 @@ pub fn complete(
         writes: Vec::new(),
     };
     claim_all(&mut transaction, members, name, &addresses);
-    for given_up in endpoint.addresses.iter().filter(|a| !addresses.contains(a)) {
-        give_up(&mut transaction, members, name, *given_up);
+    // All of it, also what the record no longer told of.
+    for given_up in members.claimed_by(&member) {
+        if !addresses.contains(&given_up) {
+            give_up(&mut transaction, members, name, given_up);
+        }
     }
     let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let Ok(record) = set_fields(
@@ -265,33 +285,42 @@ pub fn detach(snapshot: &Snapshot, name: &EndpointRef) -> Result<Transaction, Re
         guards: vec![Guard::Unchanged(key.clone(), slot.mod_revision)],
         writes: vec![Write::Delete(key)],
     };
-    if let Some(endpoint) = &slot.value {
-        for address in &endpoint.addresses {
-            give_up(&mut transaction, members, name, *address);
-        }
+    for address in members.claimed_by(&(name.node.clone(), name.id.clone())) {
+        give_up(&mut transaction, members, name, address);
     }
     Ok(transaction)
 }
 
-/// The transaction that gives up a claim whose endpoint does not exist.
+/// The transaction that gives up a claim whose endpoint does not exist, or no longer names the address.
 pub fn release_orphan(snapshot: &Snapshot, network: &NetworkName, address: IpAddr) -> Option<Transaction> {
     let slot = snapshot.members(network)?.claim(address)?;
     let claim = slot.value.as_ref()?;
+    if slot.held {
+        return None;
+    }
     let holder = EndpointRef {
         network: network.clone(),
         node: claim.node.clone(),
         id: claim.id.clone(),
     };
-    if snapshot.endpoint(&holder).is_some() || slot.held {
-        return None;
-    }
+    let endpoint_key = Key::Endpoint(holder.clone());
+    let endpoint_guard = match snapshot.endpoint(&holder) {
+        None => Guard::Absent(endpoint_key),
+        Some(there) if there.bad || there.held => return None,
+        Some(there) => {
+            let endpoint = there.value.as_ref()?;
+            let named = endpoint.addresses.contains(&address) || endpoint.requested.contains(&address);
+            // One without addresses is about to be completed, and may take up what it held.
+            if named || endpoint.addresses.is_empty() {
+                return None;
+            }
+            Guard::Unchanged(endpoint_key, there.mod_revision)
+        }
+    };
     let key = Key::Address(network.clone(), address);
     Some(Transaction {
         // Both guards together: not the next holder's claim, and not an endpoint that has come meanwhile.
-        guards: vec![
-            Guard::Unchanged(key.clone(), slot.mod_revision),
-            Guard::Absent(Key::Endpoint(holder)),
-        ],
+        guards: vec![Guard::Unchanged(key.clone(), slot.mod_revision), endpoint_guard],
         writes: vec![Write::Delete(key)],
     })
 }

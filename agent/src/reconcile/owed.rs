@@ -121,10 +121,15 @@ impl Reconciler {
             let transaction = chores::transaction(&self.snapshot, &peer, &chore, &taken);
             if let Chore::CompleteEndpoint(endpoint) = &chore {
                 let key = Key::Endpoint(endpoint.clone()).to_string();
-                let problem = transaction
-                    .as_ref()
-                    .err()
-                    .map(|refusal| Problem::new(&key, refusal.to_string()));
+                let value = self
+                    .snapshot
+                    .endpoint(endpoint)
+                    .and_then(|slot| slot.value.as_ref());
+                let problem = transaction.as_ref().err().map(|refusal| Problem {
+                    key: key.clone(),
+                    field: value.and_then(|e| refusal.field(&e.requested, &e.addresses)),
+                    message: refusal.to_string(),
+                });
                 self.problems.set(Source::Claim, &key, problem);
             }
             match transaction {
