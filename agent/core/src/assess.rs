@@ -14,7 +14,8 @@ use crate::{
 impl Pass<'_> {
     pub(crate) fn assess(&self, name: &NetworkName, dirty: &Dirty, assessment: &mut Assessment) {
         let complete = dirty.everything || dirty.networks.contains(name);
-        if complete {
+        // What is wrong with a network may lie in its links' MTU.
+        if complete || dirty.links.contains(name) {
             let key = Key::Network(name.clone());
             assessment
                 .by_key
@@ -47,10 +48,11 @@ impl Pass<'_> {
 
     fn network_problem(&self, name: &NetworkName, key: &Key) -> Option<Problem> {
         let Some(slot) = self.snapshot.network(name) else {
-            let n = self.snapshot.own_endpoints(name).count();
-            return (n > 0).then(|| {
-                let message = format!("there is no such network, but {n} endpoints of this node name it: put the record, or delete them");
-                Problem::new(key, message)
+            return self.snapshot.takes_part(name).then(|| {
+                Problem::new(
+                    key,
+                    "there is no such network, but endpoints of this node name it: put the record, or delete them",
+                )
             });
         };
         let network = slot.value.as_ref()?;
@@ -151,7 +153,7 @@ impl Pass<'_> {
             && *owner != member
         {
             let message = format!(
-                "{mac} is also the MAC of endpoint {}/{}/{}, which was there first",
+                "{mac} is the MAC of endpoint {}/{}/{} already; give another one",
                 name.network, owner.0, owner.1
             );
             return Some(Problem::field(key, "mac", message));

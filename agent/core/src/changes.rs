@@ -6,8 +6,8 @@
 use std::{collections::HashSet, net::IpAddr};
 
 use weft_store_schema::{
-    AddressClaim, Endpoint, EndpointId, EndpointRef, Key, Network, NetworkName, NodeName, Peer, RecordError,
-    Vni, VniClaim,
+    AddressClaim, Endpoint, EndpointId, EndpointRef, Key, Mac, Network, NetworkName, NodeName, Peer,
+    RecordError, Vni, VniClaim,
 };
 
 use crate::{
@@ -250,6 +250,7 @@ impl Snapshot {
             }
             Key::Endpoint(endpoint) => self.put_endpoint(&key, endpoint, entry, force, &mut dirty),
             Key::Address(network, address) => {
+                let doubt = self.doubts_claim(network, *address);
                 let members = self.members.entry(network.clone()).or_default();
                 let mut slot = members.remove_claim(*address).unwrap_or_default();
                 let decoded = slot.accept(entry, force, false, AddressClaim::decode);
@@ -257,6 +258,7 @@ impl Snapshot {
                 if let Some(decoded) = decoded {
                     self.judge(&key, decoded);
                     self.touch_address(network, *address, &mut dirty);
+                    self.end_doubt(doubt, network, &mut dirty);
                 }
             }
             Key::Alive(_) | Key::Status(_) => {}
@@ -321,6 +323,7 @@ impl Snapshot {
     ) {
         let own = endpoint.node == self.node;
         let member = (endpoint.node.clone(), endpoint.id.clone());
+        let doubt = self.doubts(&endpoint.network, &member);
         let members = self.members.entry(endpoint.network.clone()).or_default();
         let before = members.endpoint(&member).cloned();
         let mut slot = before.clone().unwrap_or_default();
@@ -329,24 +332,16 @@ impl Snapshot {
         };
         // A record written again without what its agent had filled in is about to be filled in again: until
         // then the endpoint is what it was.
-        if let (Ok(()), Some(old), Some(new)) = (
-            &decoded,
-            before.as_ref().and_then(|s| s.value.as_ref()),
-            &mut slot.value,
-        ) {
-            let same_life = before
-                .as_ref()
-                .is_some_and(|s| s.create_revision == slot.create_revision);
-            if same_life
-                && new.addresses.is_empty()
-                && new.requested.iter().all(|a| old.addresses.contains(a))
-            {
+        if let (Ok(()), Some(before), Some(new)) = (&decoded, &before, &mut slot.value)
+            && before.create_revision == slot.create_revision
+            && let Some(old) = &before.value
+        {
+            if new.addresses.is_empty() && new.requested.iter().all(|a| old.addresses.contains(a)) {
                 new.addresses.clone_from(&old.addresses);
+            }
+            if new.addresses == old.addresses {
                 new.mac = new.mac.or(old.mac);
             }
-        }
-        if let Some(life @ 0) = self.detaching.get_mut(endpoint) {
-            *life = slot.create_revision;
         }
         self.judge(key, decoded);
         let was_part = self.takes_part(&endpoint.network);
@@ -357,11 +352,37 @@ impl Snapshot {
             users.insert(endpoint.clone());
         }
         self.touch_endpoint(endpoint, before.as_ref(), dirty);
+        if own && before.as_ref().is_some_and(|before| before.value != slot.value) {
+            self.touch_claims(endpoint, dirty);
+        }
         let members = self.members.entry(endpoint.network.clone()).or_default();
         members.put_endpoint(member, slot.clone());
         self.touch_endpoint(endpoint, Some(&slot), dirty);
         if own && !was_part {
             dirty.networks.insert(endpoint.network.clone());
+        }
+        self.end_doubt(doubt, &endpoint.network, dirty);
+    }
+
+    /// Whether a member is a reason to leave alone what no record of its network explains.
+    fn doubts(&self, network: &NetworkName, member: &Member) -> bool {
+        self.members
+            .get(network)
+            .is_some_and(|m| m.may_be_undetermined(member) && m.any_undetermined())
+    }
+
+    fn doubts_claim(&self, network: &NetworkName, address: IpAddr) -> bool {
+        let claim = self
+            .members
+            .get(network)
+            .and_then(|m| m.claim(address)?.value.as_ref());
+        claim.is_some_and(|claim| self.doubts(network, &(claim.node.clone(), claim.id.clone())))
+    }
+
+    /// With the last such reason gone, what was left alone has to go.
+    fn end_doubt(&self, doubted: bool, network: &NetworkName, dirty: &mut Dirty) {
+        if doubted && !self.members.get(network).is_some_and(Members::any_undetermined) {
+            dirty.networks.insert(network.clone());
         }
     }
 
@@ -424,7 +445,7 @@ impl Snapshot {
                     Key::Network(name) => drop(dirty.networks.insert(name.clone())),
                     Key::Peer(node) => {
                         self.touch_peer(node, &mut dirty);
-                        dirty.links.extend(self.members.keys().cloned());
+                        self.touch_links_if(true, &mut dirty);
                     }
                     _ => {}
                 }
@@ -488,7 +509,7 @@ impl Snapshot {
     }
 
     /// Removes an object.
-    fn forget(&mut self, key: &Key) -> Dirty {
+    pub(crate) fn forget(&mut self, key: &Key) -> Dirty {
         let mut dirty = Dirty::default();
         self.problems.remove(&key.to_string());
         match key {
@@ -515,8 +536,10 @@ impl Snapshot {
             }
             Key::Endpoint(endpoint) => self.forget_endpoint(endpoint, &mut dirty),
             Key::Address(network, address) => {
+                let doubt = self.doubts_claim(network, *address);
                 self.members.get_mut(network).map(|m| m.remove_claim(*address));
                 self.touch_address(network, *address, &mut dirty);
+                self.end_doubt(doubt, network, &mut dirty);
             }
             Key::Alive(_) | Key::Status(_) => {}
         }
@@ -525,13 +548,16 @@ impl Snapshot {
 
     fn forget_endpoint(&mut self, endpoint: &EndpointRef, dirty: &mut Dirty) {
         let member = (endpoint.node.clone(), endpoint.id.clone());
+        let doubt = self.doubts(&endpoint.network, &member);
         let slot = self
             .members
             .get_mut(&endpoint.network)
             .and_then(|m| m.remove_endpoint(&member));
         self.touch_endpoint(endpoint, slot.as_ref(), dirty);
+        self.end_doubt(doubt, &endpoint.network, dirty);
         if endpoint.node == self.node {
             self.forget_attachment(endpoint, slot.as_ref(), dirty);
+            self.touch_claims(endpoint, dirty);
             if !self.takes_part(&endpoint.network) {
                 dirty.networks.insert(endpoint.network.clone());
                 if self
@@ -552,8 +578,18 @@ impl Snapshot {
         }
     }
 
+    /// What an endpoint of this node holds by claims: its record need not have said all of it.
+    fn touch_claims(&self, endpoint: &EndpointRef, dirty: &mut Dirty) {
+        let member = (endpoint.node.clone(), endpoint.id.clone());
+        let members = self.members.get(&endpoint.network);
+        for address in members.map(|m| m.claimed_by(&member)).unwrap_or_default() {
+            dirty.address(&endpoint.network, address);
+        }
+    }
+
     fn touch_links_if(&self, changed: bool, dirty: &mut Dirty) {
         if changed {
+            dirty.links.extend(self.networks.keys().cloned());
             dirty.links.extend(self.members.keys().cloned());
         }
     }
@@ -577,56 +613,53 @@ impl Snapshot {
         let Some(value) = slot.and_then(|slot| slot.value.as_ref()) else {
             return;
         };
-        let network = &endpoint.network;
         if let Some(mac) = value.mac {
-            dirty.mac(network, mac);
-            self.touch_rivals(
-                network,
-                self.members
-                    .get(network)
-                    .into_iter()
-                    .flat_map(|m| m.with_mac(mac)),
-                dirty,
-            );
+            self.touch_mac(&endpoint.network, mac, dirty);
         }
         for address in &value.addresses {
-            self.touch_address(network, *address, dirty);
+            self.touch_address(&endpoint.network, *address, dirty);
         }
     }
 
+    /// The address has perhaps another owner now. A claim decides about the MAC of whoever names the address
+    /// too, and tells whoever wishes for it why it cannot be had.
     fn touch_address(&self, network: &NetworkName, address: IpAddr, dirty: &mut Dirty) {
         dirty.address(network, address);
-        let members = self.members.get(network);
-        self.touch_rivals(
-            network,
-            members.into_iter().flat_map(|m| m.with_address(address)),
-            dirty,
-        );
+        let Some(members) = self.members.get(network) else {
+            return;
+        };
+        for member in members.with_address(address) {
+            dirty.endpoints.insert(endpoint_of(network, member));
+            if let Some(mac) = members.value(member).and_then(|endpoint| endpoint.mac) {
+                self.touch_mac(network, mac, dirty);
+            }
+        }
+        for member in members.wishing(address) {
+            dirty.endpoints.insert(endpoint_of(network, member));
+        }
     }
 
-    /// Whoever names the same MAC or address may have won or lost it, and with it the place of a MAC.
-    fn touch_rivals<'a>(
-        &self,
-        network: &NetworkName,
-        rivals: impl Iterator<Item = &'a Member>,
-        dirty: &mut Dirty,
-    ) {
-        for (node, id) in rivals {
-            let endpoint = EndpointRef {
-                network: network.clone(),
-                node: node.clone(),
-                id: id.clone(),
-            };
-            if let Some(value) = self.endpoint(&endpoint).and_then(|slot| slot.value.as_ref()) {
-                if let Some(mac) = value.mac {
-                    dirty.mac(network, mac);
-                }
-                for address in &value.addresses {
-                    dirty.address(network, *address);
-                }
+    /// The MAC has perhaps another owner now; whoever names it may have lost its place, and its neighbours
+    /// with it.
+    fn touch_mac(&self, network: &NetworkName, mac: Mac, dirty: &mut Dirty) {
+        dirty.mac(network, mac);
+        let Some(members) = self.members.get(network) else {
+            return;
+        };
+        for member in members.with_mac(mac) {
+            dirty.endpoints.insert(endpoint_of(network, member));
+            for address in members.value(member).into_iter().flat_map(|e| &e.addresses) {
+                dirty.address(network, *address);
             }
-            dirty.endpoints.insert(endpoint);
         }
+    }
+}
+
+fn endpoint_of(network: &NetworkName, (node, id): &Member) -> EndpointRef {
+    EndpointRef {
+        network: network.clone(),
+        node: node.clone(),
+        id: id.clone(),
     }
 }
 

@@ -207,16 +207,15 @@ impl<'a> Pass<'a> {
             carried.devices = Some(self.devices(network, vni));
         }
         let mut macs: BTreeSet<Mac> = BTreeSet::new();
-        let locals: Vec<&EndpointId> = if links {
-            self.snapshot.own_endpoints(name).map(|(id, _)| id).collect()
-        } else {
-            dirty
-                .endpoints
-                .iter()
-                .filter(|e| e.network == *name && e.node == *self.snapshot.node())
-                .map(|e| &e.id)
-                .collect()
-        };
+        // What is named is judged whatever else is: it may be gone, or be what no other record explains.
+        let named = dirty.endpoints.iter().filter(|e| e.network == *name);
+        let mut locals: BTreeSet<&EndpointId> = named
+            .filter(|e| e.node == *self.snapshot.node())
+            .map(|e| &e.id)
+            .collect();
+        if links {
+            locals.extend(self.snapshot.own_endpoints(name).map(|(id, _)| id));
+        }
         for id in locals {
             let endpoint = self.endpoint_ref(name, self.snapshot.node(), id);
             // A veth that is made anew takes its forwarding entry along.
@@ -230,22 +229,17 @@ impl<'a> Pass<'a> {
                 .locals
                 .insert(id.clone(), self.local(network, members, &endpoint));
         }
+        macs.extend(dirty.macs.get(name).into_iter().flatten());
+        let mut addresses: BTreeSet<IpAddr> =
+            dirty.addresses.get(name).into_iter().flatten().copied().collect();
         if complete {
             macs.extend(members.macs());
-            carried.neighbours = members
-                .addresses()
-                .map(|address| (*address, self.neighbour(members, *address)))
-                .collect();
-        } else {
-            macs.extend(dirty.macs.get(name).into_iter().flatten());
-            carried.neighbours = dirty
-                .addresses
-                .get(name)
-                .into_iter()
-                .flatten()
-                .map(|address| (*address, self.neighbour(members, *address)))
-                .collect();
+            addresses.extend(members.addresses());
         }
+        carried.neighbours = addresses
+            .into_iter()
+            .map(|address| (address, self.neighbour(members, address)))
+            .collect();
         carried.forwards = macs
             .into_iter()
             .map(|mac| (mac, self.forward(name, network, members, mac)))

@@ -112,6 +112,7 @@ pub struct Members {
     claims: HashMap<IpAddr, Slot<AddressClaim>>,
     by_mac: Index<Mac>,
     by_address: Index<IpAddr>,
+    by_wish: Index<IpAddr>,
     /// Endpoints of which it is not known what they have: never valid since this agent started, or not yet
     /// completed by their node's agent.
     undetermined: BTreeSet<Member>,
@@ -133,6 +134,11 @@ impl Members {
     /// A node's endpoint records.
     pub fn endpoints_on(&self, node: &NodeName) -> impl Iterator<Item = (&EndpointId, &Slot<Endpoint>)> {
         self.endpoints.get(node).into_iter().flatten()
+    }
+
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.endpoints.is_empty() && self.claims.is_empty()
     }
 
     /// The number of endpoint records.
@@ -174,6 +180,15 @@ impl Members {
             .filter(|claim| claim.node != *node || claim.id != *id)
     }
 
+    /// What a member holds by claims, whatever its record says. Looks through all claims.
+    pub fn claimed_by(&self, (node, id): &Member) -> BTreeSet<IpAddr> {
+        let held = self.claims().filter(|(_, slot)| {
+            let claim = slot.value.as_ref();
+            claim.is_some_and(|claim| (&claim.node, &claim.id) == (node, id))
+        });
+        held.map(|(address, _)| *address).collect()
+    }
+
     /// Whether there are endpoints of which it is not known what they have.
     pub fn any_undetermined(&self) -> bool {
         self.undetermined.iter().any(|member| {
@@ -184,6 +199,11 @@ impl Members {
                         .is_some_and(|c| (&c.node, &c.id) == (&member.0, &member.1))
                 })
         })
+    }
+
+    /// Whether this is one of those that may be undetermined. Cheap.
+    pub(crate) fn may_be_undetermined(&self, member: &Member) -> bool {
+        self.undetermined.contains(member)
     }
 
     /// Every MAC that a record names.
@@ -204,6 +224,16 @@ impl Members {
     /// Every member whose record names the address.
     pub fn with_address(&self, address: IpAddr) -> impl Iterator<Item = &Member> {
         self.by_address.get(address)
+    }
+
+    /// Every member whose record wishes for the address.
+    pub fn wishing(&self, address: IpAddr) -> impl Iterator<Item = &Member> {
+        self.by_wish.get(address)
+    }
+
+    /// What a member's record says, or said when it was last valid.
+    pub fn value(&self, member: &Member) -> Option<&Endpoint> {
+        self.endpoint(member)?.value.as_ref()
     }
 
     /// The one member that has the MAC, the same on every host whatever the order in which records came:
@@ -256,6 +286,9 @@ impl Members {
                 for address in &endpoint.addresses {
                     self.by_address.insert(*address, &member);
                 }
+                for address in &endpoint.requested {
+                    self.by_wish.insert(*address, &member);
+                }
                 if endpoint.mac.is_none() || endpoint.addresses.is_empty() {
                     self.undetermined.insert(member.clone());
                 }
@@ -289,6 +322,9 @@ impl Members {
             for address in &endpoint.addresses {
                 self.by_address.remove(*address, member);
             }
+            for address in &endpoint.requested {
+                self.by_wish.remove(*address, member);
+            }
         }
     }
 
@@ -302,9 +338,5 @@ impl Members {
 
     pub(crate) fn remove_claim(&mut self, address: IpAddr) -> Option<Slot<AddressClaim>> {
         self.claims.remove(&address)
-    }
-
-    pub(crate) fn clear_claims(&mut self) {
-        self.claims.clear();
     }
 }

@@ -5,12 +5,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use weft_store_schema::{
-    Attachment, Endpoint, EndpointId, EndpointRef, Kind, Network, NetworkName, NodeName, Peer, Prefix, Vni,
-    VniClaim,
+    Attachment, Endpoint, EndpointId, EndpointRef, Key, Kind, Network, NetworkName, NodeName, Peer, Prefix,
+    Vni, VniClaim,
 };
 
 use crate::{
-    members::{Member, Members, Slot},
+    dirty::Dirty,
+    members::{Members, Slot},
     problem::Problem,
     record::Scope,
 };
@@ -229,25 +230,34 @@ impl Snapshot {
         })
     }
 
-    /// Forgets what lies outside the scopes that are still wanted.
-    pub fn retain(&mut self, scopes: &BTreeSet<Scope>) {
+    /// Forgets what lies outside the scopes that are still wanted. What was forgotten is to be looked at once
+    /// more: what was wrong with it is nobody's problem here any longer.
+    pub fn retain(&mut self, scopes: &BTreeSet<Scope>) -> Dirty {
         self.listed.retain(|scope| scopes.contains(scope));
-        let node = &self.node;
-        self.members.retain(|network, members| {
+        let mut forgotten = Vec::new();
+        for (network, members) in &mut self.members {
             if scopes.contains(&Scope::Endpoints(network.clone())) {
-                return true;
+                continue;
             }
-            members.clear_claims();
-            let others: Vec<Member> = members
-                .endpoints()
-                .filter(|(n, ..)| *n != node)
-                .map(|(n, id, _)| (n.clone(), id.clone()))
-                .collect();
-            for member in &others {
-                members.remove_endpoint(member);
-            }
-            members.endpoints_on(node).next().is_some()
+            let claims = members.claims().map(|(a, _)| Key::Address(network.clone(), *a));
+            let others = members.endpoints().filter(|(node, ..)| **node != self.node);
+            let others = others.map(|(node, id, _)| {
+                Key::Endpoint(EndpointRef {
+                    network: network.clone(),
+                    node: node.clone(),
+                    id: id.clone(),
+                })
+            });
+            forgotten.extend(claims.chain(others));
+        }
+        let mut dirty = Dirty::default();
+        for key in &forgotten {
+            dirty.merge(self.forget(key));
+        }
+        self.members.retain(|network, members| {
+            scopes.contains(&Scope::Endpoints(network.clone())) || !members.is_empty()
         });
+        dirty
     }
 
     /// What the MTU of every network depends on: the smallest underlay MTU among the peers, and whether all

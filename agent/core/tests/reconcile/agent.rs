@@ -32,6 +32,8 @@ pub(crate) struct Agent {
     pub(crate) dirty: Dirty,
     pub(crate) assessed: BTreeMap<String, Problem>,
     pub(crate) pinned: BTreeSet<NetworkName>,
+    /// Networks that the kernel refuses something of, time and again.
+    pub(crate) refused: BTreeSet<NetworkName>,
     /// What is owed to the store.
     pub(crate) book: BTreeSet<Chore>,
     scopes: BTreeMap<Scope, i64>,
@@ -49,6 +51,7 @@ impl Agent {
             dirty: Dirty::everything(),
             assessed: BTreeMap::new(),
             pinned: BTreeSet::new(),
+            refused: BTreeSet::new(),
             book: BTreeSet::new(),
             scopes: BTreeMap::new(),
             fetched: 0,
@@ -76,7 +79,8 @@ impl Agent {
             if self.scopes.keys().eq(&wanted) {
                 return;
             }
-            self.snapshot.retain(&wanted);
+            let dirty = self.snapshot.retain(&wanted);
+            self.note(dirty);
             self.scopes.retain(|scope, _| wanted.contains(scope));
             for scope in wanted {
                 if !self.scopes.contains_key(&scope) {
@@ -184,12 +188,9 @@ impl Agent {
             assert!(!ops.is_empty());
             let mut failures = Failures::default();
             for op in ops {
-                if failures.hold_back(op) {
+                if failures.hold_back(op) || fails(op) || self.kernel.apply(network, op).is_err() {
                     failures.note(op);
-                    self.again(network);
-                } else if fails(op) || self.kernel.apply(network, op).is_err() {
-                    failures.note(op);
-                    self.again(network);
+                    self.dirty.networks.insert(network.clone());
                 } else {
                     self.observed.record(network, op);
                     done.push((network.clone(), op.clone()));
@@ -199,18 +200,22 @@ impl Agent {
         done
     }
 
-    fn again(&mut self, network: &NetworkName) {
-        self.dirty.networks.insert(network.clone());
-    }
-
-    /// Passes until nothing is dirty, as when failures are tried again.
+    /// Passes until nothing is dirty, as when failures are tried again; or until nothing comes of it.
     pub(crate) fn settle(&mut self) -> Vec<(NetworkName, Op)> {
+        self.dirty.networks.append(&mut self.refused);
         let mut done = Vec::new();
         for _ in 0..8 {
-            done.extend(self.pass());
+            let now = self.pass();
             if self.dirty.is_empty() {
+                done.extend(now);
                 return done;
             }
+            if now.is_empty() {
+                self.refused.append(&mut self.dirty.networks);
+                assert!(self.dirty.is_empty());
+                return done;
+            }
+            done.extend(now);
         }
         panic!("the passes come to no end; dirty is {:#?}", self.dirty);
     }
@@ -227,12 +232,6 @@ impl Agent {
         }
     }
 
-    /// All problems that are known.
-    pub(crate) fn problems(&self) -> BTreeSet<Problem> {
-        let records = self.snapshot.problems().values();
-        records.chain(self.assessed.values()).cloned().collect()
-    }
-
     /// After every pass: what the agent believes is true, and a pass over everything would find nothing to do
     /// and nothing else to say.
     pub(crate) fn check(&self) {
@@ -241,7 +240,9 @@ impl Agent {
             self.kernel.observe(),
             "the agent's memory differs from the kernel"
         );
-        let (plan, assessment) = diff::plan(&self.snapshot, &self.host, &self.observed, &Dirty::everything());
+        let (mut plan, assessment) =
+            diff::plan(&self.snapshot, &self.host, &self.observed, &Dirty::everything());
+        plan.networks.retain(|network, _| !self.refused.contains(network));
         assert!(plan.is_empty(), "a full pass finds more to do: {plan:#?}");
         let full: BTreeMap<String, Problem> = assessment
             .by_key

@@ -23,7 +23,7 @@ use weft_core::{
     problem::Problem,
     record::{Committed, Write},
 };
-use weft_store_schema::Key;
+use weft_store_schema::{Key, NodeName};
 
 use crate::{
     agent::Agent,
@@ -32,10 +32,20 @@ use crate::{
     store::Store,
 };
 
+#[derive(Default)]
 struct Story {
     store: Store,
     backups: Vec<Store>,
     agents: Vec<Agent>,
+    /// What each host has been heard saying.
+    said: BTreeMap<NodeName, Said>,
+}
+
+/// Problems by their key and by who sees them, and what is held.
+#[derive(Default)]
+struct Said {
+    problems: BTreeMap<(String, bool), Problem>,
+    held: String,
 }
 
 fn line(out: &mut String, agent: Option<&Agent>, alone: bool, text: &str) {
@@ -181,8 +191,7 @@ impl Story {
     fn react(&mut self, out: &mut String) {
         let alone = self.agents.len() == 1;
         for agent in &mut self.agents {
-            let before = by_key(agent);
-            let held_before = held(agent);
+            let before = self.said.remove(agent.node()).unwrap_or_default();
             agent.sync(&self.store);
             let mut done = agent.settle();
             agent.follow(&self.store);
@@ -191,18 +200,26 @@ impl Story {
             for (network, op) in done {
                 line(out, Some(agent), alone, &format!("{network}: {}", show::op(&op)));
             }
-            if held(agent) != held_before {
-                line(out, Some(agent), alone, &held(agent));
+            let now = Said {
+                problems: by_key(agent),
+                held: held(agent),
+            };
+            if now.held != before.held && !(before.held.is_empty() && now.held == "holds nothing") {
+                line(out, Some(agent), alone, &now.held);
             }
-            let after = by_key(agent);
-            for (key, problem) in &after {
-                if before.get(key) != Some(problem) {
+            for (key, problem) in &now.problems {
+                if before.problems.get(key) != Some(problem) {
                     line(out, Some(agent), alone, &format!("! {problem}"));
                 }
             }
-            for (key, _) in before.iter().filter(|(key, _)| !after.contains_key(*key)) {
+            for key in before
+                .problems
+                .keys()
+                .filter(|key| !now.problems.contains_key(*key))
+            {
                 line(out, Some(agent), alone, &format!("ok {}", key.0));
             }
+            self.said.insert(agent.node().clone(), now);
         }
     }
 }
@@ -244,11 +261,7 @@ fn by_key(agent: &Agent) -> BTreeMap<(String, bool), Problem> {
 
 /// The file as it is, with what comes now in the place of what came.
 fn run(text: &str) -> String {
-    let mut story = Story {
-        store: Store::new(),
-        backups: Vec::new(),
-        agents: Vec::new(),
-    };
+    let mut story = Story::default();
     let mut now = String::new();
     for block in text.trim_end().split("\n\n") {
         let (commands, told) = match block.split_once("\n----") {
@@ -284,12 +297,9 @@ fn the_stories_end_as_told() {
     let mut wrong = Vec::new();
     for path in &paths {
         let text = fs::read_to_string(path).unwrap();
-        let now = match std::panic::catch_unwind(|| run(&text)) {
-            Ok(now) => now,
-            Err(_) => {
-                wrong.push(format!("{}: panicked, see above", path.display()));
-                continue;
-            }
+        let Ok(now) = std::panic::catch_unwind(|| run(&text)) else {
+            wrong.push(format!("{}: panicked, see above", path.display()));
+            continue;
         };
         if update {
             fs::write(path, &now).unwrap();

@@ -183,9 +183,10 @@ impl Namespace {
 
     fn interface(&mut self, id: &EndpointId, op: &Op) -> &mut Interface {
         let mut all = self.interfaces.values_mut();
-        all.find(|(there, _)| there == id)
-            .map(|(_, interface)| interface)
-            .unwrap_or_else(|| panic!("no interface for {op:?}"))
+        match all.find(|(there, _)| there == id) {
+            Some((_, interface)) => interface,
+            None => panic!("no interface for {op:?}"),
+        }
     }
 
     fn apply(&mut self, op: &Op) {

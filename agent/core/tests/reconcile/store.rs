@@ -17,14 +17,20 @@ pub(crate) struct Store {
     history: Vec<Change>,
 }
 
-impl Store {
-    pub(crate) fn new() -> Self {
+impl Default for Store {
+    fn default() -> Self {
         Self {
             cluster_id: 0xc1,
             revision: 1,
             keys: BTreeMap::new(),
             history: Vec::new(),
         }
+    }
+}
+
+impl Store {
+    pub(crate) fn new() -> Self {
+        Self::default()
     }
 
     /// A full key below the default prefix.
