@@ -489,7 +489,9 @@ impl Reconciler {
         if self.busy.is_some() {
             return;
         }
-        if !self.look.is_empty() && (!self.looked || self.may_write()) {
+        // Asked first: the moment that it may, there is everything to look at.
+        let may_write = self.may_write();
+        if !self.look.is_empty() && (!self.looked || may_write) {
             let look = std::mem::take(&mut self.look);
             let because = std::mem::replace(&mut self.look_because, Because::Wanted);
             let places = look::places(&self.snapshot, &look);
@@ -503,7 +505,7 @@ impl Reconciler {
                 because,
                 answer,
             });
-        } else if self.may_write() && !self.dirty.is_empty() {
+        } else if may_write && !self.dirty.is_empty() {
             let dirty = std::mem::take(&mut self.dirty);
             self.plan(dirty, None);
         }
