@@ -281,7 +281,12 @@ fn a_network_that_ended_while_an_agent_was_down_is_cleared_away() -> Result<()> 
     eventually(SOON, "nothing of blue is left", || {
         for host in cluster.hosts() {
             let left = host.netns_of("blue");
-            ensure!(!left.path().exists(), "on {}, a namespace: {}", host.node(), left.exists());
+            ensure!(
+                !left.path().exists(),
+                "on {}, a namespace: {}",
+                host.node(),
+                left.exists()
+            );
         }
         for directory in ["endpoints/", "addresses/", "vnis/", "networks/"] {
             let left = cluster.get_prefix(&format!("/weft/v1/{directory}"))?;
