@@ -1,84 +1,38 @@
 //! How records change the snapshot, and what each change makes dirty.
 //!
 //! Applying the same records in any order, once or many times, gives the same snapshot. A record that
-//! cannot be decoded becomes a [`Problem`] and leaves the object as it last was.
-
-use std::{collections::HashSet, net::IpAddr};
+//! cannot be decoded becomes a [`Problem`] and leaves the object as it last was. Whole listings are taken in
+//! in `listing.rs`.
 
 use weft_store_schema::{
-    AddressClaim, Endpoint, EndpointId, EndpointRef, Key, Mac, Network, NetworkName, NodeName, Peer,
-    RecordError, Vni, VniClaim,
+    AddressClaim, Endpoint, EndpointRef, Key, Network, NetworkName, NodeName, Peer, RecordError, Vni,
+    VniClaim,
 };
 
 use crate::{
     dirty::Dirty,
-    members::{Member, Members, Slot},
+    members::Slot,
     problem::Problem,
-    record::{Change, Entry, Scope},
+    record::{Change, Entry},
     snapshot::Snapshot,
 };
 
 impl Snapshot {
-    /// Takes in a complete listing of a scope.
-    ///
-    /// What the listing lacks is deleted, if the listing continues the history that was known. If it does
-    /// not (another cluster, or a revision that went back), the missing objects are held: the store is in
-    /// trouble, and that never removes forwarding.
-    pub fn apply_listing(
-        &mut self,
-        scope: &Scope,
-        cluster_id: u64,
-        revision: i64,
-        entries: &[Entry],
-    ) -> Dirty {
-        let mut dirty = Dirty::default();
-        let continuous = match self.store {
-            Some((known_cluster, known_revision)) if known_cluster != cluster_id => {
-                self.held_because = Some(format!(
-                    "the store answers as another cluster ({cluster_id:x}, before {known_cluster:x}, revision {known_revision})"
-                ));
-                false
-            }
-            Some((_, known)) if revision < known => {
-                // Scopes are listed one by one: a listing that overlapped with events of another scope is
-                // older than these by moments only, and says nothing of a rollback if this scope is new.
-                if self.listed.contains(scope) {
-                    self.held_because = Some(format!(
-                        "the store went back from revision {known} to {revision}, as if restored from a backup"
-                    ));
-                }
-                !self.listed.contains(scope)
-            }
-            _ => true,
-        };
-        let missing = self.keys_of(scope, entries);
-        for entry in entries {
-            dirty.merge(self.put(entry, !continuous));
-        }
-        for (key, known_at) in missing {
-            if !continuous {
-                self.hold(&key);
-            } else if known_at <= revision {
-                dirty.merge(self.delete(&key, revision));
-            }
-        }
-        if self.listed.insert(scope.clone()) {
-            match scope {
-                Scope::Networks | Scope::Peers | Scope::Vnis => dirty.everything = true,
-                Scope::OwnEndpoints(network) | Scope::Endpoints(network) | Scope::Addresses(network) => {
-                    dirty.networks.insert(network.clone());
-                }
-            }
-        }
-        self.store = Some(match self.store {
-            Some((_, known)) if continuous => (cluster_id, known.max(revision)),
-            _ => (cluster_id, revision),
-        });
-        dirty
-    }
-
     /// Takes in changes that a watch delivered.
     pub fn apply_changes(&mut self, changes: &[Change]) -> Dirty {
+        for change in changes {
+            let (key, revision) = match change {
+                Change::Put(entry) => (&entry.key, entry.mod_revision),
+                Change::Deleted { key, mod_revision } => (key, *mod_revision),
+            };
+            self.followed(key, revision);
+        }
+        self.learn(changes)
+    }
+
+    /// Takes in changes that are known otherwise: from transactions of our own, and from what these were
+    /// refused for. They may be ahead of the watch.
+    pub fn learn(&mut self, changes: &[Change]) -> Dirty {
         let mut dirty = Dirty::default();
         for change in changes {
             match change {
@@ -126,93 +80,7 @@ impl Snapshot {
         }
     }
 
-    /// The objects that are kept although the store no longer has them.
-    pub fn held_keys(&self) -> Vec<Key> {
-        let mut held: Vec<Key> = Vec::new();
-        held.extend(
-            self.networks
-                .iter()
-                .filter(|(_, s)| s.held)
-                .map(|(n, _)| Key::Network(n.clone())),
-        );
-        held.extend(
-            self.peers
-                .iter()
-                .filter(|(_, s)| s.held)
-                .map(|(n, _)| Key::Peer(n.clone())),
-        );
-        for (network, members) in &self.members {
-            held.extend(members.endpoints().filter(|(.., s)| s.held).map(|(node, id, _)| {
-                Key::Endpoint(EndpointRef {
-                    network: network.clone(),
-                    node: node.clone(),
-                    id: id.clone(),
-                })
-            }));
-            held.extend(
-                members
-                    .claims()
-                    .filter(|(_, s)| s.held)
-                    .map(|(a, _)| Key::Address(network.clone(), *a)),
-            );
-        }
-        held
-    }
-
-    /// Lets go of everything that is held, on an operator's word.
-    pub fn release_held(&mut self) -> Dirty {
-        self.held_because = None;
-        for key in self.held_keys() {
-            self.forget(&key);
-        }
-        Dirty::everything()
-    }
-
-    /// Keys of a scope that are known here and not among the entries, with the revision they are known from.
-    fn keys_of(&self, scope: &Scope, entries: &[Entry]) -> Vec<(Key, i64)> {
-        let present: HashSet<&[u8]> = entries.iter().map(|e| e.key.as_slice()).collect();
-        let mut known: Vec<(Key, i64)> = Vec::new();
-        let endpoint = |network: &NetworkName, node: &NodeName, id: &EndpointId| {
-            Key::Endpoint(EndpointRef {
-                network: network.clone(),
-                node: node.clone(),
-                id: id.clone(),
-            })
-        };
-        match scope {
-            Scope::Networks => {
-                known.extend(
-                    self.networks
-                        .iter()
-                        .map(|(n, s)| (Key::Network(n.clone()), s.mod_revision)),
-                );
-            }
-            Scope::Peers => known.extend(
-                self.peers
-                    .iter()
-                    .map(|(n, s)| (Key::Peer(n.clone()), s.mod_revision)),
-            ),
-            Scope::Vnis => known.extend(self.vnis.iter().map(|(v, s)| (Key::Vni(*v), s.mod_revision))),
-            Scope::OwnEndpoints(network) => {
-                known.extend(
-                    self.own_endpoints(network)
-                        .map(|(id, s)| (endpoint(network, &self.node, id), s.mod_revision)),
-                );
-            }
-            Scope::Endpoints(network) => {
-                let members = self.members.get(network).into_iter().flat_map(Members::endpoints);
-                known.extend(members.map(|(node, id, s)| (endpoint(network, node, id), s.mod_revision)));
-            }
-            Scope::Addresses(network) => {
-                let claims = self.members.get(network).into_iter().flat_map(Members::claims);
-                known.extend(claims.map(|(a, s)| (Key::Address(network.clone(), *a), s.mod_revision)));
-            }
-        }
-        known.retain(|(key, _)| !present.contains(self.prefix.key(key).as_bytes()));
-        known
-    }
-
-    fn shown(&self, key: &[u8]) -> String {
+    pub(crate) fn shown(&self, key: &[u8]) -> String {
         let text = String::from_utf8_lossy(key.strip_prefix(self.prefix.as_str().as_bytes()).unwrap_or(key));
         text.chars()
             .take(200)
@@ -220,7 +88,7 @@ impl Snapshot {
             .collect()
     }
 
-    fn put(&mut self, entry: &Entry, force: bool) -> Dirty {
+    pub(crate) fn put(&mut self, entry: &Entry, force: bool) -> Dirty {
         let key = match self.prefix.parse(&entry.key) {
             Ok(key) => key,
             Err(error) => {
@@ -364,28 +232,6 @@ impl Snapshot {
         self.end_doubt(doubt, &endpoint.network, dirty);
     }
 
-    /// Whether a member is a reason to leave alone what no record of its network explains.
-    fn doubts(&self, network: &NetworkName, member: &Member) -> bool {
-        self.members
-            .get(network)
-            .is_some_and(|m| m.may_be_undetermined(member) && m.any_undetermined())
-    }
-
-    fn doubts_claim(&self, network: &NetworkName, address: IpAddr) -> bool {
-        let claim = self
-            .members
-            .get(network)
-            .and_then(|m| m.claim(address)?.value.as_ref());
-        claim.is_some_and(|claim| self.doubts(network, &(claim.node.clone(), claim.id.clone())))
-    }
-
-    /// With the last such reason gone, what was left alone has to go.
-    fn end_doubt(&self, doubted: bool, network: &NetworkName, dirty: &mut Dirty) {
-        if doubted && !self.members.get(network).is_some_and(Members::any_undetermined) {
-            dirty.networks.insert(network.clone());
-        }
-    }
-
     fn forget_attachment(
         &mut self,
         endpoint: &EndpointRef,
@@ -422,7 +268,7 @@ impl Snapshot {
         }
     }
 
-    fn delete(&mut self, key: &Key, mod_revision: i64) -> Dirty {
+    pub(crate) fn delete(&mut self, key: &Key, mod_revision: i64) -> Dirty {
         let known = match key {
             Key::Network(name) => self.networks.get(name).map(|s| s.mod_revision),
             Key::Peer(node) => self.peers.get(node).map(|s| s.mod_revision),
@@ -438,19 +284,7 @@ impl Snapshot {
         match known {
             // Written again since: the deletion is old news.
             Some(known) if known > mod_revision => Dirty::default(),
-            Some(_) if self.is_in_use(key) => {
-                self.hold(key);
-                let mut dirty = Dirty::default();
-                match key {
-                    Key::Network(name) => drop(dirty.networks.insert(name.clone())),
-                    Key::Peer(node) => {
-                        self.touch_peer(node, &mut dirty);
-                        self.touch_links_if(true, &mut dirty);
-                    }
-                    _ => {}
-                }
-                dirty
-            }
+            Some(_) if self.is_in_use(key) => self.hold(key),
             Some(_) => self.forget(key),
             None => {
                 self.problems.remove(&key.to_string());
@@ -460,51 +294,29 @@ impl Snapshot {
     }
 
     /// Whether endpoints depend on a network's or peer's record: then its deletion alone does not take
-    /// traffic away from them.
+    /// traffic away from them. One that was never valid carries nothing.
     fn is_in_use(&self, key: &Key) -> bool {
         match key {
-            Key::Network(name) => self.takes_part(name),
-            Key::Peer(node) => self
-                .members
-                .values()
-                .any(|m| m.endpoints_on(node).next().is_some()),
+            Key::Network(name) => {
+                self.takes_part(name) && self.networks.get(name).is_some_and(|s| s.value.is_some())
+            }
+            Key::Peer(node) => {
+                let mut members = self.members.values();
+                members.any(|m| m.endpoints_on(node).next().is_some()) && self.peer(node).is_some()
+            }
             _ => false,
         }
     }
 
-    /// Keeps an object that the store no longer has.
-    fn hold(&mut self, key: &Key) {
-        match key {
-            Key::Network(name) => {
-                if let Some(slot) = self.networks.get_mut(name) {
-                    slot.held = true;
-                }
-            }
-            Key::Peer(node) => {
-                if let Some(slot) = self.peers.get_mut(node) {
-                    slot.held = true;
-                }
-            }
-            Key::Vni(vni) => drop(self.vnis.remove(vni)),
-            Key::Endpoint(endpoint) => {
-                let member = (endpoint.node.clone(), endpoint.id.clone());
-                if let Some(slot) = self
-                    .members
-                    .get_mut(&endpoint.network)
-                    .and_then(|m| m.endpoint_mut(&member))
-                {
-                    slot.held = true;
-                }
-            }
-            Key::Address(network, address) => {
-                if let Some(members) = self.members.get_mut(network)
-                    && let Some(mut slot) = members.remove_claim(*address)
-                {
-                    slot.held = true;
-                    members.put_claim(*address, slot);
-                }
-            }
-            Key::Alive(_) | Key::Status(_) => {}
+    /// Lets go of a record that was held only for its endpoints, once these are gone.
+    fn forget_if_unused(&mut self, key: &Key, dirty: &mut Dirty) {
+        let held = match key {
+            Key::Network(name) => self.networks.get(name).is_some_and(|s| s.held),
+            Key::Peer(node) => self.peers.get(node).is_some_and(|s| s.held),
+            _ => false,
+        };
+        if held && self.held_because.is_none() && !self.is_in_use(key) {
+            dirty.merge(self.forget(key));
         }
     }
 
@@ -560,106 +372,10 @@ impl Snapshot {
             self.touch_claims(endpoint, dirty);
             if !self.takes_part(&endpoint.network) {
                 dirty.networks.insert(endpoint.network.clone());
-                if self
-                    .networks
-                    .get(&endpoint.network)
-                    .is_some_and(|s| s.held && self.held_because.is_none())
-                {
-                    dirty.merge(self.forget(&Key::Network(endpoint.network.clone())));
-                }
-            }
-        } else if self
-            .peers
-            .get(&endpoint.node)
-            .is_some_and(|s| s.held && self.held_because.is_none())
-            && !self.is_in_use(&Key::Peer(endpoint.node.clone()))
-        {
-            dirty.merge(self.forget(&Key::Peer(endpoint.node.clone())));
-        }
-    }
-
-    /// What an endpoint of this node holds by claims: its record need not have said all of it.
-    fn touch_claims(&self, endpoint: &EndpointRef, dirty: &mut Dirty) {
-        let member = (endpoint.node.clone(), endpoint.id.clone());
-        let members = self.members.get(&endpoint.network);
-        for address in members.map(|m| m.claimed_by(&member)).unwrap_or_default() {
-            dirty.address(&endpoint.network, address);
-        }
-    }
-
-    fn touch_links_if(&self, changed: bool, dirty: &mut Dirty) {
-        if changed {
-            dirty.links.extend(self.networks.keys().cloned());
-            dirty.links.extend(self.members.keys().cloned());
-        }
-    }
-
-    fn touch_peer(&self, node: &NodeName, dirty: &mut Dirty) {
-        dirty.peers.insert(node.clone());
-        for (network, members) in &self.members {
-            for (id, slot) in members.endpoints_on(node) {
-                let endpoint = EndpointRef {
-                    network: network.clone(),
-                    node: node.clone(),
-                    id: id.clone(),
-                };
-                self.touch_endpoint(&endpoint, Some(slot), dirty);
             }
         }
-    }
-
-    fn touch_endpoint(&self, endpoint: &EndpointRef, slot: Option<&Slot<Endpoint>>, dirty: &mut Dirty) {
-        dirty.endpoints.insert(endpoint.clone());
-        let Some(value) = slot.and_then(|slot| slot.value.as_ref()) else {
-            return;
-        };
-        if let Some(mac) = value.mac {
-            self.touch_mac(&endpoint.network, mac, dirty);
-        }
-        for address in &value.addresses {
-            self.touch_address(&endpoint.network, *address, dirty);
-        }
-    }
-
-    /// The address has perhaps another owner now. A claim decides about the MAC of whoever names the address
-    /// too, and tells whoever wishes for it why it cannot be had.
-    fn touch_address(&self, network: &NetworkName, address: IpAddr, dirty: &mut Dirty) {
-        dirty.address(network, address);
-        let Some(members) = self.members.get(network) else {
-            return;
-        };
-        for member in members.with_address(address) {
-            dirty.endpoints.insert(endpoint_of(network, member));
-            if let Some(mac) = members.value(member).and_then(|endpoint| endpoint.mac) {
-                self.touch_mac(network, mac, dirty);
-            }
-        }
-        for member in members.wishing(address) {
-            dirty.endpoints.insert(endpoint_of(network, member));
-        }
-    }
-
-    /// The MAC has perhaps another owner now; whoever names it may have lost its place, and its neighbours
-    /// with it.
-    fn touch_mac(&self, network: &NetworkName, mac: Mac, dirty: &mut Dirty) {
-        dirty.mac(network, mac);
-        let Some(members) = self.members.get(network) else {
-            return;
-        };
-        for member in members.with_mac(mac) {
-            dirty.endpoints.insert(endpoint_of(network, member));
-            for address in members.value(member).into_iter().flat_map(|e| &e.addresses) {
-                dirty.address(network, *address);
-            }
-        }
-    }
-}
-
-fn endpoint_of(network: &NetworkName, (node, id): &Member) -> EndpointRef {
-    EndpointRef {
-        network: network.clone(),
-        node: node.clone(),
-        id: id.clone(),
+        self.forget_if_unused(&Key::Network(endpoint.network.clone()), dirty);
+        self.forget_if_unused(&Key::Peer(endpoint.node.clone()), dirty);
     }
 }
 

@@ -208,8 +208,13 @@ fn complete_network(snapshot: &Snapshot, name: &NetworkName) -> Option<Transacti
         })
     };
     if let Some(vni) = network.vni {
-        // A VNI that another network holds is a problem that only an operator can solve.
-        return snapshot.vni_claim(vni).is_none().then(|| Transaction {
+        // A VNI that another network holds is a problem that only an operator can solve; and one that the
+        // store has lost is still the other's.
+        let wanting = match snapshot.vni_claim(vni) {
+            None => true,
+            Some(slot) => slot.held && slot.value.as_ref().is_none_or(|claim| claim.network == *name),
+        };
+        return wanting.then(|| Transaction {
             guards: vec![unchanged, Guard::Absent(Key::Vni(vni))],
             writes: vec![Write::Put(Key::Vni(vni), claim())],
         });
@@ -218,9 +223,11 @@ fn complete_network(snapshot: &Snapshot, name: &NetworkName) -> Option<Transacti
         .vnis()
         .find(|(_, s)| s.value.as_ref().is_some_and(|c| c.network == *name));
     let (vni, guard, write) = match held {
-        Some((vni, s)) => (*vni, Guard::Unchanged(Key::Vni(*vni), s.mod_revision), None),
-        None => {
-            let vni = free_vni_for(snapshot, name)?;
+        Some((vni, s)) if !s.held => (*vni, Guard::Unchanged(Key::Vni(*vni), s.mod_revision), None),
+        lost => {
+            let vni = lost
+                .map(|(vni, _)| *vni)
+                .or_else(|| free_vni_for(snapshot, name))?;
             (
                 vni,
                 Guard::Absent(Key::Vni(vni)),
@@ -250,7 +257,7 @@ fn free_vni_for(snapshot: &Snapshot, name: &NetworkName) -> Option<Vni> {
 }
 
 fn free_vni(snapshot: &Snapshot, vni: Vni) -> Option<Transaction> {
-    let slot = snapshot.vni_claim(vni)?;
+    let slot = snapshot.vni_claim(vni).filter(|slot| !slot.held)?;
     let claim = slot.value.as_ref()?;
     let key = Key::Vni(vni);
     let unchanged = Guard::Unchanged(key.clone(), slot.mod_revision);

@@ -215,11 +215,10 @@ pub fn complete(
     let member: Member = (name.node.clone(), name.id.clone());
     // The bytes tell what is written; the value may remember more than a rewritten record says.
     let written = weft_store_schema::Endpoint::decode(raw).unwrap_or_else(|_| endpoint.clone());
-    let claimed = !written.addresses.is_empty()
-        && written
-            .addresses
-            .iter()
-            .all(|a| members.is_claimed_by(*a, &member));
+    // A claim that the store has lost is claimed anew.
+    let has_claim =
+        |a: &IpAddr| members.is_claimed_by(*a, &member) && members.claim(*a).is_some_and(|slot| !slot.held);
+    let claimed = !written.addresses.is_empty() && written.addresses.iter().all(has_claim);
     let granted = written.requested.iter().all(|a| written.addresses.contains(a));
     if claimed && granted && written.mac.is_some() {
         return Ok(None);
@@ -357,10 +356,10 @@ pub fn create_network(
             });
         }
         match snapshot.vni_claim(vni) {
-            Some(own) => transaction
+            Some(own) if !own.held => transaction
                 .guards
                 .push(Guard::Unchanged(Key::Vni(vni), own.mod_revision)),
-            None => {
+            _ => {
                 let claim = VniClaimDocument {
                     version: None,
                     network: name.to_string(),
@@ -392,7 +391,7 @@ pub fn delete_network(snapshot: &Snapshot, name: &NetworkName) -> Result<Transac
         ],
         writes: vec![Write::Delete(key)],
     };
-    for (vni, claim) in snapshot.vnis() {
+    for (vni, claim) in snapshot.vnis().filter(|(_, slot)| !slot.held) {
         if claim.value.as_ref().is_some_and(|c| c.network == *name) {
             transaction
                 .guards

@@ -32,6 +32,8 @@ pub struct Snapshot {
     /// Records and keys that cannot be understood.
     pub(crate) problems: BTreeMap<String, Problem>,
     pub(crate) listed: BTreeSet<Scope>,
+    /// Up to which revision of which cluster each scope is known, by listings and by its watch.
+    pub(crate) positions: BTreeMap<Scope, (u64, i64)>,
     /// Identity and revision of the store, once it was heard of.
     pub(crate) store: Option<(u64, i64)>,
     pub(crate) held_because: Option<String>,
@@ -55,6 +57,7 @@ impl Snapshot {
             attachments: HashMap::new(),
             problems: BTreeMap::new(),
             listed: BTreeSet::new(),
+            positions: BTreeMap::new(),
             store: None,
             held_because: None,
             detaching: BTreeMap::new(),
@@ -234,6 +237,12 @@ impl Snapshot {
     /// more: what was wrong with it is nobody's problem here any longer.
     pub fn retain(&mut self, scopes: &BTreeSet<Scope>) -> Dirty {
         self.listed.retain(|scope| scopes.contains(scope));
+        // Of a network that is still followed, what was known by one scope is found again by the other.
+        self.positions.retain(|scope, _| {
+            scopes.contains(scope)
+                || matches!(scope, Scope::OwnEndpoints(n) if scopes.contains(&Scope::Endpoints(n.clone())))
+                || matches!(scope, Scope::Endpoints(n) if scopes.contains(&Scope::OwnEndpoints(n.clone())))
+        });
         let mut forgotten = Vec::new();
         for (network, members) in &mut self.members {
             if scopes.contains(&Scope::Endpoints(network.clone())) {
@@ -263,12 +272,8 @@ impl Snapshot {
     /// What the MTU of every network depends on: the smallest underlay MTU among the peers, and whether all
     /// of them can be reached over IPv4.
     pub fn underlay_limits(&self) -> Option<(u16, bool)> {
-        let peers = || {
-            self.peers
-                .values()
-                .filter(|s| !s.held)
-                .filter_map(|s| s.value.as_ref())
-        };
+        // Also those that are held: what is forwarded to as before has the MTU that it had before.
+        let peers = || self.peers.values().filter_map(|s| s.value.as_ref());
         Some((
             peers().map(|p| p.mtu.get()).min()?,
             peers().all(|p| p.v4.is_some()),

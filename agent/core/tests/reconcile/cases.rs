@@ -241,7 +241,8 @@ fn held(agent: &Agent) -> String {
     match (agent.snapshot.held_because(), keys.is_empty()) {
         (None, true) => "holds nothing".to_owned(),
         (None, false) => format!("holds {}", keys.join(" ")),
-        (Some(why), _) => format!("holds {} because {why}", keys.join(" ")),
+        (Some(why), true) => format!("holds nothing yet, because {why}"),
+        (Some(why), false) => format!("holds {} because {why}", keys.join(" ")),
     }
 }
 

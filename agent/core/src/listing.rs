@@ -1,0 +1,314 @@
+//! Whole listings of a scope, and what is kept although a listing lacks it.
+//!
+//! Absence means deletion only in a history that goes on from what is known. After a listing of another
+//! cluster, or of an earlier revision, what is missing is held: it stays in effect, and is reported, until the
+//! store has it again or an operator confirms that it may go.
+
+use std::collections::HashSet;
+
+use weft_store_schema::{EndpointId, EndpointRef, Key, NetworkName, NodeName};
+
+use crate::{
+    dirty::Dirty,
+    members::{Members, Slot},
+    record::{Entry, Scope},
+    snapshot::{Snapshot, directory},
+};
+
+/// The scope that knows of the same keys, and may have told of them before this one did.
+fn counterpart(scope: &Scope) -> Option<Scope> {
+    match scope {
+        Scope::OwnEndpoints(network) => Some(Scope::Endpoints(network.clone())),
+        Scope::Endpoints(network) => Some(Scope::OwnEndpoints(network.clone())),
+        Scope::Networks | Scope::Peers | Scope::Vnis | Scope::Addresses(_) => None,
+    }
+}
+
+impl Snapshot {
+    /// Takes in a complete listing of a scope.
+    ///
+    /// What the listing lacks is deleted, if the listing goes on from what was known of this scope. If it does
+    /// not (another cluster, or a revision that went back), the missing objects are held: the store is in
+    /// trouble, and that never removes forwarding.
+    pub fn apply_listing(
+        &mut self,
+        scope: &Scope,
+        cluster_id: u64,
+        revision: i64,
+        entries: &[Entry],
+    ) -> Dirty {
+        let mut dirty = Dirty::default();
+        let trouble = self.trouble(scope, cluster_id, revision);
+        let missing = self.keys_of(scope, entries);
+        for entry in entries {
+            dirty.merge(self.put(entry, trouble.is_some()));
+        }
+        for (key, known_at, held) in missing {
+            if trouble.is_some() {
+                dirty.merge(self.hold(&key));
+            } else if !held && known_at <= revision {
+                // One that is known from a later revision, by a transaction of our own, is yet to be listed.
+                dirty.merge(self.delete(&key, revision));
+            }
+        }
+        self.drop_strays(scope, entries);
+        if self.listed.insert(scope.clone()) {
+            match scope {
+                Scope::Networks | Scope::Peers | Scope::Vnis => dirty.everything = true,
+                Scope::OwnEndpoints(network) | Scope::Endpoints(network) | Scope::Addresses(network) => {
+                    dirty.networks.insert(network.clone());
+                }
+            }
+        }
+        self.store = Some(match self.store {
+            Some((known_cluster, known)) if trouble.is_none() && known_cluster == cluster_id => {
+                (cluster_id, known.max(revision))
+            }
+            _ => (cluster_id, revision),
+        });
+        self.positions.insert(scope.clone(), (cluster_id, revision));
+        if let Some(superseded) = counterpart(scope) {
+            self.positions.remove(&superseded);
+        }
+        if trouble.is_some() {
+            self.held_because = trouble;
+        }
+        self.end_trouble();
+        dirty
+    }
+
+    /// Why a listing does not go on from what is known, if it does not.
+    ///
+    /// Each scope is compared with itself: they are listed one by one, and one that was listed a moment ago is
+    /// older than an event of another that came meanwhile. And each has to meet the trouble by itself: that
+    /// one of them has been listed from a new history does not make the rest of it known.
+    fn trouble(&self, scope: &Scope, cluster_id: u64, revision: i64) -> Option<String> {
+        let counterpart = counterpart(scope);
+        let known = [Some(scope), counterpart.as_ref()];
+        let known = known.into_iter().flatten().filter_map(|s| self.positions.get(s));
+        let (known_cluster, known) = known.max_by_key(|(_, revision)| *revision)?;
+        if *known_cluster != cluster_id {
+            Some(format!(
+                "the store answers as another cluster ({cluster_id:x}, before {known_cluster:x}, revision {known})"
+            ))
+        } else if revision < *known {
+            Some(format!(
+                "the store went back from revision {known} to {revision}, as if restored from a backup"
+            ))
+        } else {
+            None
+        }
+    }
+
+    /// The trouble is over once every scope is known from the store as it is now, and nothing is missing.
+    fn end_trouble(&mut self) {
+        let Some((cluster_id, revision)) = self.store else {
+            return;
+        };
+        let mut positions = self.positions.values();
+        if self.held_because.is_some()
+            && positions.all(|(cluster, at)| *cluster == cluster_id && *at <= revision)
+            && self.held_keys().is_empty()
+        {
+            self.held_because = None;
+        }
+    }
+
+    /// Notes that the watch of the scopes that hold a key has come to this revision.
+    pub(crate) fn followed(&mut self, key: &[u8], revision: i64) {
+        let scopes = match self.prefix.parse(key) {
+            Ok(Key::Network(_)) => [Some(Scope::Networks), None],
+            Ok(Key::Peer(_)) => [Some(Scope::Peers), None],
+            Ok(Key::Vni(_)) => [Some(Scope::Vnis), None],
+            Ok(Key::Address(network, _)) => [Some(Scope::Addresses(network)), None],
+            Ok(Key::Endpoint(endpoint)) => {
+                let own = endpoint.node == self.node;
+                let own = own.then(|| Scope::OwnEndpoints(endpoint.network.clone()));
+                [Some(Scope::Endpoints(endpoint.network)), own]
+            }
+            Ok(Key::Alive(_) | Key::Status(_)) | Err(_) => [None, None],
+        };
+        for scope in scopes.into_iter().flatten() {
+            if let Some((_, at)) = self.positions.get_mut(&scope) {
+                *at = revision.max(*at);
+            }
+        }
+    }
+
+    /// Forgets problems of keys that nothing was ever read from, and that are gone.
+    fn drop_strays(&mut self, scope: &Scope, entries: &[Entry]) {
+        let directory = directory(&self.prefix, &self.node, scope);
+        let directory = self.shown(directory.as_bytes());
+        let present: HashSet<String> = if self.problems.is_empty() {
+            return;
+        } else {
+            entries.iter().map(|entry| self.shown(&entry.key)).collect()
+        };
+        let prefix = self.prefix.clone();
+        self.problems.retain(|key, _| {
+            let is_known = || prefix.parse(format!("{prefix}{key}").as_bytes()).is_ok();
+            !key.starts_with(&directory) || present.contains(key) || is_known()
+        });
+    }
+
+    /// The objects that are kept although the store no longer has them.
+    pub fn held_keys(&self) -> Vec<Key> {
+        let mut held: Vec<Key> = Vec::new();
+        held.extend(
+            self.networks
+                .iter()
+                .filter(|(_, s)| s.held)
+                .map(|(n, _)| Key::Network(n.clone())),
+        );
+        held.extend(
+            self.peers
+                .iter()
+                .filter(|(_, s)| s.held)
+                .map(|(n, _)| Key::Peer(n.clone())),
+        );
+        held.extend(
+            self.vnis
+                .iter()
+                .filter(|(_, s)| s.held)
+                .map(|(vni, _)| Key::Vni(*vni)),
+        );
+        for (network, members) in &self.members {
+            held.extend(members.endpoints().filter(|(.., s)| s.held).map(|(node, id, _)| {
+                Key::Endpoint(EndpointRef {
+                    network: network.clone(),
+                    node: node.clone(),
+                    id: id.clone(),
+                })
+            }));
+            held.extend(
+                members
+                    .claims()
+                    .filter(|(_, s)| s.held)
+                    .map(|(a, _)| Key::Address(network.clone(), *a)),
+            );
+        }
+        held.sort_unstable();
+        held
+    }
+
+    /// Lets go of everything that is held, on an operator's word.
+    pub fn release_held(&mut self) -> Dirty {
+        self.held_because = None;
+        for key in self.held_keys() {
+            // What one thing is let go for may have been the next one.
+            self.forget(&key);
+        }
+        Dirty::everything()
+    }
+
+    /// Keeps an object that the store no longer has.
+    pub(crate) fn hold(&mut self, key: &Key) -> Dirty {
+        let mut dirty = Dirty::default();
+        // What was wrong with the record is nobody's problem any more: the problem is that it is gone.
+        self.problems.remove(&key.to_string());
+        match key {
+            Key::Network(name) => {
+                if let Some(slot) = self.networks.get_mut(name) {
+                    slot.hold();
+                }
+                dirty.networks.insert(name.clone());
+            }
+            Key::Peer(node) => {
+                if let Some(slot) = self.peers.get_mut(node) {
+                    slot.hold();
+                }
+                self.touch_peer(node, &mut dirty);
+            }
+            Key::Vni(vni) => {
+                if let Some(slot) = self.vnis.get_mut(vni) {
+                    slot.hold();
+                }
+                // Its network is to claim it anew.
+                dirty
+                    .networks
+                    .extend(self.vni_users.get(vni).into_iter().flatten().cloned());
+            }
+            Key::Endpoint(endpoint) => {
+                let member = (endpoint.node.clone(), endpoint.id.clone());
+                if let Some(slot) = self
+                    .members
+                    .get_mut(&endpoint.network)
+                    .and_then(|m| m.endpoint_mut(&member))
+                {
+                    slot.hold();
+                }
+                dirty.endpoints.insert(endpoint.clone());
+            }
+            Key::Address(network, address) => {
+                if let Some(members) = self.members.get_mut(network)
+                    && let Some(mut slot) = members.remove_claim(*address)
+                {
+                    slot.hold();
+                    members.put_claim(*address, slot);
+                }
+                self.touch_address(network, *address, &mut dirty);
+            }
+            Key::Alive(_) | Key::Status(_) => {}
+        }
+        dirty
+    }
+
+    /// Keys of a scope that are known here and not among the entries, with the revision they are known from,
+    /// and whether they are held already.
+    fn keys_of(&self, scope: &Scope, entries: &[Entry]) -> Vec<(Key, i64, bool)> {
+        let present: HashSet<&[u8]> = entries.iter().map(|e| e.key.as_slice()).collect();
+        let mut known: Vec<(Key, i64, bool)> = Vec::new();
+        let endpoint = |network: &NetworkName, node: &NodeName, id: &EndpointId| {
+            Key::Endpoint(EndpointRef {
+                network: network.clone(),
+                node: node.clone(),
+                id: id.clone(),
+            })
+        };
+        match scope {
+            Scope::Networks => {
+                known.extend(
+                    self.networks
+                        .iter()
+                        .map(|(n, s)| (Key::Network(n.clone()), s.mod_revision, s.held)),
+                );
+            }
+            Scope::Peers => known.extend(
+                self.peers
+                    .iter()
+                    .map(|(n, s)| (Key::Peer(n.clone()), s.mod_revision, s.held)),
+            ),
+            Scope::Vnis => known.extend(
+                self.vnis
+                    .iter()
+                    .map(|(v, s)| (Key::Vni(*v), s.mod_revision, s.held)),
+            ),
+            Scope::OwnEndpoints(network) => {
+                known.extend(
+                    self.own_endpoints(network)
+                        .map(|(id, s)| (endpoint(network, &self.node, id), s.mod_revision, s.held)),
+                );
+            }
+            Scope::Endpoints(network) => {
+                let members = self.members.get(network).into_iter().flat_map(Members::endpoints);
+                known.extend(
+                    members.map(|(node, id, s)| (endpoint(network, node, id), s.mod_revision, s.held)),
+                );
+            }
+            Scope::Addresses(network) => {
+                let claims = self.members.get(network).into_iter().flat_map(Members::claims);
+                known
+                    .extend(claims.map(|(a, s)| (Key::Address(network.clone(), *a), s.mod_revision, s.held)));
+            }
+        }
+        known.retain(|(key, ..)| !present.contains(self.prefix.key(key).as_bytes()));
+        known
+    }
+}
+
+impl<T> Slot<T> {
+    fn hold(&mut self) {
+        self.held = true;
+        self.bad = false;
+    }
+}
