@@ -172,6 +172,7 @@ fn publish_peer(snapshot: &Snapshot, wanted: &PeerDocument) -> Option<Transactio
         ("mtu", wanted.mtu.into()),
         ("boot_id", wanted.boot_id.clone().into()),
         ("agent_version", wanted.agent_version.clone().into()),
+        ("kind", wanted.kind.as_str().into()),
     ];
     // What cannot be read cannot be kept: a node's own record is the node's to write.
     let record = slot
