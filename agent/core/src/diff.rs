@@ -120,7 +120,7 @@ fn carry(
     }
     for (id, wanted) in &wanted.locals {
         if let Wanted::Is(local) = wanted {
-            diff_local(id, local, there, &mut locals, &mut lost);
+            diff_local(id, local, there, &mut ports_gone, &mut locals, &mut lost);
         }
     }
 
@@ -275,7 +275,15 @@ fn stale_ports(
         .collect()
 }
 
-fn diff_local(id: &EndpointId, wanted: &Local, there: &ObservedNetwork, ops: &mut Vec<Op>, lost: &mut Lost) {
+/// What has to go goes before anything comes: two endpoints may have changed places.
+fn diff_local(
+    id: &EndpointId,
+    wanted: &Local,
+    there: &ObservedNetwork,
+    gone: &mut Vec<Op>,
+    ops: &mut Vec<Op>,
+    lost: &mut Lost,
+) {
     let create = |ops: &mut Vec<Op>| ops.push(Op::CreateLocal(id.clone(), Box::new(wanted.clone())));
     let Some(port) = there.ports.get(&wanted.port_name) else {
         return create(ops);
@@ -286,7 +294,7 @@ fn diff_local(id: &EndpointId, wanted: &Local, there: &ObservedNetwork, ops: &mu
         None if there.unseen.contains(id) => None,
         _ => {
             lost.ports.insert(wanted.port_name.clone());
-            ops.push(Op::DeletePort(wanted.port_name.clone()));
+            gone.push(Op::DeletePort(wanted.port_name.clone()));
             return create(ops);
         }
     };
