@@ -7,6 +7,7 @@ use std::{
     path::Path,
 };
 
+use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage};
 use nix::errno::Errno;
@@ -22,6 +23,15 @@ use crate::{
     channel::{Channel, Refusal},
     entries, links, namespace, refused,
 };
+
+/// The container end of an endpoint's veth, and a socket beside it.
+struct ContainerEnd {
+    file: File,
+    netns: String,
+    channel: Channel,
+    index: u32,
+    ifname: String,
+}
 
 /// One network while a plan is applied to it.
 struct Site<'k> {
@@ -129,16 +139,7 @@ impl Site<'_> {
                 },
                 &format!("give {net} to"),
             ),
-            Op::DeleteAddress(id, net) => self.interface_request(
-                id,
-                |index| {
-                    (
-                        RouteNetlinkMessage::DelAddress(addresses::address(index, *net)),
-                        0,
-                    )
-                },
-                &format!("take {net} from"),
-            ),
+            Op::DeleteAddress(id, net) => self.delete_address(id, *net),
             Op::PutRoute(id, net) => self.interface_request(
                 id,
                 |index| {
@@ -183,6 +184,14 @@ impl Site<'_> {
         })
     }
 
+    fn exists(&mut self, name: &str) -> Result<bool, KernelError> {
+        match self.index(name) {
+            Ok(_) => Ok(true),
+            Err(KernelError::NoInterface { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Sends link messages in order; the first that is refused ends it.
     fn send(&mut self, what: &str, messages: Vec<(LinkMessage, u16)>) -> Result<(), KernelError> {
         for (message, flags) in messages {
@@ -198,8 +207,7 @@ impl Site<'_> {
     fn create_namespace(&mut self) -> Result<(), KernelError> {
         self.kernel.forget(self.network);
         let path = self.kernel.path_of(self.network);
-        namespace::create(&path)?;
-        self.writes += 1;
+        self.writes += u64::from(namespace::create(&path)?);
         self.indexes = None;
         // The sockets in it and its notifications.
         self.channel().map(drop)
@@ -217,15 +225,12 @@ impl Site<'_> {
             // Of devices that are there; for one to be made the default counts.
             self.sysctl(&format!("net/ipv6/conf/{}/disable_ipv6", ownership::BRIDGE), "0")?;
         }
-        self.send(
-            &what,
-            vec![
-                (links::new_bridge(bridge), NLM_F_CREATE),
-                (links::set_bridge(bridge), 0),
-            ],
-        )?;
+        let mut messages = vec![(links::set_bridge(bridge), 0)];
+        if !self.exists(ownership::BRIDGE)? {
+            messages.insert(0, (links::new_bridge(bridge), NLM_F_CREATE | NLM_F_EXCL));
+        }
         self.indexes = None;
-        Ok(())
+        self.send(&what, messages)
     }
 
     fn sysctl(&mut self, name: &str, value: &str) -> Result<(), KernelError> {
@@ -256,7 +261,7 @@ impl Site<'_> {
     fn put_tunnel(&mut self, family: Family, tunnel: &Tunnel) -> Result<(), KernelError> {
         let name = ownership::tunnel_name(family);
         let bridge = self.index(ownership::BRIDGE)?;
-        let exists = self.index(name).is_ok();
+        let exists = self.exists(name)?;
         if !exists {
             let Some(namespace) = self.kernel.enter(self.network)? else {
                 return Err(KernelError::Lost {
@@ -280,12 +285,11 @@ impl Site<'_> {
         let mut messages = vec![(links::set_master(name, bridge), 0)];
         let flags = tunnel.bridge_port.unwrap_or(PortFlags::TUNNEL);
         messages.push((links::set_port_flags(name, flags), 0));
+        if exists {
+            messages.push((links::set_tunnel(family, tunnel), 0));
+        }
         // Up last: until then nothing is flooded.
-        messages.push(if exists {
-            (links::set_tunnel(family, tunnel), 0)
-        } else {
-            (links::set_up(name, tunnel.up), 0)
-        });
+        messages.push((links::set_tunnel_link(family, tunnel), 0));
         self.send(&format!("set up vxlan device {name}"), messages)
     }
 
@@ -425,7 +429,7 @@ impl Site<'_> {
     }
 
     /// The container end of an endpoint's veth, found again by its alias and its other end.
-    fn container_end(&mut self, id: &EndpointId) -> Result<(Channel, u32, String), KernelError> {
+    fn container_end(&mut self, id: &EndpointId) -> Result<ContainerEnd, KernelError> {
         let missing = || KernelError::Lost {
             what: format!("the interface of endpoint {id} of network {}", self.network),
         };
@@ -443,28 +447,54 @@ impl Site<'_> {
             link.endpoint()
                 .is_some_and(|e| e.network == *self.network && e.id == *id)
         };
-        let index = links::dump(&mut channel, &netns)?
-            .iter()
-            .find(|l| ours(l))
-            .map(|l| l.index)
+        let link = links::dump(&mut channel, &netns)?
+            .into_iter()
+            .find(ours)
             .ok_or_else(missing)?;
-        Ok((channel, index, netns))
+        Ok(ContainerEnd {
+            file,
+            netns,
+            channel,
+            index: link.index,
+            ifname: link.name,
+        })
+    }
+
+    fn delete_address(&mut self, id: &EndpointId, net: IpNet) -> Result<(), KernelError> {
+        let end = self.container_end(id)?;
+        if net.addr().is_ipv4() {
+            // Of a subnet's addresses the first is primary, and the others go with it unless they are
+            // promoted. The setting is that of our own interface.
+            let path = Path::new("/proc/sys/net/ipv4/conf")
+                .join(&end.ifname)
+                .join("promote_secondaries");
+            let promoted = namespace::within(&end.file, || fs::write(&path, "1"));
+            if let Err(source) = promoted.and_then(|inner| inner) {
+                return Err(KernelError::Refused {
+                    what: format!("keep the other addresses of {} in {}", end.ifname, end.netns),
+                    hint: None,
+                    source,
+                });
+            }
+        }
+        let message = |index| (RouteNetlinkMessage::DelAddress(addresses::address(index, net)), 0);
+        self.request_at(end, id, message, &format!("take {net} from"))
     }
 
     fn put_interface(&mut self, id: &EndpointId, interface: &Interface) -> Result<(), KernelError> {
-        let (mut channel, index, netns) = self.container_end(id)?;
+        let mut end = self.container_end(id)?;
         let link = links::set_interface(
-            index,
+            end.index,
             &interface.alias,
             interface.mac,
             interface.mtu,
             interface.up,
         );
         self.writes += 1;
-        channel
+        end.channel
             .request(RouteNetlinkMessage::NewLink(link), 0)
             .map(drop)
-            .map_err(|r| refused(format!("set up {} in {netns}", interface.attachment.ifname), r))
+            .map_err(|r| refused(format!("set up {} in {}", end.ifname, end.netns), r))
     }
 
     fn interface_request(
@@ -473,12 +503,27 @@ impl Site<'_> {
         message: impl FnOnce(u32) -> (RouteNetlinkMessage, u16),
         what: &str,
     ) -> Result<(), KernelError> {
-        let (mut channel, index, netns) = self.container_end(id)?;
-        let (message, flags) = message(index);
+        let end = self.container_end(id)?;
+        self.request_at(end, id, message, what)
+    }
+
+    fn request_at(
+        &mut self,
+        mut end: ContainerEnd,
+        id: &EndpointId,
+        message: impl FnOnce(u32) -> (RouteNetlinkMessage, u16),
+        what: &str,
+    ) -> Result<(), KernelError> {
+        let (message, flags) = message(end.index);
         self.writes += 1;
-        let result = channel.request(message, flags).map(drop);
+        let result = end.channel.request(message, flags).map(drop);
         let result = if flags == 0 { unless_gone(result) } else { result };
-        result.map_err(|r| refused(format!("{what} the interface of endpoint {id} in {netns}"), r))
+        result.map_err(|r| {
+            refused(
+                format!("{what} the interface of endpoint {id} in {}", end.netns),
+                r,
+            )
+        })
     }
 
     /// Forwarding entries and neighbours, as many as there are in a row.

@@ -1,7 +1,8 @@
 //! Links as messages: from the values of the data plane to requests, and from dumps to the values.
 
-use std::{collections::HashMap, net::IpAddr, os::fd::RawFd};
+use std::{collections::HashMap, io, net::IpAddr, os::fd::RawFd};
 
+use netlink_packet_core::Nla as _;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{
@@ -17,7 +18,14 @@ use weft_core::{
 };
 use weft_store_schema::{EndpointRef, Family, IfName, Mac, Vni};
 
-use crate::{KernelError, channel::Channel, refused};
+use crate::{
+    KernelError,
+    channel::{Channel, Refusal},
+    refused,
+};
+
+/// The MAC of every bridge of ours: locally administered, and not in the range that endpoints' come from.
+const BRIDGE_MAC: [u8; 6] = *b"\x0aweft\x01";
 
 /// One link of a namespace as a dump tells it.
 #[derive(Debug, Clone, Default)]
@@ -210,6 +218,44 @@ impl Link {
     }
 }
 
+/// `IFLA_BRPORT_*` of include/uapi/linux/if_link.h, as they come in a message of the bridge's own family.
+const BRPORT_LEARNING: u16 = 8;
+const BRPORT_UNICAST_FLOOD: u16 = 9;
+const BRPORT_MCAST_FLOOD: u16 = 27;
+const BRPORT_BCAST_FLOOD: u16 = 30;
+const BRPORT_NEIGH_SUPPRESS: u16 = 32;
+
+/// Name and flags of a bridge port, from a message of the bridge's own family.
+pub(crate) fn read_port_flags(message: LinkMessage) -> Option<(String, PortFlags)> {
+    let (mut name, mut flags) = (None, None);
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = Some(text),
+            LinkAttribute::ProtoInfoBridge(infos) => {
+                let flag = |kind: u16| {
+                    infos.iter().any(|info| {
+                        let mut value = [0];
+                        let is_it = info.kind() == kind && info.value_len() == value.len();
+                        if is_it {
+                            info.emit_value(&mut value);
+                        }
+                        is_it && value != [0]
+                    })
+                };
+                flags = Some(PortFlags {
+                    learning: flag(BRPORT_LEARNING),
+                    unicast_flood: flag(BRPORT_UNICAST_FLOOD),
+                    multicast_flood: flag(BRPORT_MCAST_FLOOD),
+                    broadcast_flood: flag(BRPORT_BCAST_FLOOD),
+                    neigh_suppress: flag(BRPORT_NEIGH_SUPPRESS),
+                });
+            }
+            _ => {}
+        }
+    }
+    Some((name?, flags?))
+}
+
 /// All links of a namespace.
 pub(crate) fn dump(channel: &mut Channel, place: &str) -> Result<Vec<Link>, KernelError> {
     let message = LinkMessageBuilder::<LinkUnspec>::new()
@@ -235,14 +281,31 @@ pub(crate) fn indexes(channel: &mut Channel, place: &str) -> Result<HashMap<Stri
         .collect())
 }
 
+pub(crate) fn raise_loopback(channel: &mut Channel) -> io::Result<()> {
+    match channel.request(RouteNetlinkMessage::NewLink(by_name("lo", true).build()), 0) {
+        Ok(_) => Ok(()),
+        Err(Refusal::Errno(errno, _)) => Err(io::Error::from_raw_os_error(errno)),
+        Err(Refusal::Socket(error)) => Err(error),
+        Err(Refusal::Lost) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// A bridge to be made. The kernel adjusts a bridge's MTU to its ports' for as long as nobody has *changed* it
+/// (`BROPT_MTU_SET_BY_USER`), and to 1500 when the last port goes. So it is made with another MTU than the
+/// one wanted, which [`set_bridge`] then sets.
+///
+/// Its MAC is given because a bridge without one takes that of a port and changes it as ports come and go, and
+/// with each change the kernel drops all neighbours of the device. It never appears in a frame.
 pub(crate) fn new_bridge(bridge: &Bridge) -> LinkMessage {
+    let other = if bridge.mtu == 1500 { 1499 } else { 1500 };
     LinkMessageBuilder::<LinkBridge>::new(ownership::BRIDGE)
         .mcast_snooping(bridge.multicast_snooping)
-        .mtu(bridge.mtu.into())
+        .address(BRIDGE_MAC.to_vec())
+        .mtu(other)
         .build()
 }
 
-/// Properties that can be set only on a bridge that exists.
+/// All of a bridge that exists.
 pub(crate) fn set_bridge(bridge: &Bridge) -> LinkMessage {
     let mode = if bridge.link_local {
         In6AddrGenMode::Eui64
@@ -250,9 +313,17 @@ pub(crate) fn set_bridge(bridge: &Bridge) -> LinkMessage {
         In6AddrGenMode::None
     };
     let spec = vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)])];
-    by_name(ownership::BRIDGE, bridge.up)
+    let mut message = by_name(ownership::BRIDGE, bridge.up)
+        .mtu(bridge.mtu.into())
         .append_extra_attribute(LinkAttribute::AfSpecUnspec(spec))
-        .build()
+        .build();
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Bridge),
+        LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::MulticastSnooping(
+            bridge.multicast_snooping,
+        )])),
+    ]));
+    message
 }
 
 fn by_name(name: &str, up: bool) -> LinkMessageBuilder<LinkUnspec> {
@@ -271,25 +342,32 @@ pub(crate) fn new_tunnel(family: Family, tunnel: &Tunnel, namespace: RawFd) -> L
     builder.mtu(tunnel.mtu.into()).setns_by_fd(namespace).build()
 }
 
-/// What of an existing tunnel can be changed.
+/// What of an existing tunnel can be changed and is the tunnel's own.
 pub(crate) fn set_tunnel(family: Family, tunnel: &Tunnel) -> LinkMessage {
     let local = match tunnel.local {
         IpAddr::V4(address) => InfoVxlan::Local(address),
         IpAddr::V6(address) => InfoVxlan::Local6(address),
     };
-    let mut message = by_name(ownership::tunnel_name(family), tunnel.up)
-        .mtu(tunnel.mtu.into())
-        .build();
     let data = InfoData::Vxlan(vec![
         InfoVxlan::Id(tunnel.vni.get()),
         local,
         InfoVxlan::Learning(tunnel.learning),
     ]);
+    let mut message = LinkUnspec::new_with_name(ownership::tunnel_name(family)).build();
+    keep_flags(&mut message);
     message.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Vxlan),
         LinkInfo::Data(data),
     ]));
     message
+}
+
+/// What of an existing tunnel is every link's. The kernel takes it only in a message of its own: with the
+/// tunnel's data it says "Cannot change mtu".
+pub(crate) fn set_tunnel_link(family: Family, tunnel: &Tunnel) -> LinkMessage {
+    by_name(ownership::tunnel_name(family), tunnel.up)
+        .mtu(tunnel.mtu.into())
+        .build()
 }
 
 /// Enslaves a device to the bridge.
@@ -320,10 +398,6 @@ pub(crate) fn set_port_flags(name: &str, flags: PortFlags) -> LinkMessage {
         .build();
     keep_flags(&mut message);
     message
-}
-
-pub(crate) fn set_up(name: &str, up: bool) -> LinkMessage {
-    by_name(name, up).build()
 }
 
 /// A veth pair: the host end here, enslaved; the container end in the container's namespace.

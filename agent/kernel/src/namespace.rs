@@ -23,7 +23,7 @@ use nix::{
 use weft_core::ownership;
 use weft_store_schema::NetworkName;
 
-use crate::{KernelError, channel::Channel};
+use crate::{KernelError, channel::Channel, links};
 
 /// The file system of namespaces (`NSFS_MAGIC`, include/uapi/linux/magic.h).
 const NSFS_MAGIC: i64 = 0x6e73_6673;
@@ -111,14 +111,19 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv6/conf/default/accept_ra", "0"),
     ("net/ipv6/conf/default/accept_dad", "0"),
     ("net/ipv6/conf/default/router_solicitations", "0"),
+    // Neighbours stay when a bridge has no port that is up.
+    ("net/ipv4/conf/default/arp_evict_nocarrier", "0"),
+    ("net/ipv6/conf/default/ndisc_evict_nocarrier", "0"),
     // Bridged frames pass no packet filter here.
     ("net/bridge/bridge-nf-call-iptables", "0"),
     ("net/bridge/bridge-nf-call-ip6tables", "0"),
     ("net/bridge/bridge-nf-call-arptables", "0"),
 ];
 
-/// Makes a namespace and binds it to a file. A file that is left from a crash half-way is used.
-pub(crate) fn create(path: &Path) -> Result<(), KernelError> {
+/// Makes a namespace and binds it to a file. A file that is left from a crash half-way is used. Returns whether
+/// there was anything to do: one that is there already stays, since a second one over it would hide devices
+/// that go on holding their VNI and UDP port.
+pub(crate) fn create(path: &Path) -> Result<bool, KernelError> {
     let error = |action| {
         move |source| KernelError::Namespace {
             action,
@@ -126,6 +131,9 @@ pub(crate) fn create(path: &Path) -> Result<(), KernelError> {
             source,
         }
     };
+    if open(path).is_ok() {
+        return Ok(false);
+    }
     if let Some(parent) = path.parent() {
         fs::DirBuilder::new()
             .recursive(true)
@@ -153,6 +161,7 @@ pub(crate) fn create(path: &Path) -> Result<(), KernelError> {
                     _ => {}
                 }
             }
+            links::raise_loopback(&mut Channel::open()?)?;
             mount(
                 Some("/proc/thread-self/ns/net"),
                 path,
@@ -166,7 +175,8 @@ pub(crate) fn create(path: &Path) -> Result<(), KernelError> {
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
     });
-    made.map_err(error("make"))
+    made.map_err(error("make"))?;
+    Ok(true)
 }
 
 /// Removes a namespace's file; the kernel clears the namespace when nothing else holds it.

@@ -31,7 +31,7 @@ use nix::{
 };
 use tokio::io::unix::AsyncFd;
 use weft_core::{
-    dataplane::{Bridge, Interface, Observed, Port, Tunnel},
+    dataplane::{Bridge, Interface, Observed, Port, PortFlags, Tunnel},
     dirty::Dirty,
     ownership,
 };
@@ -41,7 +41,7 @@ use crate::{
     Kernel, KernelError, addresses,
     channel::{Channel, Refusal, decode_all},
     entries::{self, Entry},
-    links::Link,
+    links::{self, Link},
     observe,
 };
 
@@ -111,6 +111,8 @@ pub enum DeviceSeen {
     Tunnel(Family, Box<Tunnel>),
     /// A host end.
     Port(IfName, Box<Port>),
+    /// The flags of a bridge port, told without the rest of the device.
+    Flags(String, PortFlags),
     /// It is gone, or something is there that cannot be recognised.
     Other(String),
     /// Nothing that could be one of ours.
@@ -151,6 +153,14 @@ impl Notice {
                     DeviceSeen::Bridge(bridge) => there.bridge.as_ref() == Some(bridge),
                     DeviceSeen::Tunnel(family, tunnel) => there.tunnels.get(family) == Some(tunnel),
                     DeviceSeen::Port(name, port) => there.ports.get(name) == Some(port),
+                    DeviceSeen::Flags(name, flags) => {
+                        let port = || there.ports.iter().find(|(port, _)| port.as_str() == name);
+                        let known = match ownership::family_of_tunnel(name) {
+                            Some(family) => there.tunnels.get(&family).map(|tunnel| tunnel.bridge_port),
+                            None => port().map(|(_, port)| port.bridge_port),
+                        };
+                        known.is_none_or(|known| known == Some(*flags))
+                    }
                     DeviceSeen::Other(name) => {
                         let is_known = name == ownership::BRIDGE && there.bridge.is_some()
                             || ownership::family_of_tunnel(name)
@@ -496,7 +506,12 @@ fn in_network(
     message: RouteNetlinkMessage,
 ) -> Option<Notice> {
     match message {
-        // The bridge tells of its ports in messages of its own family, which lack most of what there is.
+        // The bridge tells of its ports in messages of its own family: of changed flags only there.
+        RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Bridge => {
+            let (name, flags) = links::read_port_flags(link)?;
+            let seen = DeviceSeen::Flags(name, flags);
+            Some(Notice::Device { network, seen })
+        }
         RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
             let seen = device(link, bridge);
             Some(Notice::Device { network, seen })
