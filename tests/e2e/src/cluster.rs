@@ -33,6 +33,10 @@ impl Deref for Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         let Some(lab) = &self.lab else { return };
+        if std::thread::panicking() {
+            // The lab tells it then.
+            return;
+        }
         for host in lab.hosts() {
             let log = host.log();
             let lines: Vec<&str> = log.lines().collect();
@@ -165,6 +169,12 @@ impl Cluster {
         })
     }
 
+    /// What is recorded of the lab; [`Cluster::record`] is about endpoints.
+    #[must_use]
+    pub fn lab_record(&self) -> &weft_lab::LabRecord {
+        (**self).record()
+    }
+
     /// The host of a station.
     #[must_use]
     pub fn host_of(&self, station: &Station) -> &Host {
@@ -190,7 +200,15 @@ impl Cluster {
         eventually(SOON * 2, "every endpoint's record is completed", || {
             let mut records: BTreeMap<String, String> = BTreeMap::new();
             for network in &networks {
-                records.extend(self.get_prefix(&format!("/weft/v1/endpoints/{network}/"))?);
+                match self.get_prefix(&format!("/weft/v1/endpoints/{network}/")) {
+                    Ok(found) => records.extend(found),
+                    // Something that is no text is among them: one by one then.
+                    Err(_) => {
+                        for station in stations.iter().filter(|s| s.network == *network) {
+                            records.extend(self.get(&station.key())?.map(|text| (station.key(), text)));
+                        }
+                    }
+                }
             }
             for station in stations.iter_mut() {
                 let text = records.get(&station.key()).context("no record")?;

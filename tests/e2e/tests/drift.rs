@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use weft_e2e::{Cluster, Station, counter, fdb, link, neighbours, remote_fdb};
 use weft_lab::{Host, Namespace, eventually};
 
@@ -29,8 +29,11 @@ impl Scene {
         ];
         cluster.up(&mut stations)?;
         let local = cluster.host(1).weft_json(&["endpoint", "inspect", "blue", "a"])?;
-        let veth = local["veth"]["name"].as_str().unwrap().to_owned();
-        let mac = cluster.record(&stations[1])?["mac"].as_str().unwrap().to_owned();
+        let veth = local["veth"]["name"].as_str().context("veth")?.to_owned();
+        let mac = cluster.record(&stations[1])?["mac"]
+            .as_str()
+            .context("mac")?
+            .to_owned();
         Ok(Self {
             cluster,
             stations,
