@@ -284,6 +284,13 @@ impl AgentControl {
         }
     }
 
+    async fn remember_detach(&self, name: &EndpointRef) -> Result<(), ApiError> {
+        let remembered = name.clone();
+        self.ask(move |r| r.remember_detach(&remembered))
+            .await?
+            .map_err(|error| ApiError::internal(format!("detaching {name}"), error))
+    }
+
     fn endpoint(&self, network: &str, node: Option<&str>, id: &str) -> Result<EndpointRef, ApiError> {
         Ok(EndpointRef {
             network: parse("network", network)?,
@@ -482,8 +489,9 @@ impl Control for AgentControl {
                 // Who is told that it failed must not find it half there.
                 if before.is_none() {
                     let undone = name.clone();
-                    if let Err(error) = self.ask(move |r| r.detach(&undone)).await? {
-                        tracing::warn!(endpoint = %name, error = %chain(&error), "cannot undo a failed attach");
+                    self.ask(move |r| r.detach(&undone)).await?;
+                    if let Err(error) = self.remember_detach(&name).await {
+                        tracing::warn!(endpoint = %name, error = %chain(&error), "a failed attach may come back");
                     }
                 }
                 Err(match failed {
@@ -524,8 +532,10 @@ impl Control for AgentControl {
             });
         }
         let gone = name.clone();
-        let remembered = self.ask(move |r| r.detach(&gone)).await?;
-        remembered.map_err(|error| ApiError::internal(format!("detaching {name}"), error))?;
+        self.ask(move |r| r.detach(&gone)).await?;
+        if !self.ask(|r| r.is_connected() && r.is_adopted()).await? {
+            self.remember_detach(&name).await?;
+        }
         if !self.ask(|r| r.is_adopted()).await? {
             // Nothing is written to the kernel before the records are known; then this comes first.
             return Ok(v1::DetachEndpointResponse {
@@ -554,12 +564,16 @@ impl Control for AgentControl {
             });
         }
         let agreed = call.deadline.min(Instant::now() + DETACH_PATIENCE);
+        let watched = name.clone();
         let deleted = self
             .wait(agreed, move |r| {
-                let pending = r.snapshot.awaits_detach(&name);
+                let pending = r.snapshot.awaits_detach(&watched);
                 (!pending).then_some(())
             })
             .await?;
+        if deleted.is_none() {
+            self.remember_detach(&name).await?;
+        }
         Ok(v1::DetachEndpointResponse {
             existed,
             record_pending: deleted.is_none(),

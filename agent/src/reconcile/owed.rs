@@ -15,6 +15,7 @@ use weft_store::StoreError;
 use weft_store_schema::{EndpointRef, Key, NetworkName, PeerDocument};
 
 use crate::{
+    detachments::DetachmentsError,
     problems::Source,
     reconcile::{Reconciler, chain},
 };
@@ -178,24 +179,30 @@ impl Reconciler {
         self.run_chores();
     }
 
-    /// Takes an endpoint of this host off it, whether or not the store can be told now.
-    ///
-    /// # Errors
-    /// When it cannot be remembered on disk; then nothing is done.
-    pub(crate) fn detach(
-        &mut self,
-        endpoint: &EndpointRef,
-    ) -> Result<(), crate::detachments::DetachmentsError> {
+    /// Takes an endpoint of this host off it, whether or not the store can be told now. Until
+    /// [`Self::remember_detach`], only for as long as this agent lives.
+    pub(crate) fn detach(&mut self, endpoint: &EndpointRef) {
         let life = self
             .snapshot
             .endpoint(endpoint)
             .map_or(0, |slot| slot.create_revision);
-        self.detachments.insert(endpoint, life)?;
         let dirty = self.snapshot.detach(endpoint, life);
         self.add_chores(&dirty);
         self.dirty.merge(dirty);
         self.run_chores();
-        Ok(())
+    }
+
+    /// Writes down that an endpoint is detached, so that it stays so if the agent ends before the store has
+    /// been told.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn remember_detach(&mut self, endpoint: &EndpointRef) -> Result<(), DetachmentsError> {
+        match self.snapshot.detaching().get(endpoint) {
+            Some(life) => self.detachments.insert(endpoint, *life),
+            // The store has been told meanwhile.
+            None => Ok(()),
+        }
     }
 
     /// Forgets detachments that the store has caught up with.
