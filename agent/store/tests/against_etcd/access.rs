@@ -279,7 +279,7 @@ async fn a_user_with_a_password_whose_token_expires() {
     let etcd = with_users(&["--auth-token-ttl", "1"]).await;
     let mut config = config(&[etcd.url()]);
     config.user = user(PASSWORD);
-    config.timing.lease = Duration::from_secs(2);
+    config.timing.lease = Duration::from_secs(6);
     let (store, events) = open(config).await;
     let mut reader = Reader::new(events);
     store.want(basic_scopes().into());
