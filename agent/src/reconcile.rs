@@ -423,8 +423,11 @@ impl Reconciler {
             })
             .collect();
         for endpoint in concerned {
-            self.failures
-                .remove(&(endpoint.network.clone(), Some(endpoint.id.clone())));
+            // Not forgotten: the pass that succeeds takes its problem back. Only the pause starts anew.
+            let of = (endpoint.network.clone(), Some(endpoint.id.clone()));
+            if let Some(failure) = self.failures.get_mut(&of) {
+                failure.pause = FIRST_RETRY;
+            }
             self.look.endpoints.insert(endpoint);
         }
         if let Some(network) = path
