@@ -50,7 +50,14 @@ pub(crate) fn address(index: u32, net: IpNet) -> AddressMessage {
 }
 
 /// An address of ours and the index of its interface; none if it is not ours.
-pub(crate) fn read_address(message: &AddressMessage) -> Option<(u32, IpNet)> {
+fn read_address(message: &AddressMessage) -> Option<(u32, IpNet)> {
+    subject_of_address(message)
+        .filter(|(_, _, ours)| *ours)
+        .map(|(index, net, _)| (index, net))
+}
+
+/// The interface's index, the address, and whether it is ours.
+pub(crate) fn subject_of_address(message: &AddressMessage) -> Option<(u32, IpNet, bool)> {
     let (mut local, mut remote, mut ours) = (None, None, false);
     for attribute in &message.attributes {
         match attribute {
@@ -61,7 +68,7 @@ pub(crate) fn read_address(message: &AddressMessage) -> Option<(u32, IpNet)> {
         }
     }
     let net = IpNet::new(local.or(remote)?, message.header.prefix_len).ok()?;
-    ours.then_some((message.header.index, net))
+    Some((message.header.index, net, ours))
 }
 
 pub(crate) fn route(index: u32, net: IpNet) -> RouteMessage {
@@ -86,10 +93,15 @@ pub(crate) fn route(index: u32, net: IpNet) -> RouteMessage {
 }
 
 /// A route of ours and the index of its interface; none if it is not ours.
-pub(crate) fn read_route(message: &RouteMessage) -> Option<(u32, IpNet)> {
-    if u8::from(message.header.protocol) != ownership::PROTOCOL {
-        return None;
-    }
+fn read_route(message: &RouteMessage) -> Option<(u32, IpNet)> {
+    subject_of_route(message)
+        .filter(|(_, _, ours)| *ours)
+        .map(|(index, net, _)| (index, net))
+}
+
+/// The interface's index, the destination, and whether the route is ours.
+pub(crate) fn subject_of_route(message: &RouteMessage) -> Option<(u32, IpNet, bool)> {
+    let ours = u8::from(message.header.protocol) == ownership::PROTOCOL;
     let (mut to, mut index) = (None, None);
     for attribute in &message.attributes {
         match attribute {
@@ -102,6 +114,7 @@ pub(crate) fn read_route(message: &RouteMessage) -> Option<(u32, IpNet)> {
     Some((
         index?,
         IpNet::new(to?, message.header.destination_prefix_length).ok()?,
+        ours,
     ))
 }
 

@@ -125,7 +125,11 @@ impl Site<'_> {
             Op::PutBridge(bridge) => self.put_bridge(bridge),
             Op::PutTunnel(family, tunnel) => self.put_tunnel(*family, tunnel),
             Op::DeleteTunnel(family) => self.delete_link(ownership::tunnel_name(*family)),
-            Op::DeletePort(name) => self.delete_link(name.as_str()),
+            Op::DeletePort(name) => {
+                self.delete_link(name.as_str())?;
+                self.kernel.forget_container(self.network, name.as_str());
+                Ok(())
+            }
             Op::CreateLocal(id, local) => self.create_local(id, local),
             Op::PutPort(_, name, port) => self.put_port(name, port),
             Op::PutInterface(id, interface) => self.put_interface(id, interface),
@@ -215,6 +219,7 @@ impl Site<'_> {
 
     fn delete_namespace(&mut self) -> Result<(), KernelError> {
         self.kernel.forget(self.network);
+        self.kernel.containers.retain(|(n, _), _| n != self.network);
         self.writes += 1;
         namespace::remove(&self.kernel.path_of(self.network))
     }
@@ -314,7 +319,8 @@ impl Site<'_> {
         let ifname = &interface.attachment.ifname;
         let bridge = self.index(ownership::BRIDGE)?;
         let container = self.kernel.open_attachment(&netns)?;
-        self.kernel.watch_container(&container, &netns, self.network, id);
+        self.kernel
+            .watch_container(&container, &netns, self.network, id, port_name);
         let mut channel = Kernel::channel_in(&container, &netns)?;
         let message = links::new_veth(
             port_name.as_str(),
@@ -438,7 +444,7 @@ impl Site<'_> {
                 .kernel
                 .containers
                 .get(&(self.network.clone(), id.clone()))
-                .cloned()
+                .map(|container| container.path.clone())
                 .ok_or_else(missing)?;
             (self.kernel.open_attachment(&place)?, place)
         };

@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd},
     time::Duration,
 };
 
@@ -69,8 +69,7 @@ impl Channel {
         socket.set_cap_ack(true)?;
         socket.set_ext_ack(true)?;
         socket.set_netlink_get_strict_chk(true)?;
-        // SAFETY-free borrow: the descriptor lives as long as the socket.
-        let fd = borrow(&socket);
+        let fd = socket.as_fd();
         if setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             setsockopt(&fd, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
         }
@@ -183,9 +182,12 @@ impl Channel {
                 self.push(message, flags | ack);
             }
             let last = self.sequence;
+            let before = refused.len();
             if let Err(error) = self.finish_batch(first, last, done, &mut refused) {
-                let lost = |_: &Refusal| Refusal::Lost;
-                refused.extend((done..done + count).map(|i| (i, lost(&error))));
+                tracing::warn!(?error, "the answers to a batch of netlink messages were lost");
+                // Those that did arrive are no better known than the others: one answer each.
+                refused.truncate(before);
+                refused.extend((done..done + count).map(|i| (i, Refusal::Lost)));
             }
             done += count;
         }
@@ -246,10 +248,6 @@ impl Channel {
         }
         Err(Refusal::Lost)
     }
-}
-
-fn borrow(socket: &Socket) -> BorrowedFd<'_> {
-    socket.as_fd()
 }
 
 impl std::fmt::Debug for Channel {

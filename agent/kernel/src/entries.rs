@@ -181,6 +181,14 @@ pub(crate) fn subject_of_entry(message: &NeighbourMessage) -> Option<Mac> {
     })
 }
 
+/// The VTEP of an entry in a tunnel's table, ours or not; none for one in the bridge's.
+pub(crate) fn place_of_entry(message: &NeighbourMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|a| match a {
+        NeighbourAttribute::Destination(to) => read_address(to),
+        _ => None,
+    })
+}
+
 /// All forwarding entries of ours in a network's namespace.
 pub(crate) fn dump_forwards(
     channel: &mut Channel,

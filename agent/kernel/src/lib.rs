@@ -10,9 +10,12 @@ mod channel;
 mod entries;
 mod error;
 mod links;
+mod mounts;
 mod namespace;
+mod notice;
 mod notify;
 mod observe;
+mod registry;
 mod underlay;
 
 use std::{
@@ -24,15 +27,16 @@ use std::{
 };
 
 use weft_core::ownership;
-use weft_store_schema::{Attachment, EndpointId, NetworkName};
+use weft_store_schema::{Attachment, EndpointId, IfName, NetworkName};
 
 pub use error::KernelError;
-pub use notify::{ContainerSeen, DeviceSeen, ForwardSeen, Notice, Notifications};
+pub use notice::{ContainerSeen, DeviceSeen, ForwardSeen, Notice};
+pub use notify::Notifications;
 pub use underlay::{Underlay, UnderlaySelection};
 
 use channel::{Channel, Refusal};
 use namespace::Namespace;
-use notify::Registry;
+use registry::Registry;
 
 /// Where things are.
 #[derive(Debug, Clone)]
@@ -43,6 +47,15 @@ pub struct Config {
     pub attachment_dirs: Vec<PathBuf>,
 }
 
+/// An endpoint's container.
+#[derive(Debug)]
+struct Container {
+    /// The path of its namespace.
+    path: String,
+    /// The host end of the endpoint's veth.
+    port_name: IfName,
+}
+
 /// The kernel as weft sees it.
 #[derive(Debug)]
 pub struct Kernel {
@@ -51,8 +64,8 @@ pub struct Kernel {
     host: Channel,
     host_identity: namespace::Identity,
     networks: HashMap<NetworkName, Namespace>,
-    /// Paths of the containers' namespaces, by endpoint.
-    containers: HashMap<(NetworkName, EndpointId), String>,
+    /// Where the containers of endpoints are that have a veth.
+    containers: HashMap<(NetworkName, EndpointId), Container>,
     registry: Arc<Registry>,
 }
 
@@ -177,10 +190,32 @@ impl Kernel {
     }
 
     /// Remembers where an endpoint's container is, and listens there.
-    fn watch_container(&mut self, file: &File, path: &str, network: &NetworkName, id: &EndpointId) {
-        self.containers
-            .insert((network.clone(), id.clone()), path.to_owned());
+    fn watch_container(
+        &mut self,
+        file: &File,
+        path: &str,
+        network: &NetworkName,
+        id: &EndpointId,
+        port_name: &IfName,
+    ) {
+        let container = Container {
+            path: path.to_owned(),
+            port_name: port_name.clone(),
+        };
+        self.containers.insert((network.clone(), id.clone()), container);
         self.registry.watch_container(&mut self.host, file, network, id);
+    }
+
+    /// Forgets the container whose veth's host end has this name.
+    fn forget_container(&mut self, network: &NetworkName, port: &str) {
+        let registry = &self.registry;
+        self.containers.retain(|(n, id), container| {
+            let goes = n == network && container.port_name.as_str() == port;
+            if goes {
+                registry.forget_container(n, id);
+            }
+            !goes
+        });
     }
 }
 

@@ -6,7 +6,7 @@ use weft_core::{
     dataplane::{BridgeTarget, ForwardRow, Interface, LookInto, Observed, ObservedNetwork},
     ownership,
 };
-use weft_store_schema::{Attachment, EndpointRef, IfName, Mac, NetworkName};
+use weft_store_schema::{Attachment, EndpointId, EndpointRef, IfName, Mac, NetworkName};
 
 use crate::{
     Kernel, KernelError, addresses,
@@ -157,6 +157,15 @@ impl Kernel {
         };
         let all = links::dump(&mut namespace.channel, &place)?;
         let mut links = sort(&all);
+        self.registry.know_devices(network, &links.devices);
+        // Whose container nobody named, it was not looked into: that is not to be taken for its end being gone.
+        let named = |id: &EndpointId| look_into.iter().any(|at| at.id == *id);
+        let unnamed = all
+            .iter()
+            .filter_map(Link::endpoint)
+            .map(|endpoint| endpoint.id)
+            .filter(|id| !named(id));
+        links.network.unseen.extend(unnamed);
         for at in look_into {
             let Some(port) = links.ports.get(&at.port_name).copied() else {
                 // Without a host end there is nothing of ours to be found; whether the container is there
@@ -179,11 +188,12 @@ impl Kernel {
     fn interface(&mut self, at: &LookInto, port: u32) -> Result<Option<Interface>, KernelError> {
         let netns = at.attachment.netns.to_string();
         let file = self.open_attachment(&at.attachment.netns)?;
-        self.watch_container(&file, &netns, &at.network, &at.id);
+        self.watch_container(&file, &netns, &at.network, &at.id, &at.port_name);
         let mut channel = Self::channel_in(&file, &netns)?;
         let Some(link) = find_interface(&mut channel, &netns, &at.network, &at.id, port)? else {
             return Ok(None);
         };
+        self.registry.know_end(&at.network, &at.id, link.index);
         let (addresses, routes) = addresses::dump(&mut channel, link.index, &netns)?;
         let Some(interface) = read_interface(&link, &at.attachment.netns) else {
             return Ok(None);
@@ -211,7 +221,7 @@ pub(crate) fn find_interface(
     channel: &mut Channel,
     netns: &str,
     network: &NetworkName,
-    id: &weft_store_schema::EndpointId,
+    id: &EndpointId,
     port: u32,
 ) -> Result<Option<Link>, KernelError> {
     let is_ours = |link: &Link| {
