@@ -26,30 +26,58 @@ impl Snapshot {
                 Change::Deleted { key, mod_revision } => (key, *mod_revision),
             };
             self.followed(key, revision);
+            if self.undone.get(key).is_some_and(|at| *at <= revision) {
+                self.undone.remove(key);
+            }
         }
-        self.learn(changes)
+        let mut dirty = Dirty::default();
+        for change in changes {
+            // A transaction of ours has deleted the key since; the watch is about to tell.
+            let is_old = matches!(change, Change::Put(e) if self.undone.get(&e.key).is_some_and(|at| *at > e.mod_revision));
+            if !is_old {
+                dirty.merge(self.take_in(change));
+            }
+        }
+        dirty
     }
 
     /// Takes in changes that are known otherwise: from transactions of our own, and from what these were
-    /// refused for. They may be ahead of the watch.
+    /// refused for. They may be ahead of the watch, or behind it: then the watch has told what became of them.
     pub fn learn(&mut self, changes: &[Change]) -> Dirty {
         let mut dirty = Dirty::default();
         for change in changes {
-            match change {
-                Change::Put(entry) => {
-                    self.saw(entry.mod_revision);
-                    dirty.merge(self.put(entry, false));
-                }
-                Change::Deleted { key, mod_revision } => {
-                    self.saw(*mod_revision);
-                    match self.prefix.parse(key) {
-                        Ok(key) => dirty.merge(self.delete(&key, *mod_revision)),
-                        Err(_) => drop(self.problems.remove(&self.shown(key))),
+            let (key, revision) = match change {
+                Change::Put(entry) => (&entry.key, entry.mod_revision),
+                Change::Deleted { key, mod_revision } => (key, *mod_revision),
+            };
+            if self.watched_to(key) >= revision {
+                continue;
+            }
+            if let Change::Deleted { .. } = change {
+                self.undone.insert(key.clone(), revision);
+            }
+            dirty.merge(self.take_in(change));
+        }
+        dirty
+    }
+
+    fn take_in(&mut self, change: &Change) -> Dirty {
+        match change {
+            Change::Put(entry) => {
+                self.saw(entry.mod_revision);
+                self.put(entry, false)
+            }
+            Change::Deleted { key, mod_revision } => {
+                self.saw(*mod_revision);
+                match self.prefix.parse(key) {
+                    Ok(key) => self.delete(&key, *mod_revision),
+                    Err(_) => {
+                        self.problems.remove(&self.shown(key));
+                        Dirty::default()
                     }
                 }
             }
         }
-        dirty
     }
 
     /// Notes that an endpoint of this node is detached here. It counts as absent on this host from now on;
@@ -406,5 +434,64 @@ impl<T> Slot<T> {
                 Err(error)
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Scope;
+
+    const KEY: &[u8] = b"/weft/v1/networks/blue";
+
+    fn put(mod_revision: i64) -> Change {
+        Change::Put(Entry {
+            key: KEY.to_vec(),
+            value: br#"{"subnets":[{"cidr":"10.1.0.0/16"}]}"#.to_vec(),
+            create_revision: mod_revision,
+            mod_revision,
+        })
+    }
+
+    fn deleted(mod_revision: i64) -> Change {
+        Change::Deleted {
+            key: KEY.to_vec(),
+            mod_revision,
+        }
+    }
+
+    fn listed() -> Snapshot {
+        let mut snapshot = Snapshot::new(weft_store_schema::Prefix::default(), "host1".parse().unwrap());
+        snapshot.apply_listing(&Scope::Networks, 1, 500, &[]);
+        snapshot
+    }
+
+    #[test]
+    fn an_answer_that_comes_after_the_watch_brings_nothing_back() {
+        let mut snapshot = listed();
+        snapshot.apply_changes(&[put(501), deleted(502)]);
+        snapshot.learn(&[put(501)]);
+        assert_eq!(snapshot.networks().count(), 0);
+    }
+
+    #[test]
+    fn the_watch_that_comes_after_an_answer_brings_nothing_back() {
+        let mut snapshot = listed();
+        snapshot.learn(&[deleted(502)]);
+        snapshot.apply_changes(&[put(501)]);
+        assert_eq!(snapshot.networks().count(), 0);
+        snapshot.apply_changes(&[deleted(502), put(503)]);
+        assert_eq!(snapshot.networks().count(), 1);
+    }
+
+    #[test]
+    fn an_answer_that_is_ahead_of_the_watch_counts_at_once() {
+        let mut snapshot = listed();
+        snapshot.learn(&[put(501)]);
+        assert_eq!(snapshot.networks().count(), 1);
+        // A listing read before it is no news of it.
+        snapshot.apply_listing(&Scope::Networks, 1, 500, &[]);
+        assert_eq!(snapshot.networks().count(), 1);
+        assert_eq!(snapshot.held_because(), None);
     }
 }

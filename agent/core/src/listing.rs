@@ -67,6 +67,7 @@ impl Snapshot {
             _ => (cluster_id, revision),
         });
         self.positions.insert(scope.clone(), (cluster_id, revision));
+        self.undone.retain(|_, at| *at > revision);
         if let Some(superseded) = counterpart(scope) {
             self.positions.remove(&superseded);
         }
@@ -114,8 +115,8 @@ impl Snapshot {
         }
     }
 
-    /// Notes that the watch of the scopes that hold a key has come to this revision.
-    pub(crate) fn followed(&mut self, key: &[u8], revision: i64) {
+    /// The scopes that hold a key.
+    fn scopes_of(&self, key: &[u8]) -> impl Iterator<Item = Scope> + use<> {
         let scopes = match self.prefix.parse(key) {
             Ok(Key::Network(_)) => [Some(Scope::Networks), None],
             Ok(Key::Peer(_)) => [Some(Scope::Peers), None],
@@ -128,11 +129,22 @@ impl Snapshot {
             }
             Ok(Key::Alive(_) | Key::Status(_)) | Err(_) => [None, None],
         };
-        for scope in scopes.into_iter().flatten() {
+        scopes.into_iter().flatten()
+    }
+
+    /// Notes that the watch of the scopes that hold a key has come to this revision.
+    pub(crate) fn followed(&mut self, key: &[u8], revision: i64) {
+        for scope in self.scopes_of(key) {
             if let Some((_, at)) = self.positions.get_mut(&scope) {
                 *at = revision.max(*at);
             }
         }
+    }
+
+    /// The revision up to which the watch has surely told of a key; 0 if it is not watched.
+    pub(crate) fn watched_to(&self, key: &[u8]) -> i64 {
+        let positions = self.scopes_of(key).filter_map(|scope| self.positions.get(&scope));
+        positions.map(|(_, at)| *at).max().unwrap_or_default()
     }
 
     /// Forgets problems of keys that nothing was ever read from, and that are gone.

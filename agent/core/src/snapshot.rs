@@ -34,6 +34,8 @@ pub struct Snapshot {
     pub(crate) listed: BTreeSet<Scope>,
     /// Up to which revision of which cluster each scope is known, by listings and by its watch.
     pub(crate) positions: BTreeMap<Scope, (u64, i64)>,
+    /// Keys that transactions of our own have deleted, until the watch has come to that revision.
+    pub(crate) undone: HashMap<Vec<u8>, i64>,
     /// Identity and revision of the store, once it was heard of.
     pub(crate) store: Option<(u64, i64)>,
     pub(crate) held_because: Option<String>,
@@ -58,6 +60,7 @@ impl Snapshot {
             problems: BTreeMap::new(),
             listed: BTreeSet::new(),
             positions: BTreeMap::new(),
+            undone: HashMap::new(),
             store: None,
             held_because: None,
             detaching: BTreeMap::new(),
