@@ -43,6 +43,16 @@ impl Problems {
     /// Sets or clears what a source says of a key.
     pub(crate) fn set(&mut self, source: Source, key: &str, problem: Option<Problem>) {
         let at = (source, key.to_owned());
+        // Who wants to complete a record and who judges it see the same cause; it is told once.
+        let twin = match source {
+            Source::Assessment => Some(Source::Claim),
+            Source::Claim => Some(Source::Assessment),
+            _ => None,
+        };
+        let problem = problem.filter(|problem| {
+            let told = twin.and_then(|twin| self.seen_by(twin, key));
+            problem.field.is_none() || told.is_none_or(|told| told.field != problem.field)
+        });
         match problem {
             Some(problem) => {
                 let since = match self.present.get(&at) {

@@ -361,8 +361,7 @@ impl Reconciler {
                 return;
             }
         };
-        self.add_chores(&dirty);
-        self.dirty.merge(dirty);
+        self.take_in(dirty);
     }
 
     /// What is to be done after any change of the snapshot.
@@ -377,10 +376,22 @@ impl Reconciler {
 
     /// Applies changes that did not come by the watch: our own transactions, and what they were refused for.
     pub(crate) fn learn(&mut self, changes: &[Change]) {
-        let dirty = self.snapshot.apply_changes(changes);
-        self.add_chores(&dirty);
-        self.dirty.merge(dirty);
+        let dirty = self.snapshot.learn(changes);
+        self.take_in(dirty);
         self.after_records();
+    }
+
+    /// Notes what a change of the snapshot made dirty, and what it makes owed.
+    fn take_in(&mut self, dirty: Dirty) {
+        self.add_chores(&dirty);
+        for endpoint in &dirty.endpoints {
+            let network = self.observed.networks.get(&endpoint.network);
+            if endpoint.node == self.node.name && network.is_some_and(|n| n.unseen.contains(&endpoint.id)) {
+                // Its record may say only now where its container is.
+                self.look.endpoints.insert(endpoint.clone());
+            }
+        }
+        self.dirty.merge(dirty);
     }
 
     fn on_notices(&mut self, notices: Vec<Notice>) {
@@ -687,6 +698,12 @@ impl Reconciler {
         let mut now_failing: BTreeMap<FailureOf, String> = BTreeMap::new();
         for (network, op, error) in failed {
             let of = (network, drift::endpoint_of(&op).cloned());
+            if let (network, Some(id)) = &of
+                && self.snapshot.endpoint(&self.own_endpoint(network, id)).is_none()
+            {
+                // Deleted while the plan was under way: what is left of it goes with the next one.
+                continue;
+            }
             let text = format!("{}; it is tried again", chain(&error));
             if error.needs_look() {
                 self.look.networks.insert(of.0.clone());
@@ -734,13 +751,17 @@ impl Reconciler {
         }
     }
 
+    fn own_endpoint(&self, network: &NetworkName, id: &EndpointId) -> EndpointRef {
+        EndpointRef {
+            network: network.clone(),
+            node: self.node.name.clone(),
+            id: id.clone(),
+        }
+    }
+
     fn key_of(&self, (network, id): &FailureOf) -> String {
         match id {
-            Some(id) => Key::Endpoint(EndpointRef {
-                network: network.clone(),
-                node: self.node.name.clone(),
-                id: id.clone(),
-            }),
+            Some(id) => Key::Endpoint(self.own_endpoint(network, id)),
             None => Key::Network(network.clone()),
         }
         .to_string()

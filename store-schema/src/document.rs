@@ -52,6 +52,19 @@ fn wrong_type<T: DeserializeOwned>(text: &str, error: &serde_json::Error) -> Rec
     let mut json = serde_json::Deserializer::from_str(text);
     let again: Result<T, _> = object(serde_path_to_error::Deserializer::new(&mut json, &mut track));
     let path = track.path();
+    let text = error.to_string();
+    if let Some(missing) = text
+        .strip_prefix("missing field `")
+        .and_then(|rest| rest.split('`').next())
+    {
+        let within = path.to_string();
+        let field = if path.iter().next().is_none() {
+            missing.to_owned()
+        } else {
+            format!("{within}.{missing}")
+        };
+        return RecordError::field(shorten(&field), "is missing");
+    }
     if again.is_ok() || path.iter().next().is_none() {
         return RecordError::Json {
             why: shorten(&error.to_string()),

@@ -187,8 +187,7 @@ impl Reconciler {
             .endpoint(endpoint)
             .map_or(0, |slot| slot.create_revision);
         let dirty = self.snapshot.detach(endpoint, life);
-        self.add_chores(&dirty);
-        self.dirty.merge(dirty);
+        self.take_in(dirty);
         self.run_chores();
     }
 
