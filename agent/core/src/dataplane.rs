@@ -147,7 +147,7 @@ pub enum Forward {
 pub struct ForwardRow {
     /// The bridge's entry.
     pub bridge: Option<BridgeTarget>,
-    /// The VXLAN devices' entries: remote VTEPs. One at most when all is right.
+    /// The VXLAN devices' entries: remote VTEPs, in their order. One at most when all is right.
     pub vteps: Vec<IpAddr>,
 }
 

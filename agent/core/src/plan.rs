@@ -241,9 +241,11 @@ impl ObservedNetwork {
             Op::DeletePort(name) => {
                 if let Some(port) = self.ports.remove(name) {
                     let endpoint = crate::ownership::endpoint_of_alias(&port.alias);
-                    if let Some(endpoint) = endpoint {
-                        self.interfaces.remove(&endpoint.id);
-                    }
+                    // The port may be one of a node that this host once was: ids are unique on a node only.
+                    self.interfaces.retain(|_, interface| {
+                        endpoint.is_none()
+                            || crate::ownership::endpoint_of_alias(&interface.alias) != endpoint
+                    });
                 }
                 self.lose_bridge_entries(|target| *target == BridgeTarget::Port(name.clone()));
             }
@@ -255,6 +257,7 @@ impl ObservedNetwork {
                     // A replace changes the device's entry; the other family's device is another table.
                     row.vteps.retain(|v| v.is_ipv4() != vtep.is_ipv4());
                     row.vteps.push(*vtep);
+                    row.vteps.sort_unstable();
                 }
             }
             Op::DeleteVtep(mac, vtep) => {

@@ -165,6 +165,14 @@ impl Agent {
         transaction
     }
 
+    /// Forgets chores that are owed no more, as whoever gets to do them finds.
+    pub(crate) fn tidy(&mut self) {
+        for chore in self.book.clone() {
+            // What is refused stays, to be tried again.
+            let _ = self.transaction(&chore);
+        }
+    }
+
     /// Catches up with the store.
     pub(crate) fn sync(&mut self, store: &Store) {
         self.follow(store);

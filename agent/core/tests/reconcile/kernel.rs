@@ -72,6 +72,7 @@ impl Kernel {
                     continue;
                 };
                 if let Some(interface) = there.interfaces.get(&owner.id)
+                    && ownership::endpoint_of_alias(&interface.alias).as_ref() == Some(&owner)
                     && ownership::port_name(&owner) == *port_name
                     && places.insert(interface.attachment.clone())
                 {

@@ -12,7 +12,11 @@ mod cases;
 #[cfg(test)]
 mod convergence;
 #[cfg(test)]
+mod damage;
+#[cfg(test)]
 mod kernel;
+#[cfg(test)]
+mod naive;
 #[cfg(test)]
 mod records;
 #[cfg(test)]

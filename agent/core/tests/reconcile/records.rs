@@ -66,10 +66,20 @@ pub(crate) fn families() -> impl Strategy<Value = Families> {
 }
 
 /// A key below the prefix, and what it is to hold; none to delete it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Edit {
     pub(crate) key: String,
     pub(crate) value: Option<String>,
+}
+
+/// As the stories have it, to be copied from there.
+impl std::fmt::Debug for Edit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.value {
+            Some(value) => write!(f, "put {} {value}", self.key),
+            None => write!(f, "delete {}", self.key),
+        }
+    }
 }
 
 impl Edit {
@@ -274,6 +284,111 @@ pub(crate) fn any_edit() -> impl Strategy<Value = Edit> {
         2 => vni_edit(),
         1 => stray_edit(),
     ]
+}
+
+/// A world in which every record is valid and complete, so that it alone says what every host should hold: what
+/// each key of the universe is to hold, or that it is not to be.
+pub(crate) fn world(hosts: [Families; 3]) -> impl Strategy<Value = Vec<Edit>> {
+    let peers = (
+        any::<[bool; 3]>(),
+        proptest::array::uniform3(maybe(0.2, select(vec![1400, 9000]))),
+    );
+    let networks = (
+        subnets(),
+        subnets(),
+        0_usize..3,
+        maybe(0.3, select(vec![1400, 9000])),
+        any::<[bool; 3]>(),
+    );
+    let endpoints = proptest::collection::vec(maybe(0.6, whole_endpoint()), 18);
+    let claims = proptest::collection::vec((0_usize..9, any::<bool>()), 14);
+    (peers, networks, endpoints, claims).prop_map(move |(peers, networks, endpoints, claims)| {
+        let mut edits = Vec::new();
+        for (n, families) in hosts.into_iter().enumerate() {
+            let record = peer_record(n + 1, families, peers.0[n], peers.1[n]);
+            edits.push(Edit::put(format!("peers/host{}", n + 1), &record));
+        }
+        let (blue, red, swap, mtu, claimed) = networks;
+        let vnis = [VNIS[swap], VNIS[(swap + 1) % 3]];
+        edits.push(Edit::put(
+            "networks/blue",
+            &network_record(Some(vnis[0]), &blue, mtu, false),
+        ));
+        edits.push(Edit::put(
+            "networks/red",
+            &network_record(Some(vnis[1]), &red, None, false),
+        ));
+        for (n, vni) in VNIS.iter().enumerate() {
+            let holder = vnis.iter().position(|v| v == vni).filter(|_| claimed[n]);
+            let value = holder.map(|h| json!({"network": NETWORKS[h]}).to_string());
+            edits.push(Edit {
+                key: format!("vnis/{vni}"),
+                value,
+            });
+        }
+        let names: Vec<String> = NETWORKS
+            .iter()
+            .flat_map(|network| NODES.iter().map(move |node| (network, node)))
+            .flat_map(|(network, node)| IDS.iter().map(move |id| format!("{network}/{node}/{id}")))
+            .collect();
+        // Every address has a claim: of an endpoint that names it if there is one, mostly.
+        for (at, (network, address)) in NETWORKS
+            .iter()
+            .flat_map(|n| ADDRESSES.iter().map(move |a| (n, a)))
+            .enumerate()
+        {
+            let naming: Vec<&str> = names
+                .iter()
+                .zip(&endpoints)
+                .filter(|(name, e)| {
+                    let named = e
+                        .as_ref()
+                        .is_some_and(|e| e["addresses"].as_array().unwrap().contains(&json!(address)));
+                    name.starts_with(network) && named
+                })
+                .map(|(name, _)| name.split_once('/').unwrap().1)
+                .collect();
+            let (nth, one_of_them) = claims[at];
+            let anybody = format!("{}/{}", NODES[nth / 3], IDS[nth % 3]);
+            let holder = if naming.is_empty() || !one_of_them && nth == 0 {
+                anybody
+            } else {
+                naming[nth % naming.len()].to_owned()
+            };
+            edits.push(Edit::put(
+                format!("addresses/{network}/{address}"),
+                &json!({"endpoint": holder}),
+            ));
+        }
+        for (name, record) in names.iter().zip(endpoints) {
+            edits.push(Edit {
+                key: format!("endpoints/{name}"),
+                value: record.map(|r| r.to_string()),
+            });
+        }
+        edits
+    })
+}
+
+fn whole_endpoint() -> impl Strategy<Value = Value> {
+    let place = (
+        select(vec!["/run/netns/x", "/run/netns/y"]),
+        select(vec!["eth0", "eth1"]),
+    );
+    (
+        place,
+        subsequence(ADDRESSES.to_vec(), 1..=2),
+        select(&MACS[..]),
+        maybe(0.2, Just("web")),
+    )
+        .prop_map(|((netns, ifname), addresses, mac, name)| {
+            let mut record =
+                json!({"attachment": {"netns": netns, "ifname": ifname}, "addresses": addresses, "mac": mac});
+            if let Some(name) = name {
+                record["name"] = name.into();
+            }
+            record
+        })
 }
 
 /// Names that a `Key` is known by.
