@@ -20,6 +20,17 @@ const LONGEST_RANK_PAUSE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// What was not owed again for this long may be done at once.
+const FORGET: Duration = Duration::from_secs(60);
+
+/// The pause before something is done again that was done so many times lately.
+fn again_pause(times: u32) -> Duration {
+    match times.checked_sub(3) {
+        None => Duration::ZERO,
+        Some(more) => FIRST_PAUSE.saturating_mul(1 << more.min(12)).min(FORGET / 2),
+    }
+}
+
 #[derive(Debug)]
 struct Task {
     due: Instant,
@@ -31,6 +42,9 @@ struct Task {
 #[derive(Debug, Default)]
 pub(crate) struct ChoreBook {
     tasks: BTreeMap<Chore, Task>,
+    /// What was done lately, and how often in a row: somebody who undoes it each time is not to be answered
+    /// as fast as the store allows.
+    lately: BTreeMap<Chore, (Instant, u32)>,
     claiming: BTreeMap<NetworkName, BTreeMap<IpAddr, usize>>,
 }
 
@@ -40,7 +54,8 @@ impl ChoreBook {
         let pause = RANK_PAUSE
             .saturating_mul(u32::try_from(rank).unwrap_or(u32::MAX))
             .min(LONGEST_RANK_PAUSE);
-        let due = now + pause;
+        let again = self.lately.get(&chore).map_or(0, |(_, times)| *times);
+        let due = now + pause + again_pause(again);
         let task = self.tasks.entry(chore).or_insert(Task {
             due,
             attempts: 0,
@@ -49,6 +64,15 @@ impl ChoreBook {
         if rank == 0 {
             task.due = task.due.min(due);
         }
+    }
+
+    /// Notes that it was done.
+    pub(crate) fn succeeded(&mut self, chore: &Chore, now: Instant) {
+        self.tasks.remove(chore);
+        self.lately.retain(|_, (at, _)| *at + FORGET > now);
+        let (at, times) = self.lately.entry(chore.clone()).or_insert((now, 0));
+        *at = now;
+        *times += 1;
     }
 
     /// When the next one is due.
@@ -194,6 +218,35 @@ mod tests {
         assert_eq!(book.next_due(), Some(now + LONGEST_RANK_PAUSE));
         book.add(chore, 0, now);
         assert_eq!(book.next_due(), Some(now), "it has become this node's own");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_somebody_undoes_each_time_is_done_ever_less_often() {
+        let mut book = ChoreBook::default();
+        let mut now = Instant::now();
+        let mut pauses = Vec::new();
+        for _ in 0..20 {
+            book.add(Chore::PublishPeer, 0, now);
+            let due = book.next_due().unwrap();
+            pauses.push(due - now);
+            now = due;
+            book.started(&Chore::PublishPeer);
+            book.succeeded(&Chore::PublishPeer, now);
+        }
+        assert_eq!(pauses[0], Duration::ZERO);
+        assert!(
+            pauses.is_sorted() && pauses[19] >= Duration::from_secs(20),
+            "{pauses:?}"
+        );
+        book.add(Chore::PublishPeer, 0, now + FORGET * 2);
+        book.succeeded(
+            &Chore::FreeVni(weft_store_schema::Vni::new(1).unwrap()),
+            now + FORGET * 2,
+        );
+        assert!(
+            !book.lately.contains_key(&Chore::PublishPeer),
+            "a quiet minute is a fresh start"
+        );
     }
 
     #[test]

@@ -522,7 +522,8 @@ impl Control for AgentControl {
                     .networks
                     .get(&known.network)
                     .is_some_and(|n| n.ports.contains_key(&port));
-                in_kernel || r.snapshot.endpoint(&known).is_some()
+                // Before the records are known, what is not seen may well exist.
+                in_kernel || !r.is_informed() || r.snapshot.endpoint(&known).is_some()
             })
             .await?;
         if !existed {

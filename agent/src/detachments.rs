@@ -78,11 +78,17 @@ impl Detachments {
     /// # Errors
     /// When the file cannot be written.
     pub(crate) fn insert(&mut self, endpoint: &EndpointRef, created: i64) -> Result<(), DetachmentsError> {
-        if self.present.insert(endpoint.clone(), created) != Some(created) {
-            self.write()
-        } else {
-            Ok(())
+        let before = self.present.insert(endpoint.clone(), created);
+        if before == Some(created) {
+            return Ok(());
         }
+        self.write().inspect_err(|_| {
+            // What is not in the file is not remembered: the next try has to write it.
+            match before {
+                Some(created) => self.present.insert(endpoint.clone(), created),
+                None => self.present.remove(endpoint),
+            };
+        })
     }
 
     /// Forgets an endpoint.
@@ -113,7 +119,10 @@ impl Detachments {
         let write = || {
             fs::write(&new, serde_json::to_vec(&stored)?)?;
             fs::File::open(&new)?.sync_all()?;
-            fs::rename(&new, &self.path)
+            fs::rename(&new, &self.path)?;
+            self.path
+                .parent()
+                .map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
         };
         write().map_err(|source| DetachmentsError {
             action: "write",

@@ -120,6 +120,8 @@ pub fn transaction(
         Chore::CompleteEndpoint(endpoint) if snapshot.awaits_detach(endpoint) => Ok(None),
         Chore::CompleteEndpoint(endpoint) => claims::complete(snapshot, endpoint, taken),
         Chore::DetachEndpoint(endpoint) if !snapshot.awaits_detach(endpoint) => Ok(None),
+        // Without the claims in view they would stay behind.
+        Chore::DetachEndpoint(endpoint) if !snapshot.knows_claims(&endpoint.network) => Ok(None),
         Chore::DetachEndpoint(endpoint) => Ok(claims::detach(snapshot, endpoint).ok()),
         Chore::ReleaseAddress(network, address) => {
             let own = snapshot

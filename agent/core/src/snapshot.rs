@@ -222,6 +222,12 @@ impl Snapshot {
         all || (!self.takes_part(network) && (listed(Scope::OwnEndpoints) || listed(Scope::Endpoints)))
     }
 
+    /// Whether a network's endpoints and claims are all in view.
+    pub fn knows_claims(&self, network: &NetworkName) -> bool {
+        self.listed.contains(&Scope::Endpoints(network.clone()))
+            && self.listed.contains(&Scope::Addresses(network.clone()))
+    }
+
     /// This node's endpoints that are detached here, whether or not the store knows it yet.
     pub fn detaching(&self) -> &BTreeMap<EndpointRef, i64> {
         &self.detaching

@@ -33,7 +33,14 @@ pub(super) struct ChoreDone {
 impl Reconciler {
     pub(super) fn update_interest(&mut self) {
         let in_kernel = self.observed.networks.keys().cloned().collect();
-        let pinned = self.pinned.keys().chain(self.book.networks()).cloned().collect();
+        let detaching = self.snapshot.detaching().keys().map(|endpoint| &endpoint.network);
+        let pinned = self
+            .pinned
+            .keys()
+            .chain(self.book.networks())
+            .chain(detaching)
+            .cloned()
+            .collect();
         let scopes = self.snapshot.interest(&in_kernel, &pinned);
         if scopes != self.scopes {
             if self
@@ -164,7 +171,7 @@ impl Reconciler {
         let now = Instant::now();
         match result {
             Ok(Committed::Yes { revision }) => {
-                self.book.done(&chore);
+                self.book.succeeded(&chore, now);
                 self.learn(&own_changes(&self.snapshot, &transaction, revision));
             }
             Ok(Committed::No { now: present, .. }) => {
