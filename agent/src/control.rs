@@ -133,6 +133,20 @@ impl Drop for Pin {
     }
 }
 
+/// A transaction of which other choices of this agent take account while this lives.
+struct UnderWay {
+    asker: Asker,
+    transaction: Transaction,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let (asker, transaction) = (self.asker.clone(), std::mem::take(&mut self.transaction));
+        // Dropped also when the client leaves, where nothing can be awaited.
+        tokio::spawn(async move { asker.ask(move |r| r.book.end_claims(&transaction)).await });
+    }
+}
+
 impl AgentControl {
     async fn ask<T: Send + 'static>(
         &self,
@@ -204,25 +218,26 @@ impl AgentControl {
         let mut pause = Duration::from_millis(1);
         loop {
             let make = make.clone();
+            let asker = self.asker.clone();
             let made = self
                 .ask(move |r| {
                     let transaction = make(r)?;
                     r.book.begin_claims(&transaction);
-                    Ok(transaction)
+                    Ok(UnderWay { asker, transaction })
                 })
                 .await?;
-            let transaction: Transaction = made.map_err(|refusal| refusal_error(refusal, what))?;
+            let under_way: UnderWay = made.map_err(|refusal| refusal_error(refusal, what))?;
+            let transaction = &under_way.transaction;
             let result = self
                 .store
-                .commit(&transaction, until(call.deadline, STORE_PATIENCE))
+                .commit(transaction, until(call.deadline, STORE_PATIENCE))
                 .await;
             let ended = transaction.clone();
             let committed = match result {
                 Ok(committed) => committed,
                 Err(error) => {
                     let happened = matches!(error, StoreError::Unknown { .. })
-                        && self.has_happened(call, &transaction).await;
-                    self.ask(move |r| r.book.end_claims(&ended)).await?;
+                        && self.has_happened(call, transaction).await;
                     if happened {
                         return Ok(());
                     }
@@ -232,7 +247,6 @@ impl AgentControl {
             match committed {
                 Committed::Yes { revision } => {
                     self.ask(move |r| {
-                        r.book.end_claims(&ended);
                         let changes = own_changes(&r.snapshot, &ended, revision);
                         r.learn(&changes);
                     })
@@ -245,7 +259,6 @@ impl AgentControl {
                     });
                     let occupied = occupied.map(|entry| String::from_utf8_lossy(&entry.key).into_owned());
                     self.ask(move |r| {
-                        r.book.end_claims(&ended);
                         let news = news(&ended, now);
                         r.learn(&news);
                     })
