@@ -75,6 +75,8 @@ pub struct Carried {
     /// Forwarding entries and neighbours that no record explains stay, because some record is not
     /// understood and may be their explanation.
     pub keep_unexplained: bool,
+    /// Host ends that no record explains stay, too.
+    pub keep_ports: bool,
 }
 
 /// What this host's kernel should hold, as far as the scope goes.
@@ -188,7 +190,12 @@ impl<'a> Pass<'a> {
             return Wanted::Keep;
         }
         if !self.snapshot.takes_part(name) {
-            return Wanted::Absent;
+            // A store that may have lost its records is not believed when it says that there are none.
+            return if self.snapshot.is_distrusted() {
+                Wanted::Keep
+            } else {
+                Wanted::Absent
+            };
         }
         let Some((network, vni)) = self.carried(name) else {
             return Wanted::Keep;
@@ -200,7 +207,8 @@ impl<'a> Pass<'a> {
         let links = complete || dirty.links.contains(name);
         let mut carried = Carried {
             complete,
-            keep_unexplained: members.any_undetermined(),
+            keep_unexplained: members.any_undetermined() || self.snapshot.is_distrusted(),
+            keep_ports: self.snapshot.is_distrusted(),
             ..Carried::default()
         };
         if links {

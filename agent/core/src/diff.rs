@@ -252,7 +252,7 @@ fn stale_ports(
             id: id.clone(),
         })
     };
-    if wanted.complete {
+    if wanted.complete && !wanted.keep_ports {
         let named: BTreeSet<IfName> = wanted
             .locals
             .iter()

@@ -4,7 +4,7 @@
 //! cluster, or of an earlier revision, what is missing is held: it stays in effect, and is reported, until the
 //! store has it again or an operator confirms that it may go.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use weft_store_schema::{EndpointId, EndpointRef, Key, NetworkName, NodeName};
 
@@ -108,6 +108,7 @@ impl Snapshot {
         };
         let mut positions = self.positions.values();
         if self.held_because.is_some()
+            && !self.distrusted
             && positions.all(|(cluster, at)| *cluster == cluster_id && *at <= revision)
             && self.held_keys().is_empty()
         {
@@ -147,20 +148,31 @@ impl Snapshot {
         positions.map(|(_, at)| *at).max().unwrap_or_default()
     }
 
-    /// Forgets problems of keys that nothing was ever read from, and that are gone.
+    /// Forgets problems of keys that are no keys and are gone.
     fn drop_strays(&mut self, scope: &Scope, entries: &[Entry]) {
-        let directory = directory(&self.prefix, &self.node, scope);
-        let directory = self.shown(directory.as_bytes());
-        let present: HashSet<String> = if self.problems.is_empty() {
+        if self.problems.is_empty() {
             return;
-        } else {
-            entries.iter().map(|entry| self.shown(&entry.key)).collect()
-        };
+        }
+        let directory = self.shown_directory(scope);
+        let present: HashSet<String> = entries.iter().map(|entry| self.shown(&entry.key)).collect();
+        self.retain_strays(|key| !key.starts_with(&directory) || present.contains(key));
+    }
+
+    /// Forgets problems of keys that are no keys and lie in none of the scopes.
+    pub(crate) fn drop_strays_outside(&mut self, scopes: &BTreeSet<Scope>) {
+        let directories: Vec<String> = scopes.iter().map(|scope| self.shown_directory(scope)).collect();
+        self.retain_strays(|key| directories.iter().any(|directory| key.starts_with(directory)));
+    }
+
+    fn shown_directory(&self, scope: &Scope) -> String {
+        self.shown(directory(&self.prefix, &self.node, scope).as_bytes())
+    }
+
+    fn retain_strays(&mut self, keep: impl Fn(&str) -> bool) {
         let prefix = self.prefix.clone();
-        self.problems.retain(|key, _| {
-            let is_known = || prefix.parse(format!("{prefix}{key}").as_bytes()).is_ok();
-            !key.starts_with(&directory) || present.contains(key) || is_known()
-        });
+        // What is a key has its problem taken away with its record.
+        let is_key = |key: &str| prefix.parse(format!("{prefix}{key}").as_bytes()).is_ok();
+        self.problems.retain(|key, _| keep(key) || is_key(key));
     }
 
     /// The objects that are kept although the store no longer has them.
@@ -206,6 +218,7 @@ impl Snapshot {
     /// Lets go of everything that is held, on an operator's word.
     pub fn release_held(&mut self) -> Dirty {
         self.held_because = None;
+        self.distrusted = false;
         for key in self.held_keys() {
             // What one thing is let go for may have been the next one.
             self.forget(&key);

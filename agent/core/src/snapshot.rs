@@ -39,6 +39,8 @@ pub struct Snapshot {
     /// Identity and revision of the store, once it was heard of.
     pub(crate) store: Option<(u64, i64)>,
     pub(crate) held_because: Option<String>,
+    /// The trouble was there when this agent started: what the kernel has beyond the records stays.
+    pub(crate) distrusted: bool,
     /// Endpoints of this node that are detached here, whether or not the store knows it yet.
     /// With the revision at which the record was created, 0 while that is not known: one that is created
     /// later is another life.
@@ -63,6 +65,7 @@ impl Snapshot {
             undone: HashMap::new(),
             store: None,
             held_because: None,
+            distrusted: false,
             detaching: BTreeMap::new(),
         }
     }
@@ -173,6 +176,23 @@ impl Snapshot {
         &self.problems
     }
 
+    /// Identity and revision of the store as it was last heard of.
+    pub fn position(&self) -> Option<(u64, i64)> {
+        self.store
+    }
+
+    /// Takes the store for being in trouble: until an operator confirms ([`Self::release_held`]), whatever the
+    /// kernel has beyond the records stays.
+    pub fn distrust(&mut self, because: String) {
+        self.held_because = Some(because);
+        self.distrusted = true;
+    }
+
+    /// Whether what the kernel has beyond the records stays.
+    pub fn is_distrusted(&self) -> bool {
+        self.distrusted
+    }
+
     /// Why objects are kept that the store no longer has, if they are.
     pub fn held_because(&self) -> Option<&str> {
         self.held_because.as_deref()
@@ -268,6 +288,7 @@ impl Snapshot {
             });
             forgotten.extend(claims.chain(others));
         }
+        self.drop_strays_outside(scopes);
         let mut dirty = Dirty::default();
         for key in &forgotten {
             dirty.merge(self.forget(key));
