@@ -701,6 +701,14 @@ impl Control for AgentControl {
         self.ask(|r| view::status(r)).await
     }
 
+    async fn accept_deletions(&self, _: Call) -> Result<v1::AcceptDeletionsResponse, ApiError> {
+        let held = self.ask(Reconciler::accept_deletions).await?;
+        Ok(v1::AcceptDeletionsResponse {
+            count: held.unwrap_or_default() as u64,
+            was_holding: held.is_some(),
+        })
+    }
+
     fn version(&self) -> v1::VersionResponse {
         v1::VersionResponse {
             version: VERSION.to_owned(),

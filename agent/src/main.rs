@@ -5,6 +5,7 @@ mod config;
 mod control;
 mod detachments;
 mod drift;
+mod history;
 mod kernel_thread;
 mod look;
 mod node;

@@ -37,6 +37,7 @@ use crate::{
     chore_book::ChoreBook,
     detachments::Detachments,
     drift,
+    history::History,
     kernel_thread::KernelThread,
     look::{self, Entries},
     node::{Node, Underlay},
@@ -174,6 +175,7 @@ pub(crate) struct Reconciler {
     pub(crate) store: Store,
     kernel: KernelThread,
     detachments: Detachments,
+    history: History,
     connection: Option<Connection>,
     pinned: BTreeMap<NetworkName, usize>,
     scopes: BTreeSet<Scope>,
@@ -205,6 +207,8 @@ pub(crate) struct Parts {
     pub(crate) kernel: KernelThread,
     /// What was detached and is still in the store.
     pub(crate) detachments: Detachments,
+    /// Which store was known before.
+    pub(crate) history: History,
     /// Where events are published.
     pub(crate) events: EventHub,
     /// Told when the first pass is done.
@@ -269,6 +273,7 @@ impl Reconciler {
             store,
             kernel,
             detachments,
+            history,
             events,
             ready,
         } = parts;
@@ -289,6 +294,7 @@ impl Reconciler {
             store,
             kernel,
             detachments,
+            history,
             connection: None,
             pinned: BTreeMap::new(),
             scopes: BTreeSet::new(),
@@ -534,8 +540,39 @@ impl Reconciler {
             self.adopted = true;
             self.look.everything = true;
             self.dirty = Dirty::default();
+            self.compare_history();
         }
         self.adopted
+    }
+
+    /// What the kernel has and the records do not is swept only if the store goes on from what was known before
+    /// this agent started.
+    fn compare_history(&mut self) {
+        let Some(position) = self
+            .snapshot
+            .position()
+            .filter(|_| !self.observed.networks.is_empty())
+        else {
+            return;
+        };
+        let no_networks = || {
+            let suspicious = self.history.is_empty() && self.snapshot.networks().next().is_none();
+            suspicious.then(|| "the store has no network at all, and this host carries some".to_owned())
+        };
+        if let Some(because) = self.history.contradicts(position).or_else(no_networks) {
+            self.snapshot.distrust(because);
+        }
+    }
+
+    /// Lets go of what is held, on an operator's word: how much that was, or that nothing was.
+    pub(crate) fn accept_deletions(&mut self) -> Option<usize> {
+        self.snapshot.held_because()?;
+        let count = self.snapshot.held_keys().len();
+        let dirty = self.snapshot.release_held();
+        tracing::warn!(count, "held deletions were confirmed");
+        self.take_in(dirty);
+        self.after_records();
+        Some(count)
     }
 
     /// Makes and hands over a plan. `expected` is what it would have been before the kernel was looked at;
@@ -669,6 +706,18 @@ impl Reconciler {
             );
             // Whoever waits for it may have gone: then the agent is stopping.
             let _ = ready.send(());
+        }
+        let held = self.snapshot.held_because().map(|because| {
+            let message = format!("{because}; what it no longer has is kept here: put the records back, or confirm with 'weft resync --accept'");
+            Problem::new("(store)", message)
+        });
+        self.problems.set(Source::Host, "(store)", held);
+        if let Some(position) = self
+            .snapshot
+            .position()
+            .filter(|_| self.snapshot.held_because().is_none())
+        {
+            self.history.note(position, false);
         }
         self.report();
         self.bump();
@@ -827,6 +876,13 @@ impl Reconciler {
         if let Some(Busy::Applying { answer, .. }) = self.busy.take() {
             // The thread finishes it either way; waiting only keeps the process there for it.
             let _ = tokio::time::timeout(LAST_PLAN, answer).await;
+        }
+        if let Some(position) = self
+            .snapshot
+            .position()
+            .filter(|_| self.adopted && self.snapshot.held_because().is_none())
+        {
+            self.history.note(position, true);
         }
         tracing::info!("stopping; forwarding stays as it is");
     }

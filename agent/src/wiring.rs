@@ -17,6 +17,7 @@ use crate::{
     config::{Config, Etcd},
     control::AgentControl,
     detachments::Detachments,
+    history::History,
     kernel_thread::KernelThread,
     node::{Node, VERSION},
     reconcile::{self, Asker, Parts, chain},
@@ -38,6 +39,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         group: config.socket_group.clone(),
     })?;
     let detachments = Detachments::open(&config.state_dir)?;
+    let history = History::open(&config.state_dir)
+        .with_context(|| format!("cannot read store.json in {}", config.state_dir.display()))?;
     let kernel = Kernel::open(kernel_config(&config))?;
     let notifications = Notifications::open(&kernel)?;
     let kernel = KernelThread::start(kernel).context("cannot start the kernel's thread")?;
@@ -70,6 +73,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         store: store.clone(),
         kernel,
         detachments,
+        history,
         events,
         ready,
     };

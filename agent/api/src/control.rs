@@ -137,6 +137,12 @@ pub trait Control: Send + Sync + 'static {
     /// How the agent is. Answers without the store.
     fn status(&self, call: Call) -> impl Future<Output = Result<v1::AgentStatus, ApiError>> + Send;
 
+    /// Confirms that what the store no longer has may go.
+    fn accept_deletions(
+        &self,
+        call: Call,
+    ) -> impl Future<Output = Result<v1::AcceptDeletionsResponse, ApiError>> + Send;
+
     /// Which agent this is.
     fn version(&self) -> v1::VersionResponse;
 

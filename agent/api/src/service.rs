@@ -423,6 +423,18 @@ impl<C: Control> status_server::Status for Service<C> {
         Ok(Response::new(v1::GetStatusResponse { status: Some(status) }))
     }
 
+    async fn accept_deletions(
+        &self,
+        request: Request<v1::AcceptDeletionsRequest>,
+    ) -> Result<Response<v1::AcceptDeletionsResponse>, Status> {
+        let call = self.call(&request, None);
+        let work = self.control().accept_deletions(call);
+        let response = self
+            .change(call, Subject::new("held deletions", ""), work)
+            .await?;
+        Ok(Response::new(response))
+    }
+
     async fn version(
         &self,
         _request: Request<v1::VersionRequest>,

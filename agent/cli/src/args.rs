@@ -91,6 +91,17 @@ pub(crate) enum Command {
                       weft events --network blue\n  \
                       weft events --kind drift-repaired --kind problem-appeared")]
     Events(EventsArgs),
+    /// After trouble of the store: confirm that what it no longer has may go
+    #[command(
+        after_help = "When etcd was restored from a backup, replaced or emptied, this host keeps what the store no longer\n\
+                      has, and 'weft status' says so. Put the records back, or confirm here, on each host, that they are\n\
+                      gone for good.\n\nExample:\n  weft resync --accept"
+    )]
+    Resync {
+        /// Remove what is held from this host
+        #[arg(long, required = true)]
+        accept: bool,
+    },
     /// Versions of this command and of the agent
     Version,
     /// Print a completion script for a shell

@@ -263,6 +263,14 @@ impl Client {
         filled(action, answer.into_inner().status)
     }
 
+    pub(crate) async fn accept_deletions(&self) -> Result<v1::AcceptDeletionsResponse, Failure> {
+        let request = timed(v1::AcceptDeletionsRequest {}, CALL_TIMEOUT);
+        let answer = StatusClient::new(self.channel.clone())
+            .accept_deletions(request)
+            .await;
+        Ok(answer.map_err(failed("confirm the held deletions"))?.into_inner())
+    }
+
     pub(crate) async fn version(&self) -> Result<v1::VersionResponse, Failure> {
         let request = timed(v1::VersionRequest {}, CALL_TIMEOUT);
         let answer = StatusClient::new(self.channel.clone()).version(request).await;

@@ -75,6 +75,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
             printer.show(&view::Status::from(status), report::status)
         }
         Command::Events(args) => events(args, socket, &printer).await,
+        Command::Resync { accept: _ } => resync(socket, &printer).await,
         Command::Version => version(socket, &printer).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -227,6 +228,23 @@ async fn events(args: EventsArgs, socket: &Path, printer: &Printer) -> Result<()
         }
     }
     Ok(())
+}
+
+async fn resync(socket: &Path, printer: &Printer) -> Result<(), Failure> {
+    let asked = async { Client::connect(socket).await?.accept_deletions().await };
+    let answer = waiting("confirming the held deletions", asked).await?;
+    let accepted = view::Accepted {
+        was_holding: answer.was_holding,
+        count: answer.count,
+    };
+    printer.show(&accepted, |accepted, _| match accepted {
+        view::Accepted {
+            was_holding: false, ..
+        } => "nothing was held\n".to_owned(),
+        view::Accepted { count, .. } => {
+            format!("confirmed: {count} held records, and whatever no record explains, may go\n")
+        }
+    })
 }
 
 async fn version(socket: &Path, printer: &Printer) -> Result<(), Failure> {

@@ -220,6 +220,15 @@ pub(crate) struct Detached {
     pub(crate) record_pending: bool,
 }
 
+/// What `resync --accept` prints.
+#[derive(Debug, Serialize)]
+pub(crate) struct Accepted {
+    /// Whether deletions were held at all.
+    pub(crate) was_holding: bool,
+    /// How many records were held.
+    pub(crate) count: u64,
+}
+
 /// What `version` prints.
 #[derive(Debug, Serialize)]
 pub(crate) struct Versions {

@@ -170,6 +170,13 @@ impl Control for Fake {
         })
     }
 
+    async fn accept_deletions(&self, _call: Call) -> Result<v1::AcceptDeletionsResponse, ApiError> {
+        Ok(v1::AcceptDeletionsResponse {
+            count: 3,
+            was_holding: true,
+        })
+    }
+
     fn version(&self) -> v1::VersionResponse {
         v1::VersionResponse {
             version: "1.2.3".to_owned(),

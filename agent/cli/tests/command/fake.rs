@@ -296,6 +296,16 @@ impl status_server::Status for Fake {
         Ok(Response::new(v1::GetStatusResponse { status: Some(status) }))
     }
 
+    async fn accept_deletions(
+        &self,
+        _request: Request<v1::AcceptDeletionsRequest>,
+    ) -> Result<Response<v1::AcceptDeletionsResponse>, Status> {
+        Ok(Response::new(v1::AcceptDeletionsResponse {
+            count: 3,
+            was_holding: true,
+        }))
+    }
+
     async fn version(
         &self,
         _request: Request<v1::VersionRequest>,

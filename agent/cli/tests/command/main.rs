@@ -270,6 +270,16 @@ async fn events_come_one_a_line_until_the_agent_stops() {
 }
 
 #[tokio::test]
+async fn held_deletions_are_confirmed_only_in_so_many_words() {
+    let agent = Agent::start();
+    let (code, stdout, _) = run(&agent, "resync --accept").await;
+    assert_eq!(code, 0);
+    assert!(stdout.contains("3 held records"), "{stdout}");
+    let (code, ..) = run(&agent, "resync").await;
+    assert_eq!(code, 2);
+}
+
+#[tokio::test]
 async fn version_and_status_speak_of_the_agent() {
     let agent = Agent::start();
     let (code, stdout, _) = run(&agent, "version").await;
