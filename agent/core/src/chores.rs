@@ -13,7 +13,7 @@ use crate::{
     dirty::Dirty,
     hash::stable_hash,
     members::Members,
-    record::{Guard, Transaction, Write},
+    record::{Guard, Scope, Transaction, Write},
     snapshot::Snapshot,
 };
 
@@ -30,7 +30,7 @@ pub enum Chore {
     CompleteEndpoint(EndpointRef),
     /// An endpoint that is detached on this host still has its record.
     DetachEndpoint(EndpointRef),
-    /// An address is claimed for an endpoint of this node that does not exist.
+    /// An address is claimed for an endpoint that does not exist.
     ReleaseAddress(NetworkName, IpAddr),
 }
 
@@ -58,7 +58,6 @@ pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Ch
     let released = |network: &NetworkName| -> Vec<Chore> {
         let claims = snapshot.members(network).into_iter().flat_map(Members::claims);
         claims
-            .filter(|(_, slot)| slot.value.as_ref().is_some_and(|claim| claim.node == *node))
             .map(|(address, _)| Chore::ReleaseAddress(network.clone(), *address))
             .collect()
     };
@@ -123,38 +122,37 @@ pub fn transaction(
         // Without the claims in view they would stay behind.
         Chore::DetachEndpoint(endpoint) if !snapshot.knows_claims(&endpoint.network) => Ok(None),
         Chore::DetachEndpoint(endpoint) => Ok(claims::detach(snapshot, endpoint).ok()),
-        Chore::ReleaseAddress(network, address) => {
-            let own = snapshot
-                .members(network)
-                .and_then(|m| m.claim(*address)?.value.as_ref())
-                .is_some_and(|claim| claim.node == *snapshot.node());
-            Ok(if own {
-                claims::release_orphan(snapshot, network, *address)
-            } else {
-                None
-            })
-        }
+        Chore::ReleaseAddress(network, address) => Ok(claims::release_orphan(snapshot, network, *address)),
     }
 }
 
 /// How many other agents are before this one in doing a chore that is nobody's own. All agents see the same
 /// order, so that as a rule one acts and the rest find it done.
 pub fn rank(snapshot: &Snapshot, chore: &Chore) -> usize {
+    let mut behind = 0;
     let subject = match chore {
         Chore::CompleteNetwork(network) if snapshot.takes_part(network) => return 0,
         Chore::CompleteNetwork(network) => network.to_string(),
         Chore::FreeVni(vni) => vni.to_string(),
-        Chore::PublishPeer
-        | Chore::CompleteEndpoint(_)
-        | Chore::DetachEndpoint(_)
-        | Chore::ReleaseAddress(..) => return 0,
+        Chore::PublishPeer | Chore::CompleteEndpoint(_) | Chore::DetachEndpoint(_) => return 0,
+        // As a rule the node that held it is there to do it.
+        Chore::ReleaseAddress(network, address) => {
+            let claim = snapshot
+                .members(network)
+                .and_then(|m| m.claim(*address)?.value.as_ref());
+            if claim.is_none_or(|claim| claim.node == *snapshot.node()) {
+                return 0;
+            }
+            behind = 1;
+            format!("{network}/{address}")
+        }
     };
     let weight = |node: &NodeName| {
         let hash = stable_hash([subject.as_str(), node.as_str()]);
         (hash, node.clone())
     };
     let mine = weight(snapshot.node());
-    snapshot.peers().filter(|(node, _)| weight(node) < mine).count()
+    behind + snapshot.peers().filter(|(node, _)| weight(node) < mine).count()
 }
 
 fn publish_peer(snapshot: &Snapshot, wanted: &PeerDocument) -> Option<Transaction> {
@@ -263,18 +261,25 @@ fn free_vni(snapshot: &Snapshot, vni: Vni) -> Option<Transaction> {
     let slot = snapshot.vni_claim(vni).filter(|slot| !slot.held)?;
     let claim = slot.value.as_ref()?;
     let key = Key::Vni(vni);
-    let unchanged = Guard::Unchanged(key.clone(), slot.mod_revision);
-    let owner = match snapshot.network(&claim.network) {
-        None => Guard::Absent(Key::Network(claim.network.clone())),
+    let mut guards = vec![Guard::Unchanged(key.clone(), slot.mod_revision)];
+    match snapshot.network(&claim.network) {
+        None => {
+            guards.push(Guard::Absent(Key::Network(claim.network.clone())));
+            // Deleted by hand, it is carried on by the hosts of its endpoints, which this host need not know.
+            guards.push(Guard::Empty(Scope::Endpoints(claim.network.clone())));
+        }
         // The network was given another VNI.
         Some(s) if !s.bad && !s.held => {
             s.value.as_ref()?.vni.filter(|other| *other != vni)?;
-            Guard::Unchanged(Key::Network(claim.network.clone()), s.mod_revision)
+            guards.push(Guard::Unchanged(
+                Key::Network(claim.network.clone()),
+                s.mod_revision,
+            ));
         }
         Some(_) => return None,
-    };
+    }
     Some(Transaction {
-        guards: vec![unchanged, owner],
+        guards,
         writes: vec![Write::Delete(key)],
     })
 }

@@ -21,7 +21,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
 use weft_core::{
     chores::Chore,
     problem::Problem,
-    record::{Committed, Write},
+    record::{Committed, Guard, Write},
 };
 use weft_store_schema::{Key, NodeName};
 
@@ -161,11 +161,18 @@ impl Story {
                             continue;
                         }
                     };
-                    let committed = self.store.commit(&transaction, agent.node());
-                    assert!(
-                        matches!(committed, Committed::Yes { .. }),
-                        "{chore:?} with a fresh view: {transaction:#?}"
-                    );
+                    if let Committed::No { .. } = self.store.commit(&transaction, agent.node()) {
+                        // What depends on more than a host has in view.
+                        let empty = transaction.guards.iter().any(|g| matches!(g, Guard::Empty(_)));
+                        assert!(empty, "{chore:?} with a fresh view: {transaction:#?}");
+                        line(
+                            &mut refused,
+                            Some(agent),
+                            alone,
+                            &format!("cannot yet do {}", subject(&chore)),
+                        );
+                        continue;
+                    }
                     wrote = true;
                     for write in &transaction.writes {
                         let text = match write {
@@ -227,6 +234,7 @@ impl Story {
 fn subject(chore: &Chore) -> String {
     match chore {
         Chore::CompleteEndpoint(endpoint) => Key::Endpoint(endpoint.clone()).to_string(),
+        Chore::FreeVni(vni) => Key::Vni(*vni).to_string(),
         other => format!("{other:?}"),
     }
 }
