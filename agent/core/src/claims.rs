@@ -225,16 +225,13 @@ pub fn complete(
     }
     let (network, network_at) = network_of(snapshot, &name.network)?;
     let mut wished: Vec<IpAddr> = written.requested.to_vec();
-    let mut kept: Vec<IpAddr> = endpoint
-        .addresses
-        .iter()
-        .copied()
-        .filter(|a| !wished.contains(a))
-        .collect();
-    if kept.is_empty() && wished.is_empty() {
-        // Written anew after a deletion that left the claims: the endpoint takes up what is its own.
-        kept = members.claimed_by(&member).into_iter().collect();
-    }
+    // Written anew without addresses, after a deletion or with another wish: what it holds is in its claims.
+    let mut kept: Vec<IpAddr> = if endpoint.addresses.is_empty() {
+        members.claimed_by(&member).into_iter().collect()
+    } else {
+        endpoint.addresses.to_vec()
+    };
+    kept.retain(|a| !wished.contains(a));
     // What somebody wrote as held, and is not, is a wish.
     wished.extend(
         kept.iter()
@@ -292,6 +289,9 @@ pub fn detach(snapshot: &Snapshot, name: &EndpointRef) -> Result<Transaction, Re
 
 /// The transaction that gives up a claim whose endpoint does not exist, or no longer names the address.
 pub fn release_orphan(snapshot: &Snapshot, network: &NetworkName, address: IpAddr) -> Option<Transaction> {
+    if !snapshot.knows_claims(network) {
+        return None;
+    }
     let slot = snapshot.members(network)?.claim(address)?;
     let claim = slot.value.as_ref()?;
     if slot.held {
