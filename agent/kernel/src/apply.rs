@@ -103,6 +103,13 @@ fn is_entry(op: &Op) -> bool {
     )
 }
 
+fn is_deletion(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::DeleteVtep(..) | Op::DeleteBridgeEntry(..) | Op::DeleteNeighbour(_)
+    )
+}
+
 /// Deleting what is gone already is done.
 fn unless_gone(result: Result<(), Refusal>) -> Result<(), Refusal> {
     match result {
@@ -170,8 +177,8 @@ impl Site<'_> {
     fn channel(&mut self) -> Result<&mut Channel, KernelError> {
         match self.kernel.enter(self.network)? {
             Some(namespace) => Ok(&mut namespace.channel),
-            None => Err(KernelError::Lost {
-                what: format!("namespace {} is gone", self.place),
+            None => Err(KernelError::NoNamespace {
+                place: self.place.clone(),
             }),
         }
     }
@@ -269,8 +276,8 @@ impl Site<'_> {
         let exists = self.exists(name)?;
         if !exists {
             let Some(namespace) = self.kernel.enter(self.network)? else {
-                return Err(KernelError::Lost {
-                    what: format!("namespace {} is gone", self.place),
+                return Err(KernelError::NoNamespace {
+                    place: self.place.clone(),
                 });
             };
             let fd = namespace.file.as_raw_fd();
@@ -300,12 +307,16 @@ impl Site<'_> {
 
     fn delete_link(&mut self, name: &str) -> Result<(), KernelError> {
         let what = format!("remove {name} from {}", self.place);
-        self.writes += 1;
         self.indexes = None;
-        let deleted = self
-            .channel()?
+        let channel = match self.channel() {
+            Ok(channel) => channel,
+            Err(KernelError::NoNamespace { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let deleted = channel
             .request(RouteNetlinkMessage::DelLink(links::delete(name)), 0)
             .map(drop);
+        self.writes += 1;
         unless_gone(deleted).map_err(|r| refused(what, r))
     }
 
@@ -331,16 +342,18 @@ impl Site<'_> {
             interface.mtu,
             container.as_raw_fd(),
         );
-        self.writes += 1;
-        self.indexes = None;
-        let made = self
-            .channel()?
-            .request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL);
+        let mut made = self.make_veth(&message);
+        if made.as_ref().is_err_and(|refusal| refusal.is(Errno::EEXIST)) && self.is_half_made(port_name)? {
+            self.delete_link(port_name.as_str())?;
+            made = self.make_veth(&message);
+        }
         match made {
             Ok(_) => {}
             Err(refusal)
                 if refusal.is(Errno::EEXIST)
-                    && links::indexes(&mut channel, &netns)?.contains_key(ifname.as_str()) =>
+                    && links::dump(&mut channel, &netns)?
+                        .iter()
+                        .any(|link| link.name == ifname.as_str() && !self.is_end_of(link, id)) =>
             {
                 return Err(KernelError::InterfaceExists {
                     netns,
@@ -365,6 +378,31 @@ impl Site<'_> {
             }
         }
         finished
+    }
+
+    fn is_end_of(&self, link: &links::Link, id: &EndpointId) -> bool {
+        link.endpoint()
+            .is_some_and(|e| e.network == *self.network && e.id == *id)
+    }
+
+    fn make_veth(&mut self, message: &LinkMessage) -> Result<(), Refusal> {
+        self.writes += 1;
+        self.indexes = None;
+        let channel = self.channel().map_err(|_| Refusal::Lost)?;
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        channel
+            .request(RouteNetlinkMessage::NewLink(message.clone()), flags)
+            .map(drop)
+    }
+
+    /// Whether a host end bears the name of ours but not the alias: a process that ended between making a pair
+    /// and naming it leaves that, and as long as it is there the pair cannot be made.
+    fn is_half_made(&mut self, port_name: &IfName) -> Result<bool, KernelError> {
+        let place = self.place.clone();
+        let links = links::dump(self.channel()?, &place)?;
+        Ok(links
+            .iter()
+            .any(|link| link.name == port_name.as_str() && link.is_veth() && link.endpoint().is_none()))
     }
 
     fn finish_local(&mut self, local: &Local, channel: &mut Channel, netns: &str) -> Result<(), KernelError> {
@@ -449,13 +487,9 @@ impl Site<'_> {
             (self.kernel.open_attachment(&place)?, place)
         };
         let mut channel = Kernel::channel_in(&file, &netns)?;
-        let ours = |link: &links::Link| {
-            link.endpoint()
-                .is_some_and(|e| e.network == *self.network && e.id == *id)
-        };
         let link = links::dump(&mut channel, &netns)?
             .into_iter()
-            .find(ours)
+            .find(|link| self.is_end_of(link, id))
             .ok_or_else(missing)?;
         Ok(ContainerEnd {
             file,
@@ -540,8 +574,12 @@ impl Site<'_> {
         for (i, op) in ops.iter().enumerate() {
             match self.entry(op) {
                 Ok(Some(message)) => {
+                    if let Some(obstacle) = self.obstacle(op) {
+                        messages.push(obstacle);
+                        places.push((i, true));
+                    }
                     messages.push(message);
-                    places.push(i);
+                    places.push((i, is_deletion(op)));
                 }
                 Ok(None) => {}
                 Err(error) => failed.push((i, error)),
@@ -553,11 +591,7 @@ impl Site<'_> {
             Err(_) => (0..messages.len()).map(|i| (i, Refusal::Lost)).collect(),
         };
         for (i, refusal) in refusals {
-            let i = places[i];
-            let deletes = matches!(
-                ops[i],
-                Op::DeleteVtep(..) | Op::DeleteBridgeEntry(..) | Op::DeleteNeighbour(_)
-            );
+            let (i, deletes) = places[i];
             let result = if deletes {
                 unless_gone(Err(refusal))
             } else {
@@ -571,7 +605,21 @@ impl Site<'_> {
             }
         }
         failed.sort_by_key(|(i, _)| *i);
+        // An operation of two messages fails once.
+        failed.dedup_by_key(|(i, _)| *i);
         failed
+    }
+
+    /// What has to go before an entry can be put: in a tunnel's table an entry that a user has made without
+    /// `NTF_EXT_LEARNED` does not take that flag any more, and would stay somebody else's for ever.
+    fn obstacle(&mut self, op: &Op) -> Option<(RouteNetlinkMessage, u16)> {
+        let Op::PutForward(mac, Forward::Remote(vtep)) = op else {
+            return None;
+        };
+        let tunnel = self.index(ownership::tunnel_name(Family::of(*vtep))).ok()?;
+        let namespace = self.kernel.networks.get_mut(self.network)?;
+        let message = || RouteNetlinkMessage::DelNeighbour(entries::delete_vteps(tunnel, *mac));
+        namespace.foreign.remove(&(tunnel, *mac)).then(|| (message(), 0))
     }
 
     /// The message of an entry's operation; none if the device is gone and the deletion thereby done.
@@ -594,7 +642,7 @@ impl Site<'_> {
             )),
             Op::DeleteVtep(mac, vtep) => match self.index(ownership::tunnel_name(Family::of(*vtep))) {
                 Ok(tunnel) => delete(entries::delete_vtep(tunnel, *mac, *vtep)),
-                Err(KernelError::NoInterface { .. }) => None,
+                Err(KernelError::NoInterface { .. } | KernelError::NoNamespace { .. }) => None,
                 Err(error) => return Err(error),
             },
             Op::DeleteBridgeEntry(mac, target) => {
@@ -604,13 +652,13 @@ impl Site<'_> {
                 };
                 match self.index(&name) {
                     Ok(port) => delete(entries::delete_bridge_entry(port, *mac)),
-                    Err(KernelError::NoInterface { .. }) => None,
+                    Err(KernelError::NoInterface { .. } | KernelError::NoNamespace { .. }) => None,
                     Err(error) => return Err(error),
                 }
             }
             Op::DeleteNeighbour(of) => match self.index(ownership::BRIDGE) {
                 Ok(bridge) => delete(entries::neighbour(bridge, *of, None)),
-                Err(KernelError::NoInterface { .. }) => None,
+                Err(KernelError::NoInterface { .. } | KernelError::NoNamespace { .. }) => None,
                 Err(error) => return Err(error),
             },
             _ => None,

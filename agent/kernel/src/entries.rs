@@ -1,6 +1,9 @@
 //! Forwarding entries and neighbours as messages, both ways.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -67,6 +70,11 @@ pub(crate) fn delete_vtep(tunnel: u32, mac: Mac, vtep: IpAddr) -> NeighbourMessa
         .attributes
         .push(NeighbourAttribute::Destination(address(vtep)));
     message
+}
+
+/// All that a tunnel's table has for a MAC.
+pub(crate) fn delete_vteps(tunnel: u32, mac: Mac) -> NeighbourMessage {
+    fdb(tunnel, mac, NeighbourFlags::Own)
 }
 
 pub(crate) fn delete_bridge_entry(port: u32, mac: Mac) -> NeighbourMessage {
@@ -189,10 +197,20 @@ pub(crate) fn place_of_entry(message: &NeighbourMessage) -> Option<IpAddr> {
     })
 }
 
-/// All forwarding entries of ours in a network's namespace.
+/// The MAC of an entry in a tunnel's table that is somebody else's, and the tunnel's index.
+fn foreign_in_tunnel(message: &NeighbourMessage, device: &Device) -> Option<(u32, Mac)> {
+    let is_foreign = matches!(device, Device::Target(BridgeTarget::Tunnel(_)))
+        && read_entry(message).is_none()
+        && message.header.flags.contains(NeighbourFlags::Own)
+        && place_of_entry(message).is_some();
+    is_foreign.then_some((message.header.ifindex, subject_of_entry(message)?))
+}
+
+/// All forwarding entries of ours in a network's namespace, and what the tunnels' tables have of others.
 pub(crate) fn dump_forwards(
     channel: &mut Channel,
     devices: &HashMap<u32, Device>,
+    foreign: &mut HashSet<(u32, Mac)>,
     place: &str,
 ) -> Result<HashMap<Mac, ForwardRow>, KernelError> {
     let mut message = NeighbourMessage::default();
@@ -201,6 +219,7 @@ pub(crate) fn dump_forwards(
         .dump(&RouteNetlinkMessage::GetNeighbour(message))
         .map_err(|r| refused(format!("list the forwarding entries of {place}"), r))?;
     let mut rows: HashMap<Mac, ForwardRow> = HashMap::new();
+    foreign.clear();
     for object in objects {
         let RouteNetlinkMessage::NewNeighbour(message) = object else {
             continue;
@@ -208,6 +227,7 @@ pub(crate) fn dump_forwards(
         let Some(device) = devices.get(&message.header.ifindex) else {
             continue;
         };
+        foreign.extend(foreign_in_tunnel(&message, device));
         add_entry(&mut rows, read_entry(&message), device);
     }
     Ok(rows)
@@ -235,10 +255,12 @@ pub(crate) fn get_forward(
     channel: &mut Channel,
     bridge: u32,
     devices: &HashMap<u32, Device>,
+    foreign: &mut HashSet<(u32, Mac)>,
     mac: Mac,
     place: &str,
 ) -> Result<Option<ForwardRow>, KernelError> {
     let mut rows = HashMap::new();
+    foreign.retain(|(_, m)| *m != mac);
     let tunnels = devices
         .iter()
         .filter(|(_, d)| matches!(d, Device::Target(BridgeTarget::Tunnel(_))))
@@ -255,6 +277,7 @@ pub(crate) fn get_forward(
                     let Some(device) = devices.get(&message.header.ifindex) else {
                         continue;
                     };
+                    foreign.extend(foreign_in_tunnel(&message, device));
                     add_entry(&mut rows, read_entry(&message), device);
                 }
             }

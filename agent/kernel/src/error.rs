@@ -87,6 +87,12 @@ pub enum KernelError {
         /// The name.
         ifname: String,
     },
+    /// A network's namespace that was to be changed is not there.
+    #[error("network namespace {place} is gone")]
+    NoNamespace {
+        /// Its name.
+        place: String,
+    },
     /// No usable underlay.
     #[error("no usable underlay: {why}")]
     Underlay {
@@ -98,6 +104,11 @@ pub enum KernelError {
 impl KernelError {
     /// Whether the kernel's state is unknown after this, so that it has to be looked at.
     pub fn needs_look(&self) -> bool {
-        matches!(self, Self::Lost { .. } | Self::NoInterface { .. })
+        match self {
+            Self::Lost { .. } | Self::NoInterface { .. } | Self::NoNamespace { .. } => true,
+            // It was there when it was looked at.
+            Self::Refused { source, .. } => source.raw_os_error() == Some(nix::errno::Errno::ENODEV as i32),
+            _ => false,
+        }
     }
 }

@@ -147,9 +147,13 @@ impl Link {
         ownership::family_of_tunnel(&self.name).filter(|_| self.kind == Some(InfoKind::Vxlan))
     }
 
+    pub(crate) fn is_veth(&self) -> bool {
+        self.kind == Some(InfoKind::Veth)
+    }
+
     /// The endpoint that a veth is an end of, if its alias says that it is ours.
     pub(crate) fn endpoint(&self) -> Option<EndpointRef> {
-        ownership::endpoint_of_alias(&self.alias).filter(|_| self.kind == Some(InfoKind::Veth))
+        ownership::endpoint_of_alias(&self.alias).filter(|_| self.is_veth())
     }
 
     fn mtu(&self) -> u16 {

@@ -4,6 +4,7 @@
 //! ever changes its namespace.
 
 use std::{
+    collections::HashSet,
     fs::{self, File, OpenOptions},
     io,
     os::{
@@ -21,12 +22,14 @@ use nix::{
     sys::{stat::Mode, statfs::fstatfs},
 };
 use weft_core::ownership;
-use weft_store_schema::NetworkName;
+use weft_store_schema::{Mac, NetworkName};
 
 use crate::{KernelError, channel::Channel, links};
 
 /// The file system of namespaces (`NSFS_MAGIC`, include/uapi/linux/magic.h).
 const NSFS_MAGIC: i64 = 0x6e73_6673;
+
+const NOT_ONE: &str = "it is not a network namespace";
 
 /// Which namespace it is, whatever paths lead to it.
 pub(crate) type Identity = (u64, u64);
@@ -53,7 +56,7 @@ fn libc_flags() -> i32 {
 fn ensure_network_namespace(file: &File) -> io::Result<()> {
     let system = fstatfs(file)?;
     if system.filesystem_type().0 != NSFS_MAGIC || !is_network(file) {
-        return Err(io::Error::other("it is not a network namespace"));
+        return Err(io::Error::other(NOT_ONE));
     }
     Ok(())
 }
@@ -88,6 +91,8 @@ pub(crate) struct Namespace {
     pub(crate) file: File,
     pub(crate) identity: Identity,
     pub(crate) channel: Channel,
+    /// MACs that a tunnel's table (by the tunnel's index) had as somebody else's when it was last looked at.
+    pub(crate) foreign: HashSet<(u32, Mac)>,
 }
 
 impl Namespace {
@@ -99,6 +104,7 @@ impl Namespace {
             file,
             identity,
             channel,
+            foreign: HashSet::new(),
         })
     }
 }
@@ -270,6 +276,8 @@ pub(crate) fn open_attachment(
                 "there is no such network namespace; is the container running?".to_owned(),
             ));
         }
+        // A socket.
+        Err(nix::errno::Errno::ENXIO) => return Err(refuse(NOT_ONE.to_owned())),
         Err(nix::errno::Errno::ELOOP) => {
             return Err(refuse(
                 "it is a symbolic link; name the namespace itself".to_owned(),

@@ -161,6 +161,7 @@ impl Notifications {
                             .into_iter()
                             .filter_map(|event| Some(self.dirs.get(&event.wd)?.join(event.name?)))
                             .collect();
+                        changed.iter().for_each(|path| self.mounts.forget(path));
                         notices.extend(changed.into_iter().map(Notice::Attachments));
                     }
                 }

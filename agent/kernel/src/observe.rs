@@ -72,7 +72,12 @@ impl Kernel {
             return Ok(None);
         };
         let mut seen = links.network;
-        seen.forwards = entries::dump_forwards(&mut namespace.channel, &links.devices, &place)?;
+        seen.forwards = entries::dump_forwards(
+            &mut namespace.channel,
+            &links.devices,
+            &mut namespace.foreign,
+            &place,
+        )?;
         if let Some(bridge) = links.bridge {
             seen.neighbours = entries::dump_neighbours(&mut namespace.channel, bridge, &place)?;
         }
@@ -112,10 +117,15 @@ impl Kernel {
         };
         macs.iter()
             .map(|mac| {
-                Ok((
+                let row = entries::get_forward(
+                    &mut namespace.channel,
+                    bridge,
+                    &links.devices,
+                    &mut namespace.foreign,
                     *mac,
-                    entries::get_forward(&mut namespace.channel, bridge, &links.devices, *mac, &place)?,
-                ))
+                    &place,
+                )?;
+                Ok((*mac, row))
             })
             .collect()
     }

@@ -252,7 +252,7 @@ fn in_network(
         }
         RouteNetlinkMessage::NewNeighbour(message) => notices.extend(entry(network, devices, &message, true)),
         RouteNetlinkMessage::DelNeighbour(message) => {
-            notices.extend(entry(network, devices, &message, false))
+            notices.extend(entry(network, devices, &message, false));
         }
         _ => {}
     }

@@ -93,7 +93,14 @@ impl Kernel {
                                     .as_ref()
                                     .is_none_or(|i| name_of(o.index) == i.as_str())
                         })
-                        .ok_or_else(|| none(format!("{wanted} is not an address of this host's interfaces")))
+                        .ok_or_else(|| {
+                            none(match &selection.interface {
+                                Some(interface) => {
+                                    format!("{wanted} is not an address of interface {interface}")
+                                }
+                                None => format!("{wanted} is not an address of this host's interfaces"),
+                            })
+                        })
                 })
                 .collect::<Result<_, _>>()?
         };
@@ -177,8 +184,10 @@ impl Kernel {
                             RouteAttribute::Priority(p) => Some(*p),
                             _ => None,
                         });
+                        // Of several next hops the first.
                         let oif = message.attributes.iter().find_map(|a| match a {
                             RouteAttribute::Oif(index) => Some(*index),
+                            RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
                             _ => None,
                         });
                         Some((priority.unwrap_or_default(), oif?))

@@ -348,8 +348,10 @@ fn a_namespace_that_comes_or_goes_is_told() {
         let c1 = ground.containers.join("c1");
         remove_namespace(&c1);
         expect("a container's end", &c1);
+        std::fs::write(&c1, "").unwrap();
+        expect("a container's file", &c1);
         make_namespace(&c1);
-        expect("a container's beginning", &c1);
+        expect("a container's mount", &c1);
         nix::mount::umount2(&c1, nix::mount::MntFlags::MNT_DETACH).unwrap();
         expect("a container's unmounting", &c1);
         let own = ground.namespace(&blue);
