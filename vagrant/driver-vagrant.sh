@@ -18,8 +18,8 @@ else
         exit 1
     }
 fi
-# One connection a machine, kept by a process of ssh's in the background until it has been idle for ten minutes (drive.sh
-# owns the EXIT trap). It must hold none of this shell's descriptors, or whoever reads our output waits for it.
+# One connection a machine, kept by a process of ssh's in the background until driver_close, or until it has been idle
+# for ten minutes. It must hold none of this shell's descriptors, or whoever reads our output waits for it.
 weft_ssh_socket=${weft_ssh_dir%/*}/weft-ssh-$$-%n
 for weft_host in host1 host2 host3; do
     ssh -n -F "$weft_ssh_config" -o ControlMaster=yes -o "ControlPath=$weft_ssh_socket" -o ControlPersist=600 \
@@ -31,6 +31,17 @@ for weft_host in host1 host2 host3; do
     }
 done
 rm -rf "$weft_ssh_dir"
+
+# Machines, emulated ones too, may be slow.
+# shellcheck disable=SC2034  # read by drive.sh
+PATIENCE=120
+
+driver_close() {
+    local host
+    for host in host1 host2 host3; do
+        ssh -F none -o "ControlPath=$weft_ssh_socket" -O exit "$host" 2>/dev/null || true
+    done
+}
 
 # The remote shell would take the words apart again: each goes quoted. No command of a demonstration takes five
 # minutes; one whose caller was interrupted ends by that.

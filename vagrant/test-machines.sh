@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The lab of the Vagrantfile without Vagrant: three Debian 12 machines under qemu (its emulation, so no KVM is needed), each with
-# an uplink and a private network, provisioned over ssh by the same scripts, driven by the same driver and
-# tests/lab/drive.sh, and the hardened unit checked on each. README.md says what this shows and what it cannot.
+# The lab of the Vagrantfile without Vagrant: three Debian 12 machines under qemu, each with an uplink and a private
+# network, provisioned over ssh by the same scripts, driven by the same driver and tests/lab/drive.sh, and the
+# hardened unit checked on each. README.md says what this shows and what it cannot.
 #
 #   sudo vagrant/test-machines.sh [provision|drive|check|shell]...     (default: provision drive check)
 #
@@ -10,12 +10,18 @@
 #   check       check-unit.sh on each machine, with a network that has an endpoint there; then a reboot of host3
 #   shell       wait at a prompt, with WEFT_SSH_CONFIG set, before taking it all down
 #
-# Needs root, debootstrap, qemu-system-x86, qemu-utils, openssh-client, e2fsprogs, the Debian mirror of this machine's
-# apt (also reached by the machines), and release binaries that run on Debian 12 in ../target/release (or WEFT_BIN).
-# Five GB under TMPDIR, 3 GB of memory; ten minutes and more without KVM. Removes what it made, also on Ctrl-C.
+# Needs root, debootstrap, qemu-system-x86, qemu-utils, openssh-client, jq, e2fsprogs, the Debian mirror of this
+# machine's apt (the machines use it too), and release binaries that run on Debian 12 in ../target/release (or
+# WEFT_BIN). 5 GB under TMPDIR and 3 GB of memory. The processors are emulated, so that it runs where there is no
+# KVM: ten minutes and more. Removes what it made, also on Ctrl-C.
 #
-# Environment: WEFT_ETCD=one|all (one), WEFT_MEMORY (1024 MB a machine), WEFT_CPUS (1), WEFT_ACCEL=tcg|kvm (tcg), WEFT_BIN,
-# WEFT_MIRROR, WEFT_IMAGE=FILE: keep the installed system in FILE, and use it when it is there already.
+# Environment:
+#   WEFT_ETCD=one|all          where etcd runs                                          (one)
+#   WEFT_MEMORY, WEFT_CPUS     MB of memory and processors of each machine              (1024, 1)
+#   WEFT_ACCEL=tcg|kvm         kvm is faster, where it works                            (tcg)
+#   WEFT_BIN                   the folder of the binaries                               (../target/release)
+#   WEFT_MIRROR                the Debian mirror, if apt's is not to be used
+#   WEFT_IMAGE=FILE            keep the installed system in FILE, and start from it when it is there already
 # shellcheck disable=SC2317  # functions given to wait_for
 set -euo pipefail
 
@@ -36,6 +42,9 @@ finish() {
     local status=$? pid
     trap - EXIT
     trap '' INT TERM
+    if [ "$status" != 0 ] && [ -n "$work" ]; then
+        tail -n 15 "$work"/host?.console 2>/dev/null | cut -c 1-160 >&2 || true
+    fi
     for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
     wait
     [ -z "$work" ] || rm -rf --one-file-system "$work"
@@ -46,7 +55,7 @@ finish() {
 on() {
     local line
     printf -v line '%q ' "${@:2}"
-    ssh -F "$work/ssh_config" "host$1" "sudo $line"
+    ssh -n -F "$work/ssh_config" "host$1" "sudo $line"
 }
 
 # wait_for SECONDS WHAT CMD…
@@ -132,7 +141,7 @@ start_machines() {
         qemu-system-x86_64 -accel "$accel" -cpu max -smp "${WEFT_CPUS:-1}" -m "${WEFT_MEMORY:-1024}" \
             -nodefaults -display none -serial "file:$work/host$n.console" \
             -kernel "$image.vmlinuz" -initrd "$image.initrd" \
-            -append "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 systemd.hostname=host$n weft.address=192.168.56.1$n" \
+            -append "root=/dev/vda rw console=ttyS0 net.ifnames=0 systemd.hostname=host$n weft.address=192.168.56.1$n" \
             -drive "file=$work/host$n.qcow2,if=virtio,format=qcow2,cache=unsafe" \
             -device virtio-rng-pci \
             -netdev "user,id=uplink,hostfwd=tcp:127.0.0.1:$port-:22" -device "virtio-net-pci,netdev=uplink,mac=52:54:00:00:01:0$n" \
@@ -166,7 +175,7 @@ provision() {
         tar -C "$bin" -cf - weftd weft | ssh -F "$work/ssh_config" "host$n" "mkdir -p /tmp/weft-bin && tar -C /tmp/weft-bin -xf -"
         for step in packages etcd binaries weftd; do
             on "$n" env WEFT_ETCD="$etcd" WEFT_NODE="host$n" WEFT_CLUSTER="$cluster" \
-                bash "/weft/vagrant/provision/$step.sh" </dev/null >"$work/host$n.$step.log" 2>&1 || {
+                bash "/weft/vagrant/provision/$step.sh" >"$work/host$n.$step.log" 2>&1 || {
                 tail -n 40 "$work/host$n.$step.log" >&2
                 die "$step.sh failed on host$n"
             }
@@ -176,22 +185,22 @@ provision() {
     done
     local members=1
     [ "$etcd" = one ] || members=3
-    healthy() { [ "$(on 1 env ETCDCTL_API=3 etcdctl endpoint health --cluster 2>&1 </dev/null | grep -c 'is healthy')" = "$members" ]; }
+    healthy() { [ "$(on 1 env ETCDCTL_API=3 etcdctl endpoint health --cluster 2>&1 | grep -c 'is healthy')" = "$members" ]; }
     wait_for 120 "healthy store of $members" healthy
     echo "the store is healthy: $members member(s)"
     for n in 1 2 3; do
         wait_for 60 "active weftd on host$n" on "$n" systemctl is-active weftd.service
-        echo "host$n: weftd is active: $(on "$n" weft version </dev/null | tr '\n' ' ')"
+        echo "host$n: weftd is active: $(on "$n" weft version | tr '\n' ' ')"
     done
 }
 
 drive() { WEFT_SSH_CONFIG=$work/ssh_config bash "$here/../tests/lab/drive.sh" "$here/driver-vagrant.sh"; }
 
-kv() { on 1 env ETCDCTL_API=3 etcdctl "$@" </dev/null; }
-container() { on "$1" ip netns add "$2" </dev/null && on "$1" ip -n "$2" link set lo up </dev/null; }
-pings() { on "$1" ip netns exec "$2" ping -n -c 1 -W 2 "$3" </dev/null; }
+kv() { on 1 env ETCDCTL_API=3 etcdctl "$@"; }
+container() { on "$1" ip netns add "$2" && on "$1" ip -n "$2" link set lo up; }
+pings() { on "$1" ip netns exec "$2" ping -n -c 1 -W 2 "$3"; }
 address() {
-    on "$1" ip netns exec "$2" ip -j -4 addr show dev eth0 </dev/null | jq -er '.[0].addr_info[] | select(.scope == "global").local'
+    on "$1" ip netns exec "$2" ip -j -4 addr show dev eth0 | jq -er '.[0].addr_info[] | select(.scope == "global").local'
 }
 
 check() {
@@ -205,16 +214,19 @@ check() {
     for n in 1 2 3; do wait_for 30 "answer from u$n" pings "$((n % 3 + 1))" "u$((n % 3 + 1))" "$(address "$n" "u$n")"; done
     for n in 1 2 3; do
         say "check-unit.sh on host$n"
-        on "$n" bash /weft/vagrant/check-unit.sh units </dev/null || bad=1
+        on "$n" bash /weft/vagrant/check-unit.sh units || bad=1
         # With weftd stopped, killed and started meanwhile.
         pings "$((n % 3 + 1))" "u$((n % 3 + 1))" "$(address "$n" "u$n")" >/dev/null || die "u$n does not answer after its agent's restarts"
     done
 
     say "a reboot of host3"
     local boot
-    boot=$(on 3 cat /proc/sys/kernel/random/boot_id </dev/null)
-    on 3 systemctl reboot </dev/null || true
-    rebooted() { [ "$(on 3 cat /proc/sys/kernel/random/boot_id </dev/null)" != "$boot" ]; }
+    boot=$(on 3 cat /proc/sys/kernel/random/boot_id)
+    on 3 systemctl reboot || true
+    rebooted() {
+        local now
+        now=$(on 3 cat /proc/sys/kernel/random/boot_id) && [ "$now" != "$boot" ]
+    }
     wait_for 300 "host3 after its reboot" rebooted
     wait_for 60 "active weftd on host3" on 3 systemctl is-active weftd.service
     echo "ok      weftd is active again"
@@ -223,11 +235,11 @@ check() {
     wait_for 30 "address of u3" address 3 u3
     wait_for 30 "answer from u3" pings 1 u1 "$(address 3 u3)"
     echo "ok      its endpoint is back, at $(address 3 u3)"
-    on 3 bash /weft/vagrant/check-unit.sh units </dev/null || bad=1
+    on 3 bash /weft/vagrant/check-unit.sh units || bad=1
 
     for n in 1 2 3; do
         kv del "/weft/v1/endpoints/units/host$n/u$n" >/dev/null
-        on "$n" ip netns del "u$n" </dev/null
+        on "$n" ip netns del "u$n"
     done
     kv del /weft/v1/networks/units >/dev/null
     return "$bad"

@@ -195,7 +195,7 @@ start() {
     ip link set lo up
     ip addr add 192.168.56.13/24 dev lo
     mkdir -p "$work/root/run/weft" "$work/root/var/lib/weft"
-    in_root weftd --config /etc/weft/weftd.toml >"$work/weftd.log" 2>&1 &
+    chroot "$work/root" weftd --config /etc/weft/weftd.toml >"$work/weftd.log" 2>&1 &
     local pid=$! rc=0
     local deadline=$((SECONDS + 10))
     until [ -S "$work/root/run/weft/weftd.sock" ] || [ "$SECONDS" -ge "$deadline" ]; do
@@ -206,7 +206,8 @@ start() {
     kill -0 "$pid" || return 1
     [ -S "$work/root/run/weft/weftd.sock" ] || rc=1
     kill "$pid"
-    wait "$pid" || rc=1
+    wait "$pid" || rc=$?
+    [ "$rc" = 0 ] || echo "it ended with $rc"
     return "$rc"
 }
 

@@ -33,5 +33,9 @@ if ! debootstrap --variant=minbase --include="$include" bookworm "$root" "$mirro
     echo "debian-root.sh: debootstrap failed" >&2
     exit 1
 fi
+# Each machine that starts from this makes its own at its first boot. With one identity for all, a DHCP server gives all
+# of them one address.
+: >"$root/etc/machine-id"
+rm -f "$root/var/lib/dbus/machine-id"
 # The box's account.
 chroot "$root" useradd -m -s /bin/bash vagrant
