@@ -80,8 +80,14 @@ pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Ch
             chores.extend(own(network));
             chores.extend(released(network));
         }
-        for endpoint in dirty.endpoints.iter().filter(|e| e.node == *node) {
-            chores.push(Chore::CompleteEndpoint(endpoint.clone()));
+        for endpoint in &dirty.endpoints {
+            if endpoint.node == *node {
+                chores.push(Chore::CompleteEndpoint(endpoint.clone()));
+            }
+            let member = (endpoint.node.clone(), endpoint.id.clone());
+            let claimed = snapshot.members(&endpoint.network).map(|m| m.claimed_by(&member));
+            let release = |address| Chore::ReleaseAddress(endpoint.network.clone(), address);
+            chores.extend(claimed.into_iter().flatten().map(release));
         }
         for (network, addresses) in &dirty.addresses {
             chores.extend(

@@ -110,6 +110,8 @@ impl<K: Copy + Eq + Hash> Index<K> {
 pub struct Members {
     endpoints: BTreeMap<NodeName, BTreeMap<EndpointId, Slot<Endpoint>>>,
     claims: HashMap<IpAddr, Slot<AddressClaim>>,
+    /// What each member holds by claims, whatever its record says.
+    claimed: HashMap<Member, BTreeSet<IpAddr>>,
     by_mac: Index<Mac>,
     by_address: Index<IpAddr>,
     by_wish: Index<IpAddr>,
@@ -180,24 +182,15 @@ impl Members {
             .filter(|claim| claim.node != *node || claim.id != *id)
     }
 
-    /// What a member holds by claims, whatever its record says. Looks through all claims.
-    pub fn claimed_by(&self, (node, id): &Member) -> BTreeSet<IpAddr> {
-        let held = self.claims().filter(|(_, slot)| {
-            let claim = slot.value.as_ref();
-            claim.is_some_and(|claim| (&claim.node, &claim.id) == (node, id))
-        });
-        held.map(|(address, _)| *address).collect()
+    /// What a member holds by claims, whatever its record says.
+    pub fn claimed_by(&self, member: &Member) -> BTreeSet<IpAddr> {
+        self.claimed.get(member).cloned().unwrap_or_default()
     }
 
     /// Whether there are endpoints of which it is not known what they have.
     pub fn any_undetermined(&self) -> bool {
         self.undetermined.iter().any(|member| {
-            self.endpoint(member).is_some_and(|slot| slot.bad)
-                || self.claims.values().any(|c| {
-                    c.value
-                        .as_ref()
-                        .is_some_and(|c| (&c.node, &c.id) == (&member.0, &member.1))
-                })
+            self.endpoint(member).is_some_and(|slot| slot.bad) || self.claimed.contains_key(member)
         })
     }
 
@@ -333,10 +326,25 @@ impl Members {
     }
 
     pub(crate) fn put_claim(&mut self, address: IpAddr, slot: Slot<AddressClaim>) {
+        self.remove_claim(address);
+        if let Some(claim) = &slot.value {
+            let member = (claim.node.clone(), claim.id.clone());
+            self.claimed.entry(member).or_default().insert(address);
+        }
         self.claims.insert(address, slot);
     }
 
     pub(crate) fn remove_claim(&mut self, address: IpAddr) -> Option<Slot<AddressClaim>> {
-        self.claims.remove(&address)
+        let slot = self.claims.remove(&address)?;
+        if let Some(claim) = &slot.value {
+            let member = (claim.node.clone(), claim.id.clone());
+            if let Some(addresses) = self.claimed.get_mut(&member) {
+                addresses.remove(&address);
+                if addresses.is_empty() {
+                    self.claimed.remove(&member);
+                }
+            }
+        }
+        Some(slot)
     }
 }
