@@ -54,8 +54,10 @@ pub enum Refusal {
     Taken {
         /// The address.
         address: IpAddr,
-        /// The endpoint that holds it.
-        holder: EndpointRef,
+        /// The network.
+        network: NetworkName,
+        /// The endpoint that holds it; none if its claim cannot be read.
+        holder: Option<EndpointRef>,
     },
     /// Nothing is free.
     Full {
@@ -123,7 +125,19 @@ impl fmt::Display for Refusal {
                 f,
                 "{address} is not for endpoints: it is the gateway, the network or broadcast address, or reserved in {subnet}"
             ),
-            Self::Taken { address, holder } => write!(f, "{address} is held by endpoint {holder}"),
+            Self::Taken {
+                address,
+                holder: Some(holder),
+                ..
+            } => write!(f, "{address} is held by endpoint {holder}"),
+            Self::Taken {
+                address,
+                network,
+                holder: None,
+            } => write!(
+                f,
+                "{address} is held by whoever, for its claim cannot be read: delete the record addresses/{network}/{address}"
+            ),
             Self::Full { network, subnets } => {
                 write!(f, "network {network}: ")?;
                 for (i, (subnet, used, size)) in subnets.iter().enumerate() {
@@ -464,14 +478,18 @@ fn allocate(
                 subnet: subnet.net,
             });
         }
-        if let Some(claim) = members.claimed_by_other(*address, &member) {
-            let holder = EndpointRef {
+        let claim = members
+            .claim(*address)
+            .filter(|_| !members.is_claimed_by(*address, &member));
+        if let Some(slot) = claim {
+            let holder = slot.value.as_ref().map(|claim| EndpointRef {
                 network: name.network.clone(),
                 node: claim.node.clone(),
                 id: claim.id.clone(),
-            };
+            });
             return Err(Refusal::Taken {
                 address: *address,
+                network: name.network.clone(),
                 holder,
             });
         }

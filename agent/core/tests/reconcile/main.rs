@@ -10,6 +10,8 @@ mod agent;
 #[cfg(test)]
 mod cases;
 #[cfg(test)]
+mod claims;
+#[cfg(test)]
 mod convergence;
 #[cfg(test)]
 mod damage;
