@@ -26,8 +26,8 @@ pub enum Op {
     PutTunnel(Family, Tunnel),
     /// Remove a VXLAN device, its FDB with it.
     DeleteTunnel(Family),
-    /// Make a veth pair: host end in the network's namespace, container end complete with its addresses and
-    /// routes. Fails if the container has an interface of that name already.
+    /// Make a veth pair: host end in the network's namespace with the bridge's entry for the endpoint's MAC,
+    /// container end complete with its addresses and routes. Fails if the container has an interface of that name already.
     CreateLocal(EndpointId, Box<Local>),
     /// Give an existing host end these properties.
     PutPort(EndpointId, IfName, Port),
@@ -214,6 +214,8 @@ impl ObservedNetwork {
             Op::CreateLocal(id, local) => {
                 self.ports.insert(local.port_name.clone(), local.port.clone());
                 self.interfaces.insert(id.clone(), local.interface.clone());
+                let row = self.forwards.entry(local.interface.mac).or_default();
+                row.bridge = Some(BridgeTarget::Port(local.port_name.clone()));
             }
             Op::PutPort(_, name, port) => {
                 self.ports.insert(name.clone(), port.clone());

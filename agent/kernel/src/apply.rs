@@ -5,6 +5,8 @@ use std::{
     fs::{self, File},
     os::fd::AsRawFd,
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -23,6 +25,11 @@ use crate::{
     channel::{Channel, Refusal},
     entries, links, namespace, refused,
 };
+
+/// How long a new veth pair's host end may take to come up. It takes milliseconds, a second on a host that is busy.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(1);
+/// Between two looks at it.
+const CARRIER_LOOK: Duration = Duration::from_micros(200);
 
 /// The container end of an endpoint's veth, and a socket beside it.
 struct ContainerEnd {
@@ -405,6 +412,23 @@ impl Site<'_> {
             .any(|link| link.name == port_name.as_str() && link.is_veth() && link.endpoint().is_none()))
     }
 
+    /// Waits until a host end whose other end has just come up can send. The kernel gives it its queue a little
+    /// later, from a work queue (net/core/link_watch.c); until then it drops what the bridge sends through
+    /// it, such as the answer to the container's first ARP request, which is asked again only after a second.
+    fn await_carrier(&mut self, name: &str) -> Result<(), KernelError> {
+        let deadline = Instant::now() + CARRIER_PATIENCE;
+        let place = self.place.clone();
+        while !links::is_operational(self.channel()?, name, &place)? {
+            if Instant::now() > deadline {
+                // Nothing is wrong with it; the first packets may be lost.
+                tracing::debug!(port = name, "no carrier yet");
+                break;
+            }
+            thread::sleep(CARRIER_LOOK);
+        }
+        Ok(())
+    }
+
     fn finish_local(&mut self, local: &Local, channel: &mut Channel, netns: &str) -> Result<(), KernelError> {
         let Local {
             port_name,
@@ -439,7 +463,22 @@ impl Site<'_> {
             interface.mtu,
             interface.up,
         );
-        let mut messages = vec![(RouteNetlinkMessage::NewLink(link), 0)];
+        self.writes += 1;
+        channel
+            .request(RouteNetlinkMessage::NewLink(link), 0)
+            .map_err(|r| refused(format!("set up {ifname} in {netns}"), r))?;
+        // Whoever waits for an address to appear sends the moment that it does: by then the way back has to be
+        // there. The plan puts the forwarding entry, too, but only after this.
+        let port_index = self.index(name)?;
+        self.writes += 1;
+        self.channel()?
+            .request(
+                RouteNetlinkMessage::NewNeighbour(entries::put_local(port_index, interface.mac)),
+                NLM_F_CREATE | NLM_F_REPLACE,
+            )
+            .map_err(|r| refused(format!("put the forwarding entry {} to {name}", interface.mac), r))?;
+        self.await_carrier(name)?;
+        let mut messages = Vec::new();
         let replace = NLM_F_CREATE | NLM_F_REPLACE;
         for net in &interface.addresses {
             messages.push((

@@ -26,8 +26,9 @@ use std::{
     sync::Arc,
 };
 
+use netlink_packet_route::RouteNetlinkMessage;
 use weft_core::ownership;
-use weft_store_schema::{Attachment, EndpointId, IfName, NetworkName};
+use weft_store_schema::{Attachment, EndpointId, Family, IfName, NetworkName};
 
 pub use error::KernelError;
 pub use notice::{ContainerSeen, DeviceSeen, ForwardSeen, Notice};
@@ -178,8 +179,25 @@ impl Kernel {
     }
 
     fn forget(&mut self, network: &NetworkName) {
-        self.networks.remove(network);
         self.registry.forget_network(network);
+        let Some(mut namespace) = self.networks.remove(network) else {
+            return;
+        };
+        if identity_at(&self.path_of(network)) == Some(namespace.identity) {
+            return;
+        }
+        // Somebody took its file away. The kernel clears it some time after we let go of it, and until then its
+        // tunnels would hold the VNI that the next one needs.
+        for family in Family::ALL {
+            let name = ownership::tunnel_name(family);
+            let request = RouteNetlinkMessage::DelLink(links::delete(name));
+            match namespace.channel.request(request, 0) {
+                Err(refusal) if !refusal.is(nix::errno::Errno::ENODEV) => {
+                    tracing::debug!(%network, name, ?refusal, "a tunnel stays until its namespace is cleared");
+                }
+                _ => {}
+            }
+        }
     }
 
     fn open_attachment(&mut self, path: &str) -> Result<File, KernelError> {

@@ -277,6 +277,21 @@ pub(crate) fn dump(channel: &mut Channel, place: &str) -> Result<Vec<Link>, Kern
         .collect())
 }
 
+/// Whether a link can carry packets (RFC 2863's operational state, `IF_OPER_UP`).
+pub(crate) fn is_operational(channel: &mut Channel, name: &str, place: &str) -> Result<bool, KernelError> {
+    let question = LinkUnspec::new_with_name(name).build();
+    let answers = channel
+        .request(RouteNetlinkMessage::GetLink(question), 0)
+        .map_err(|r| refused(format!("look at {name} in {place}"), r))?;
+    Ok(answers.iter().any(|answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => link
+            .attributes
+            .iter()
+            .any(|a| matches!(a, LinkAttribute::OperState(netlink_packet_route::link::State::Up))),
+        _ => false,
+    }))
+}
+
 /// Indexes of a namespace's links by name.
 pub(crate) fn indexes(channel: &mut Channel, place: &str) -> Result<HashMap<String, u32>, KernelError> {
     Ok(dump(channel, place)?

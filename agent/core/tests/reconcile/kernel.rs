@@ -214,6 +214,8 @@ impl Namespace {
                 assert!(before.is_none(), "the port is there already for {op:?}");
                 let end = (id.clone(), local.interface.clone());
                 self.interfaces.insert(local.port_name.clone(), end);
+                let target = BridgeTarget::Port(local.port_name.clone());
+                self.bridge_fdb.insert(local.interface.mac, target);
             }
             Op::PutPort(_, name, port) => {
                 assert!(self.bridge.is_some(), "no bridge for {op:?}");
