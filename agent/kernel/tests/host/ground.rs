@@ -310,25 +310,22 @@ impl Ground {
 
     /// Applies operations, all of which must succeed, and remembers what they should come to.
     pub(crate) fn apply(&mut self, network: &NetworkName, ops: Vec<Op>) -> Outcome<KernelError> {
-        let outcome = self.kernel.apply(&plan(network, ops.clone()));
+        let outcome = self.attempt(network, ops);
         let failed: Vec<_> = outcome.failed.iter().map(|(_, op, e)| (op, chain(e))).collect();
         assert!(failed.is_empty(), "refused: {failed:#?}");
         assert!(outcome.held_back.is_empty());
-        assert_eq!(outcome.done, ops.len());
-        for op in &ops {
-            self.model.record(network, op);
-        }
         outcome
     }
 
-    /// Applies operations, some of which fail; only those that are done are remembered.
+    /// Applies operations, some of which may fail; only those that are done are remembered.
     pub(crate) fn attempt(&mut self, network: &NetworkName, ops: Vec<Op>) -> Outcome<KernelError> {
-        let outcome = self.kernel.apply(&plan(network, ops.clone()));
+        let plan = plan(network, ops);
+        let outcome = self.kernel.apply(&plan);
         assert_eq!(
             outcome.done + outcome.failed.len() + outcome.held_back.len(),
-            ops.len()
+            plan.len()
         );
-        for op in &ops {
+        for op in &plan.networks[network] {
             let undone = outcome.failed.iter().any(|(_, o, _)| o == op)
                 || outcome.held_back.iter().any(|(_, o)| o == op);
             if !undone {

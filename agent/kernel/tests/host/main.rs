@@ -1,6 +1,8 @@
 //! weft's part of the kernel against a real kernel. Each test has a host of its own: a network namespace that
 //! its thread lives in, with private directories. They need root, and fail without it.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod attachments;
 mod errors;
 mod foreign;

@@ -86,6 +86,27 @@ fn vni_and_port_are_free_at_once() {
     });
 }
 
+/// The kernel clears a namespace some time after its end; the devices in it must not hold their numbers until then.
+#[test]
+fn a_namespace_that_somebody_removed_is_made_again_at_once() {
+    on_host(|ground| {
+        let blue = network("blue");
+        for round in 0..20 {
+            ground.apply(&blue, devices(100));
+            ground.assert_as_modelled(&blue, "making it");
+            let path = ground.namespace(&blue);
+            nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH).unwrap();
+            if round % 2 == 0 {
+                fs::remove_file(&path).unwrap();
+            }
+            if round % 3 == 0 {
+                assert_eq!(ground.observed(&blue), None);
+            }
+            ground.model.networks.clear();
+        }
+    });
+}
+
 /// Descriptors that are not closed would keep namespaces alive.
 #[test]
 fn no_descriptor_is_held_on_to() {
@@ -95,7 +116,7 @@ fn no_descriptor_is_held_on_to() {
         let open = || fs::read_dir("/proc/thread-self/fd").unwrap().count();
         let blue = network("blue");
         let mut counts = Vec::new();
-        for round in 0..200 {
+        for round in 0..60 {
             let name = format!("c{round}");
             let netns = ground.container(&name);
             let web = local(&blue, &name, &netns, 5);
