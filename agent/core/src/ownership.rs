@@ -5,7 +5,7 @@
 //! | network namespace | the namespace directory | its file is named `weft-<network>` |
 //! | bridge | a network's namespace | named `br0`, of kind bridge |
 //! | VXLAN device | a network's namespace | named `vx4` or `vx6`, of kind vxlan |
-//! | veth, host end | a network's namespace | its alias is `weft <network>/<node>/<id> …` |
+//! | veth, host end | a network's namespace | named `ve` and 13 hexadecimal digits, of kind veth; its alias `weft <network>/<node>/<id> …` says whose, and is missing only after a crash between making and naming it |
 //! | veth, container end | a container's namespace | its alias likewise, and its peer is the host end |
 //! | FDB entry | our bridge's ports and VXLAN devices | flag `NTF_EXT_LEARNED` |
 //! | neighbour | our bridge | `NDA_PROTOCOL` is [`PROTOCOL`] |
@@ -60,6 +60,13 @@ pub fn family_of_tunnel(ifname: &str) -> Option<Family> {
 pub fn port_name(endpoint: &EndpointRef) -> IfName {
     let hash = stable_hash([endpoint.node.as_str(), "/", endpoint.id.as_str()]);
     IfName::new(&format!("ve{:013x}", hash >> 12)).unwrap_or_else(|e| unreachable!("{e}"))
+}
+
+/// Whether a name is one that [`port_name`] gives.
+pub fn is_port_name(ifname: &str) -> bool {
+    ifname
+        .strip_prefix("ve")
+        .is_some_and(|rest| rest.len() == 13 && rest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
 }
 
 /// The alias of both ends of an endpoint's veth: says to people and to us whose it is. At most 255 bytes
@@ -133,6 +140,18 @@ mod tests {
             port_name(&endpoint("blue", "host1", "web")).as_str(),
             "veb9e2d1a1ae5d3"
         );
+        assert!(is_port_name("veb9e2d1a1ae5d3"));
+        for foreign in [
+            "",
+            "ve",
+            "veth0",
+            "veb9e2d1a1ae5d",
+            "veb9e2d1a1ae5d33",
+            "veB9e2d1a1ae5d3",
+            "vxb9e2d1a1ae5d3",
+        ] {
+            assert!(!is_port_name(foreign), "{foreign}");
+        }
         assert_eq!(
             port_name(&endpoint("red", "host1", "web")),
             port_name(&endpoint("blue", "host1", "web"))

@@ -281,7 +281,8 @@ fn sort(all: &[Link]) -> Links {
             links
                 .devices
                 .insert(link.index, Device::Target(BridgeTarget::Tunnel(family)));
-        } else if link.endpoint().is_some()
+        } else if link.is_veth()
+            && ownership::is_port_name(&link.name)
             && let Some((name, port)) = link.to_port(index)
         {
             links

@@ -75,13 +75,16 @@ fn a_veth_pair_without_aliases() {
                 c1.display()
             ),
         );
-        assert!(
-            ground.observed(&blue).unwrap().ports.is_empty(),
-            "nothing says that it is ours"
+        let ports = ground.observed(&blue).unwrap().ports;
+        assert_eq!(
+            ports.get(&web.port_name).map(|port| port.alias.as_str()),
+            Some(""),
+            "ours by its name"
         );
         ground.apply(
             &blue,
             vec![
+                Op::DeletePort(web.port_name.clone()),
                 create(&web, "web"),
                 Op::PutForward(web.interface.mac, Forward::Local(web.port_name.clone())),
             ],
