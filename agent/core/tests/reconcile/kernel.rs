@@ -212,6 +212,8 @@ impl Namespace {
                 assert!(self.bridge.is_some(), "no bridge for {op:?}");
                 let before = self.ports.insert(local.port_name.clone(), local.port.clone());
                 assert!(before.is_none(), "the port is there already for {op:?}");
+                let target = BridgeTarget::Port(local.port_name.clone());
+                self.bridge_fdb.insert(local.interface.mac, target);
                 let end = (id.clone(), local.interface.clone());
                 self.interfaces.insert(local.port_name.clone(), end);
                 let target = BridgeTarget::Port(local.port_name.clone());

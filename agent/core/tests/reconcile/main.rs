@@ -8,6 +8,8 @@
 #[cfg(test)]
 mod agent;
 #[cfg(test)]
+mod bytes;
+#[cfg(test)]
 mod cases;
 #[cfg(test)]
 mod claims;

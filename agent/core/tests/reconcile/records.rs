@@ -274,16 +274,17 @@ fn stray_edit() -> impl Strategy<Value = Edit> {
     })
 }
 
-/// Anything that anybody could write or delete.
-pub(crate) fn any_edit() -> impl Strategy<Value = Edit> {
+/// Anything that anybody could write or delete. Boxed: unboxed, many of them overflow a test's stack.
+pub(crate) fn any_edit() -> BoxedStrategy<Edit> {
     prop_oneof![
-        3 => network_edit(),
-        3 => peer_edit(),
-        10 => endpoint_edit(),
-        8 => claim_edit(),
-        2 => vni_edit(),
-        1 => stray_edit(),
+        3 => network_edit().boxed(),
+        3 => peer_edit().boxed(),
+        10 => endpoint_edit().boxed(),
+        8 => claim_edit().boxed(),
+        2 => vni_edit().boxed(),
+        1 => stray_edit().boxed(),
     ]
+    .boxed()
 }
 
 /// A world in which every record is valid and complete, so that it alone says what every host should hold: what
