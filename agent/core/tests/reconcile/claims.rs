@@ -344,8 +344,11 @@ impl Cluster {
 
     fn holds(&self, name: &EndpointRef, address: IpAddr) -> bool {
         let claim = self.store.read(&Key::Address(name.network.clone(), address));
-        let claim = claim.and_then(|c| AddressClaim::decode(&c.value).ok());
-        claim.is_some_and(|claim| (&claim.node, &claim.id) == (&name.node, &name.id))
+        // One that turned bad is what it was, to those who have seen it.
+        claim.is_some_and(|claim| match AddressClaim::decode(&claim.value) {
+            Ok(claim) => (&claim.node, &claim.id) == (&name.node, &name.id),
+            Err(_) => true,
+        })
     }
 }
 
