@@ -415,10 +415,15 @@ impl Site<'_> {
     /// Waits until a host end whose other end has just come up can send. The kernel gives it its queue a little
     /// later, from a work queue (net/core/link_watch.c); until then it drops what the bridge sends through
     /// it, such as the answer to the container's first ARP request, which is asked again only after a second.
-    fn await_carrier(&mut self, name: &str) -> Result<(), KernelError> {
+    ///
+    /// The container end is waited for, too: IPv6 takes a link into use when it has become operational.
+    fn await_carrier(&mut self, name: &str, inside: (&mut Channel, &str, &str)) -> Result<(), KernelError> {
         let deadline = Instant::now() + CARRIER_PATIENCE;
         let place = self.place.clone();
-        while !links::is_operational(self.channel()?, name, &place)? {
+        let (channel, ifname, netns) = inside;
+        while !links::is_operational(self.channel()?, name, &place)?
+            || !links::is_operational(channel, ifname, netns)?
+        {
             if Instant::now() > deadline {
                 // Nothing is wrong with it; the first packets may be lost.
                 tracing::debug!(port = name, "no carrier yet");
@@ -477,7 +482,9 @@ impl Site<'_> {
                 NLM_F_CREATE | NLM_F_REPLACE,
             )
             .map_err(|r| refused(format!("put the forwarding entry {} to {name}", interface.mac), r))?;
-        self.await_carrier(name)?;
+        if port.up && interface.up {
+            self.await_carrier(name, (channel, ifname, netns))?;
+        }
         let mut messages = Vec::new();
         let replace = NLM_F_CREATE | NLM_F_REPLACE;
         for net in &interface.addresses {
