@@ -3,6 +3,8 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
+    io,
+    net::IpAddr,
     os::fd::AsRawFd,
     path::Path,
     thread,
@@ -261,7 +263,7 @@ impl Site<'_> {
         let written = namespace::within(&namespace.file, || match fs::read_to_string(&path) {
             Ok(now) if now.trim() != value => fs::write(&path, value).map(|()| true),
             Ok(_) => Ok(false),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),
         });
         match written.and_then(|inner| inner) {
@@ -377,7 +379,7 @@ impl Site<'_> {
                 ));
             }
         }
-        let finished = self.finish_local(local, &mut channel, &netns);
+        let finished = self.finish_local(local, &container, &mut channel, &netns);
         if finished.is_err() {
             // Half a veth would be found as an interface that is not the endpoint's.
             if let Err(error) = self.delete_link(port_name.as_str()) {
@@ -434,7 +436,65 @@ impl Site<'_> {
         Ok(())
     }
 
-    fn finish_local(&mut self, local: &Local, channel: &mut Channel, netns: &str) -> Result<(), KernelError> {
+    /// Waits until the container end listens for its IPv6 addresses' solicited-node groups (RFC 4291 section
+    /// 2.7.1). The kernel joins them from a work queue, also without duplicate address detection, and what
+    /// asks for the address before goes unheard, to ask again only after a second. Read from procfs, because
+    /// the packet crate does not know RTM_GETMULTICAST.
+    fn await_groups(&self, container: &File, interface: &Interface) -> Result<(), KernelError> {
+        let groups: Vec<String> = interface
+            .addresses
+            .iter()
+            .filter_map(|net| match net.addr() {
+                IpAddr::V6(address) => {
+                    let [.., a, b, c] = address.octets();
+                    Some(format!("ff0200000000000000000001ff{a:02x}{b:02x}{c:02x}"))
+                }
+                IpAddr::V4(_) => None,
+            })
+            .collect();
+        if groups.is_empty() {
+            return Ok(());
+        }
+        let ifname = interface.attachment.ifname.as_str();
+        let deadline = Instant::now() + CARRIER_PATIENCE;
+        let listens = || -> io::Result<()> {
+            while Instant::now() < deadline {
+                let joined = fs::read_to_string("/proc/thread-self/net/igmp6")?;
+                let is_joined = |group: &String| {
+                    joined.lines().any(|line| {
+                        let mut words = line.split_whitespace().skip(1);
+                        words.next() == Some(ifname) && words.next() == Some(group)
+                    })
+                };
+                if groups.iter().all(is_joined) {
+                    break;
+                }
+                thread::sleep(CARRIER_LOOK);
+            }
+            Ok(())
+        };
+        let source = match namespace::within(container, listens) {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(source)) | Err(source) => source,
+        };
+        // Without IPv6 in the kernel there is no such file, and no such address could have been given.
+        Err(KernelError::Refused {
+            what: format!(
+                "see which groups {ifname} in {} listens to",
+                interface.attachment.netns
+            ),
+            hint: None,
+            source,
+        })
+    }
+
+    fn finish_local(
+        &mut self,
+        local: &Local,
+        container: &File,
+        channel: &mut Channel,
+        netns: &str,
+    ) -> Result<(), KernelError> {
         let Local {
             port_name,
             port,
@@ -501,6 +561,7 @@ impl Site<'_> {
         }
         self.writes += messages.len() as u64;
         match channel.batch(messages).into_iter().next() {
+            None if port.up && interface.up => self.await_groups(container, interface),
             None => Ok(()),
             Some((_, refusal)) => Err(refused(format!("give {ifname} in {netns} its address"), refusal)),
         }
