@@ -118,6 +118,27 @@ pub(crate) fn subject_of_route(message: &RouteMessage) -> Option<(u32, IpNet, bo
     ))
 }
 
+/// Whether an interface has a route, whoever's it is.
+pub(crate) fn has_route(
+    channel: &mut Channel,
+    index: u32,
+    net: IpNet,
+    place: &str,
+) -> Result<bool, KernelError> {
+    let mut question = RouteMessage::default();
+    question.header.address_family = family(net.addr());
+    question.attributes.push(RouteAttribute::Oif(index));
+    let objects = channel
+        .dump(&RouteNetlinkMessage::GetRoute(question))
+        .map_err(|r| refused(format!("list the routes of {place}"), r))?;
+    let there = |object: &RouteNetlinkMessage| {
+        matches!(object, RouteNetlinkMessage::NewRoute(message)
+            if message.header.table == RouteHeader::RT_TABLE_MAIN
+                && subject_of_route(message).is_some_and(|(on, to, _)| on == index && to == net.trunc()))
+    };
+    Ok(objects.iter().any(there))
+}
+
 /// Addresses and routes of ours on an interface.
 pub(crate) fn dump(
     channel: &mut Channel,

@@ -47,8 +47,8 @@ struct Site<'k> {
     kernel: &'k mut Kernel,
     network: &'k NetworkName,
     place: String,
-    /// Indexes of the namespace's links by name, read when first needed.
-    indexes: Option<HashMap<String, u32>>,
+    /// Indexes of the namespace's links by name, asked for when first needed.
+    indexes: HashMap<String, u32>,
     writes: u64,
 }
 
@@ -66,7 +66,7 @@ impl Kernel {
                 kernel: self,
                 network,
                 place: ownership::namespace_name(network),
-                indexes: None,
+                indexes: HashMap::new(),
                 writes: 0,
             };
             let mut failures = Failures::default();
@@ -82,9 +82,13 @@ impl Kernel {
                     .iter()
                     .take_while(|op| is_entry(op) && !failures.hold_back(op))
                     .count();
-                let (now, later) = rest.split_at(entries.max(1));
+                let links = rest.iter().take_while(|op| deleted_link(op).is_some()).count();
+                let together = if links > 1 { links } else { entries.max(1) };
+                let (now, later) = rest.split_at(together);
                 let failed = if entries > 0 {
                     site.entries(now)
+                } else if links > 1 {
+                    site.delete_links(now)
                 } else {
                     site.one(op).err().map(|error| (0, error)).into_iter().collect()
                 };
@@ -98,6 +102,15 @@ impl Kernel {
             outcome.writes += site.writes;
         }
         outcome
+    }
+}
+
+/// The device that an operation removes.
+fn deleted_link(op: &Op) -> Option<&str> {
+    match op {
+        Op::DeletePort(name) => Some(name.as_str()),
+        Op::DeleteTunnel(family) => Some(ownership::tunnel_name(*family)),
+        _ => None,
     }
 }
 
@@ -133,6 +146,50 @@ fn unless_gone(result: Result<(), Refusal>) -> Result<(), Refusal> {
     }
 }
 
+/// Containers are often made with IPv6 off for all that comes (Docker's are): an endpoint that has an IPv6
+/// address needs it on its own interface, and on no other.
+fn allow_ipv6(container: &File, ifname: &str, netns: &str) -> Result<(), KernelError> {
+    let path = Path::new("/proc/sys/net/ipv6/conf")
+        .join(ifname)
+        .join("disable_ipv6");
+    let allowed = namespace::within(container, || match fs::read_to_string(&path) {
+        Ok(now) if now.trim() != "0" => fs::write(&path, "0"),
+        Ok(_) => Ok(()),
+        // Without IPv6 in the kernel the address itself is refused, with its reason.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+    });
+    allowed
+        .and_then(|inner| inner)
+        .map_err(|source| KernelError::Refused {
+            what: format!("enable IPv6 on {ifname} in {netns}"),
+            hint: None,
+            source,
+        })
+}
+
+/// Makes an on-link route. A `replace` alone would also take the place of a route through another interface, since
+/// the kernel looks at destination and metric only: it comes when the route that is there is on our own.
+fn put_route(channel: &mut Channel, index: u32, net: IpNet, netns: &str) -> Result<(), KernelError> {
+    let message = || RouteNetlinkMessage::NewRoute(addresses::route(index, net));
+    let what = || format!("give {netns} the route {net}");
+    match channel.request(message(), NLM_F_CREATE | NLM_F_EXCL) {
+        Ok(_) => Ok(()),
+        Err(refusal) if refusal.is(Errno::EEXIST) => {
+            if !addresses::has_route(channel, index, net, netns)? {
+                return Err(KernelError::Refused {
+                    what: format!("{}; it has one through another interface", what()),
+                    hint: None,
+                    source: io::Error::from_raw_os_error(Errno::EEXIST as i32),
+                });
+            }
+            let replaced = channel.request(message(), NLM_F_CREATE | NLM_F_REPLACE);
+            replaced.map(drop).map_err(|r| refused(what(), r))
+        }
+        Err(refusal) => Err(refused(what(), refusal)),
+    }
+}
+
 impl Site<'_> {
     fn one(&mut self, op: &Op) -> Result<(), KernelError> {
         match op {
@@ -149,27 +206,25 @@ impl Site<'_> {
             Op::CreateLocal(id, local) => self.create_local(id, local),
             Op::PutPort(_, name, port) => self.put_port(name, port),
             Op::PutInterface(id, interface) => self.put_interface(id, interface),
-            Op::PutAddress(id, net) => self.interface_request(
-                id,
-                |index| {
+            Op::PutAddress(id, net) => {
+                let end = self.container_end(id)?;
+                if net.addr().is_ipv6() {
+                    allow_ipv6(&end.file, &end.ifname, &end.netns)?;
+                }
+                let message = |index| {
                     (
                         RouteNetlinkMessage::NewAddress(addresses::address(index, *net)),
                         NLM_F_CREATE | NLM_F_REPLACE,
                     )
-                },
-                &format!("give {net} to"),
-            ),
+                };
+                self.request_at(end, id, message, &format!("give {net} to"))
+            }
             Op::DeleteAddress(id, net) => self.delete_address(id, *net),
-            Op::PutRoute(id, net) => self.interface_request(
-                id,
-                |index| {
-                    (
-                        RouteNetlinkMessage::NewRoute(addresses::route(index, *net)),
-                        NLM_F_CREATE | NLM_F_REPLACE,
-                    )
-                },
-                &format!("give the route {net} to"),
-            ),
+            Op::PutRoute(id, net) => {
+                let mut end = self.container_end(id)?;
+                self.writes += 1;
+                put_route(&mut end.channel, end.index, *net, &end.netns)
+            }
             Op::DeleteRoute(id, net) => self.interface_request(
                 id,
                 |index| (RouteNetlinkMessage::DelRoute(addresses::route(index, *net)), 0),
@@ -193,15 +248,17 @@ impl Site<'_> {
     }
 
     fn index(&mut self, name: &str) -> Result<u32, KernelError> {
-        if self.indexes.is_none() {
-            let place = self.place.clone();
-            self.indexes = Some(links::indexes(self.channel()?, &place)?);
+        if let Some(index) = self.indexes.get(name) {
+            return Ok(*index);
         }
-        let known = self.indexes.as_ref().and_then(|all| all.get(name).copied());
-        known.ok_or_else(|| KernelError::NoInterface {
-            place: self.place.clone(),
-            ifname: name.to_owned(),
-        })
+        let place = self.place.clone();
+        let index =
+            links::index_of(self.channel()?, name, &place)?.ok_or_else(|| KernelError::NoInterface {
+                place,
+                ifname: name.to_owned(),
+            })?;
+        self.indexes.insert(name.to_owned(), index);
+        Ok(index)
     }
 
     fn exists(&mut self, name: &str) -> Result<bool, KernelError> {
@@ -228,7 +285,7 @@ impl Site<'_> {
         self.kernel.forget(self.network);
         let path = self.kernel.path_of(self.network);
         self.writes += u64::from(namespace::create(&path)?);
-        self.indexes = None;
+        self.indexes.clear();
         // The sockets in it and its notifications.
         self.channel().map(drop)
     }
@@ -250,7 +307,6 @@ impl Site<'_> {
         if !self.exists(ownership::BRIDGE)? {
             messages.insert(0, (links::new_bridge(bridge), NLM_F_CREATE | NLM_F_EXCL));
         }
-        self.indexes = None;
         self.send(&what, messages)
     }
 
@@ -301,7 +357,6 @@ impl Site<'_> {
                 .host
                 .request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
                 .map_err(|r| refused(what, r))?;
-            self.indexes = None;
         }
         let mut messages = vec![(links::set_master(name, bridge), 0)];
         let flags = tunnel.bridge_port.unwrap_or(PortFlags::TUNNEL);
@@ -311,12 +366,64 @@ impl Site<'_> {
         }
         // Up last: until then nothing is flooded.
         messages.push((links::set_tunnel_link(family, tunnel), 0));
-        self.send(&format!("set up vxlan device {name}"), messages)
+        // The UDP socket is made when the device comes up.
+        let what = format!("set up vxlan device {name} (UDP port {})", tunnel.port);
+        self.send(&what, messages).map_err(|error| match error {
+            KernelError::Refused { what, source, .. }
+                if source.raw_os_error() == Some(Errno::EADDRINUSE as i32) =>
+            {
+                KernelError::Refused {
+                    what: format!(
+                        "{what}; another program on this host has the port (`ss -lunp sport = :{}` names it), and \
+                         another port would have to be that of all hosts",
+                        tunnel.port
+                    ),
+                    hint: None,
+                    source,
+                }
+            }
+            other => other,
+        })
+    }
+
+    /// Removes several devices at once. One by one, the kernel waits for grace periods (20 ms and more) after
+    /// each; so they are put into a device group, and the group is removed.
+    fn delete_links(&mut self, ops: &[Op]) -> Vec<(usize, KernelError)> {
+        let names = || ops.iter().filter_map(deleted_link);
+        let group = links::doomed_group();
+        let together = self.channel().and_then(|channel| {
+            let into_group =
+                names().map(|name| (RouteNetlinkMessage::NewLink(links::set_group(name, group)), 0));
+            // Refused are those that are gone already.
+            drop(channel.batch(into_group.collect()));
+            let doomed = RouteNetlinkMessage::DelLink(links::delete_group(group));
+            unless_gone(channel.request(doomed, 0).map(drop))
+                .map_err(|r| refused("remove devices together".to_owned(), r))
+        });
+        if let Err(error) = together {
+            tracing::debug!(%error, "devices are removed one by one");
+        }
+        self.writes += names().count() as u64;
+        let mut failed = Vec::new();
+        for (i, op) in ops.iter().enumerate() {
+            let Some(name) = deleted_link(op) else { continue };
+            self.indexes.remove(name);
+            let left = match self.exists(name) {
+                Ok(true) => self.delete_link(name),
+                Ok(false) | Err(KernelError::NoNamespace { .. }) => Ok(()),
+                Err(error) => Err(error),
+            };
+            match left {
+                Ok(()) => self.kernel.forget_container(self.network, name),
+                Err(error) => failed.push((i, error)),
+            }
+        }
+        failed
     }
 
     fn delete_link(&mut self, name: &str) -> Result<(), KernelError> {
         let what = format!("remove {name} from {}", self.place);
-        self.indexes = None;
+        self.indexes.remove(name);
         let channel = match self.channel() {
             Ok(channel) => channel,
             Err(KernelError::NoNamespace { .. }) => return Ok(()),
@@ -396,7 +503,6 @@ impl Site<'_> {
 
     fn make_veth(&mut self, message: &LinkMessage) -> Result<(), Refusal> {
         self.writes += 1;
-        self.indexes = None;
         let channel = self.channel().map_err(|_| Refusal::Lost)?;
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         channel
@@ -514,13 +620,10 @@ impl Site<'_> {
             ],
         )?;
         let ifname = interface.attachment.ifname.as_str();
-        let index = links::indexes(channel, netns)?
-            .get(ifname)
-            .copied()
-            .ok_or_else(|| KernelError::NoInterface {
-                place: netns.to_owned(),
-                ifname: ifname.to_owned(),
-            })?;
+        let index = links::index_of(channel, ifname, netns)?.ok_or_else(|| KernelError::NoInterface {
+            place: netns.to_owned(),
+            ifname: ifname.to_owned(),
+        })?;
         let link = links::set_interface(
             index,
             &interface.alias,
@@ -545,6 +648,9 @@ impl Site<'_> {
         if port.up && interface.up {
             self.await_carrier(name, (channel, ifname, netns))?;
         }
+        if interface.addresses.iter().any(|net| net.addr().is_ipv6()) {
+            allow_ipv6(container, ifname, netns)?;
+        }
         let mut messages = Vec::new();
         let replace = NLM_F_CREATE | NLM_F_REPLACE;
         for net in &interface.addresses {
@@ -553,18 +659,17 @@ impl Site<'_> {
                 replace,
             ));
         }
+        self.writes += (messages.len() + interface.routes.len()) as u64;
+        if let Some((_, refusal)) = channel.batch(messages).into_iter().next() {
+            return Err(refused(format!("give {ifname} in {netns} its address"), refusal));
+        }
         for net in &interface.routes {
-            messages.push((
-                RouteNetlinkMessage::NewRoute(addresses::route(index, *net)),
-                replace,
-            ));
+            put_route(channel, index, *net, netns)?;
         }
-        self.writes += messages.len() as u64;
-        match channel.batch(messages).into_iter().next() {
-            None if port.up && interface.up => self.await_groups(container, interface),
-            None => Ok(()),
-            Some((_, refusal)) => Err(refused(format!("give {ifname} in {netns} its address"), refusal)),
+        if port.up && interface.up {
+            self.await_groups(container, interface)?;
         }
+        Ok(())
     }
 
     fn put_port(&mut self, name: &IfName, port: &Port) -> Result<(), KernelError> {

@@ -26,9 +26,8 @@ use std::{
     sync::Arc,
 };
 
-use netlink_packet_route::RouteNetlinkMessage;
 use weft_core::ownership;
-use weft_store_schema::{Attachment, EndpointId, Family, IfName, NetworkName};
+use weft_store_schema::{Attachment, EndpointId, IfName, NetworkName};
 
 pub use error::KernelError;
 pub use notice::{ContainerSeen, DeviceSeen, ForwardSeen, Notice};
@@ -158,6 +157,13 @@ impl Kernel {
         if there.is_none() {
             return Ok(None);
         }
+        if there == Some(self.host_identity) {
+            return Err(KernelError::Namespace {
+                action: "use",
+                path,
+                source: io::Error::other("it is the host's own; unmount it"),
+            });
+        }
         if !self.networks.contains_key(network) {
             let namespace = match Namespace::open(&path) {
                 Ok(namespace) => namespace,
@@ -187,16 +193,9 @@ impl Kernel {
             return;
         }
         // Somebody took its file away. The kernel clears it some time after we let go of it, and until then its
-        // tunnels would hold the VNI that the next one needs.
-        for family in Family::ALL {
-            let name = ownership::tunnel_name(family);
-            let request = RouteNetlinkMessage::DelLink(links::delete(name));
-            match namespace.channel.request(request, 0) {
-                Err(refusal) if !refusal.is(nix::errno::Errno::ENODEV) => {
-                    tracing::debug!(%network, name, ?refusal, "a tunnel stays until its namespace is cleared");
-                }
-                _ => {}
-            }
+        // devices hold what the next one needs: the tunnels their VNI, the host ends the containers' interfaces.
+        if let Err(error) = links::delete_ours(&mut namespace.channel, network.as_str()) {
+            tracing::debug!(%network, %error, "its devices stay until the namespace is cleared");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Links as messages: from the values of the data plane to requests, and from dumps to the values.
 
-use std::{collections::HashMap, io, net::IpAddr, os::fd::RawFd};
+use std::{io, net::IpAddr, os::fd::RawFd};
 
 use netlink_packet_core::Nla as _;
 use netlink_packet_route::{
@@ -11,6 +11,7 @@ use netlink_packet_route::{
         LinkMessage,
     },
 };
+use nix::errno::Errno;
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 use weft_core::{
     dataplane::{Bridge, Port, PortFlags, Tunnel},
@@ -292,12 +293,63 @@ pub(crate) fn is_operational(channel: &mut Channel, name: &str, place: &str) -> 
     }))
 }
 
-/// Indexes of a namespace's links by name.
-pub(crate) fn indexes(channel: &mut Channel, place: &str) -> Result<HashMap<String, u32>, KernelError> {
-    Ok(dump(channel, place)?
+/// The index of the link of that name; none if there is none.
+pub(crate) fn index_of(channel: &mut Channel, name: &str, place: &str) -> Result<Option<u32>, KernelError> {
+    let question = LinkUnspec::new_with_name(name)
+        .append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]))
+        .build();
+    match channel.request(RouteNetlinkMessage::GetLink(question), 0) {
+        Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some(link.header.index),
+            _ => None,
+        })),
+        Err(refusal) if refusal.is(Errno::ENODEV) => Ok(None),
+        Err(refusal) => Err(refused(
+            format!("look up the interface {name} of {place}"),
+            refusal,
+        )),
+    }
+}
+
+/// Removes a network's tunnels and host ends, all at once.
+pub(crate) fn delete_ours(channel: &mut Channel, place: &str) -> Result<(), KernelError> {
+    let group = doomed_group();
+    let into_group: Vec<_> = dump(channel, place)?
         .into_iter()
-        .map(|link| (link.name, link.index))
-        .collect())
+        .filter(|link| link.tunnel_family().is_some() || link.endpoint().is_some())
+        .map(|link| (RouteNetlinkMessage::NewLink(set_group(&link.name, group)), 0))
+        .collect();
+    if into_group.is_empty() {
+        return Ok(());
+    }
+    let refused_as = |r| refused(format!("remove the devices of {place}"), r);
+    if let Some((_, refusal)) = channel.batch(into_group).into_iter().next() {
+        return Err(refused_as(refusal));
+    }
+    channel
+        .request(RouteNetlinkMessage::DelLink(delete_group(group)), 0)
+        .map(drop)
+        .map_err(refused_as)
+}
+
+/// A device group that no other removal uses: one that a crash cut short must not, much later, take along what was
+/// adopted meanwhile.
+pub(crate) fn doomed_group() -> u32 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    // Never 0, which every device is in.
+    0x7700_0000 | now.map_or(1, |now| now.subsec_nanos() & 0x00ff_ffff)
+}
+
+pub(crate) fn set_group(name: &str, group: u32) -> LinkMessage {
+    let mut message = LinkUnspec::new_with_name(name).link_group(group).build();
+    keep_flags(&mut message);
+    message
+}
+
+pub(crate) fn delete_group(group: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::Group(group));
+    message
 }
 
 pub(crate) fn raise_loopback(channel: &mut Channel) -> io::Result<()> {

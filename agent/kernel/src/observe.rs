@@ -144,10 +144,7 @@ impl Kernel {
         let Some(namespace) = self.enter(network)? else {
             return Ok(none());
         };
-        let Some(bridge) = links::indexes(&mut namespace.channel, &place)?
-            .get(ownership::BRIDGE)
-            .copied()
-        else {
+        let Some(bridge) = links::index_of(&mut namespace.channel, ownership::BRIDGE, &place)? else {
             return Ok(none());
         };
         of.iter()

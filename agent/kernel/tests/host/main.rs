@@ -7,6 +7,7 @@ mod attachments;
 mod errors;
 mod foreign;
 mod ground;
+mod hazards;
 mod leftovers;
 mod lookups;
 mod notices;
