@@ -77,7 +77,8 @@ impl Op {
             Self::PutBridge(_) => Need::Bridge,
             Self::PutTunnel(family, _) | Self::DeleteTunnel(family) => Need::Tunnel(*family),
             Self::CreateLocal(id, _) => Need::Local(id.clone()),
-            Self::DeletePort(port) => Need::Port(port.clone()),
+            // A port that stays outside of the bridge can have no entry in its table.
+            Self::DeletePort(port) | Self::PutPort(_, port, _) => Need::Port(port.clone()),
             _ => return None,
         })
     }
@@ -296,6 +297,52 @@ impl crate::dataplane::Observed {
         match op {
             Op::DeleteNamespace => drop(self.networks.remove(network)),
             op => self.networks.entry(network.clone()).or_default().record(op),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::PortFlags;
+
+    #[test]
+    fn what_cannot_be_without_a_failed_operation_is_held_back() {
+        let port_name: IfName = "ve1".parse().unwrap();
+        let port = Port {
+            alias: "weft blue/host1/a".to_owned(),
+            mtu: 1450,
+            up: true,
+            bridge_port: Some(PortFlags::ENDPOINT),
+        };
+        let mac = Mac::new([2, 0, 0, 0, 0, 1]).unwrap();
+        let (v4, v6) = ("10.99.0.2".parse().unwrap(), "fd99::2".parse().unwrap());
+        let behind = Op::PutForward(mac, Forward::Local(port_name.clone()));
+        let at = |vtep| Op::PutForward(mac, Forward::Remote(vtep));
+        let held_back_by = |op: &Op, then: &Op| {
+            let mut failures = Failures::default();
+            failures.note(op);
+            failures.hold_back(then)
+        };
+        for (failed, then, held_back) in [
+            (Op::CreateNamespace, &behind, true),
+            (
+                Op::PutPort("a".parse().unwrap(), port_name.clone(), port),
+                &behind,
+                true,
+            ),
+            (Op::DeletePort("ve2".parse().unwrap()), &behind, false),
+            (Op::DeleteTunnel(Family::V4), &at(v4), true),
+            (Op::DeleteTunnel(Family::V4), &at(v6), false),
+            (Op::DeleteTunnel(Family::V4), &behind, false),
+            (Op::DeletePort(port_name), &Op::DeleteNamespace, false),
+            (at(v4), &Op::DeleteVtep(mac, v6), false),
+        ] {
+            assert_eq!(
+                held_back_by(&failed, then),
+                held_back,
+                "{failed:?}, then {then:?}"
+            );
         }
     }
 }
