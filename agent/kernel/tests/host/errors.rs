@@ -125,7 +125,8 @@ fn an_interface_that_is_gone_needs_a_look() {
             ],
         );
         assert_eq!(outcome.done, 1);
-        assert_eq!(outcome.failed.len(), 3);
+        // What a failed one makes impossible may be held back instead.
+        assert_eq!(outcome.failed.len() + outcome.held_back.len(), 3);
         for (_, op, error) in &outcome.failed {
             assert!(error.needs_look(), "{op:?}: {}", chain(error));
         }
