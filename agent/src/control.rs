@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 use weft_api::{ApiError, Call, Control, EndpointFilter, EventHub, EventStream, NodeFilter, Subject};
 use weft_core::{
     claims::{self, Refusal},
-    record::{Committed, Entry, Guard, Transaction, Write},
+    record::{Change, Committed, Entry, Guard, Transaction, Write},
 };
 use weft_proto::v1;
 use weft_store::{Store, StoreError};
@@ -297,6 +297,19 @@ impl AgentControl {
         }
     }
 
+    /// A network that somebody made a moment ago, on another host, may not have come by the watch yet.
+    async fn look_up_network(&self, call: &Call, name: &NetworkName) -> Result<(), ApiError> {
+        let known = name.clone();
+        if self.ask(move |r| r.snapshot.network(&known).is_some()).await? {
+            return Ok(());
+        }
+        let patience = until(call.deadline, STORE_PATIENCE);
+        let fetched = self.store.get(&Key::Network(name.clone()), patience).await;
+        let entry = fetched.map_err(|error| store_error(&error))?.entry;
+        self.ask(move |r| r.learn(&entry.map(Change::Put).into_iter().collect::<Vec<_>>()))
+            .await
+    }
+
     async fn remember_detach(&self, name: &EndpointRef) -> Result<(), ApiError> {
         let remembered = name.clone();
         self.ask(move |r| r.remember_detach(&remembered))
@@ -449,6 +462,7 @@ impl Control for AgentControl {
         checked.map_err(|error| ApiError::invalid("attachment.netns", chain(&error)))?;
 
         let what = subject(&name);
+        self.look_up_network(&call, &name.network).await?;
         let pin = self.view_of(&call, &name.network).await?;
         let (same, wanted) = (name.clone(), valid.clone());
         let before = self

@@ -36,6 +36,7 @@ fn holds_the_services_and_their_methods() {
         "Peers/List",
         "Status/Get",
         "Status/Version",
+        "Status/AcceptDeletions",
         "Events/Watch",
     ];
     assert_eq!(methods, expected);

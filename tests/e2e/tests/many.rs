@@ -34,7 +34,12 @@ fn fifty_endpoints_on_three_hosts_all_talk() -> Result<()> {
             Ok(())
         })?;
     }
-    let silent = unanswered(&stations, Duration::from_secs(5))?;
+    let mut silent = unanswered(&stations, Duration::from_secs(5))?;
+    if !silent.is_empty() {
+        // 4,900 conversations begin at once, and the kernel's limit of unresolved neighbours (gc_thresh3) counts for
+        // all namespaces together: whoever fell victim to that is answered when it asks again.
+        silent = unanswered(&stations, Duration::from_secs(5))?;
+    }
     assert_eq!(silent, Vec::<String>::new(), "of {} pairs", 50 * 49);
     for host in cluster.hosts() {
         assert_eq!(weft_e2e::status(host)?["problems"], serde_json::json!([]));
