@@ -248,7 +248,7 @@ impl Snapshot {
             users.insert(endpoint.clone());
         }
         self.touch_endpoint(endpoint, before.as_ref(), dirty);
-        if own && before.as_ref().is_some_and(|before| before.value != slot.value) {
+        if before.as_ref().is_none_or(|before| before.value != slot.value) {
             self.touch_claims(endpoint, dirty);
         }
         let members = self.members.entry(endpoint.network.clone()).or_default();
@@ -394,10 +394,10 @@ impl Snapshot {
             .get_mut(&endpoint.network)
             .and_then(|m| m.remove_endpoint(&member));
         self.touch_endpoint(endpoint, slot.as_ref(), dirty);
+        self.touch_claims(endpoint, dirty);
         self.end_doubt(doubt, &endpoint.network, dirty);
         if endpoint.node == self.node {
             self.forget_attachment(endpoint, slot.as_ref(), dirty);
-            self.touch_claims(endpoint, dirty);
             if !self.takes_part(&endpoint.network) {
                 dirty.networks.insert(endpoint.network.clone());
             }

@@ -401,7 +401,12 @@ impl<'a> Pass<'a> {
     /// would be believed.
     fn neighbour(&self, members: &Members, address: IpAddr) -> Wanted<Mac> {
         let Some(((node, id), endpoint)) = members.owner_of_address(address) else {
-            return Wanted::Absent;
+            // Who holds it by a claim, and has a record that does not tell, may be whom it was made for.
+            return if members.is_held_untold(address) {
+                Wanted::Keep
+            } else {
+                Wanted::Absent
+            };
         };
         if node == self.snapshot.node() {
             return Wanted::Absent;

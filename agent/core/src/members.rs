@@ -199,6 +199,12 @@ impl Members {
         self.undetermined.contains(member)
     }
 
+    /// Whether an address is claimed for an endpoint whose record is there and does not tell what it has.
+    pub(crate) fn is_held_untold(&self, address: IpAddr) -> bool {
+        let claim = self.claim(address).and_then(|slot| slot.value.as_ref());
+        claim.is_some_and(|claim| self.may_be_undetermined(&(claim.node.clone(), claim.id.clone())))
+    }
+
     /// Every MAC that a record names.
     pub fn macs(&self) -> impl Iterator<Item = &Mac> {
         self.by_mac.0.keys()

@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl Snapshot {
-    /// What an endpoint of this node holds by claims: its record need not have said all of it.
+    /// What an endpoint holds by claims: its record need not have said all of it.
     pub(crate) fn touch_claims(&self, endpoint: &EndpointRef, dirty: &mut Dirty) {
         let member = (endpoint.node.clone(), endpoint.id.clone());
         let members = self.members.get(&endpoint.network);

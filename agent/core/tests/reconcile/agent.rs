@@ -58,6 +58,18 @@ impl Agent {
         }
     }
 
+    /// Another process on the same host: it knows nothing, and finds in the kernel what was left.
+    pub(crate) fn restart(&mut self) {
+        let fresh = Self::new(self.node().clone(), self.host.clone());
+        let kernel = std::mem::take(&mut self.kernel);
+        *self = Self {
+            observed: kernel.observe(),
+            kernel,
+            pinned: std::mem::take(&mut self.pinned),
+            ..fresh
+        };
+    }
+
     pub(crate) fn node(&self) -> &NodeName {
         self.snapshot.node()
     }

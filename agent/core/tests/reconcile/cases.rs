@@ -9,6 +9,8 @@
 //! - `put KEY VALUE`, `delete KEY`: as etcdctl does
 //! - `chores`: the agents write what they owe; told as `writes`, `deletes` and `refuses`
 //! - `relist`: the agents list everything again
+//! - `restart`: the agents are started anew; the kernels stay as they are
+//! - `distrust WHY`: the agents have reason to believe that the store has lost records
 //! - `go back to N`: the store is restored from a backup of that revision
 //! - `another cluster`: the store answers with another identity
 //! - `empty store`: another cluster, and nothing in it
@@ -110,6 +112,17 @@ impl Story {
                 for agent in &mut self.agents {
                     let dirty = agent.snapshot.release_held();
                     agent.note(dirty);
+                }
+            }
+            ("restart", "") => {
+                for agent in &mut self.agents {
+                    agent.restart();
+                    agent.sync(&self.store);
+                }
+            }
+            ("distrust", why) => {
+                for agent in &mut self.agents {
+                    agent.snapshot.distrust(why.to_owned());
                 }
             }
             ("detach", rest) => self.detach(rest, true),
