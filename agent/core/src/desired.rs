@@ -330,9 +330,10 @@ impl<'a> Pass<'a> {
         {
             return Wanted::Absent;
         }
-        // An address is put on an interface only when the claim is in sight; a claim that went missing takes
-        // no address away.
-        if endpoint.addresses.is_empty() || endpoint.addresses.iter().any(|a| members.claim(*a).is_none()) {
+        // An address is put on an interface only when the claim is in sight; a claim that went missing, or
+        // cannot be read, takes no address away.
+        let untold = |a: &IpAddr| members.claim(*a).is_none_or(|slot| slot.value.is_none());
+        if endpoint.addresses.is_empty() || endpoint.addresses.iter().any(untold) {
             return Wanted::Keep;
         }
         let held = endpoint

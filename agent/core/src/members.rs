@@ -199,10 +199,13 @@ impl Members {
         self.undetermined.contains(member)
     }
 
-    /// Whether an address is claimed for an endpoint whose record is there and does not tell what it has.
+    /// Whether an address is claimed for an endpoint whose record is there and does not tell what it has, or may
+    /// be.
     pub(crate) fn is_held_untold(&self, address: IpAddr) -> bool {
-        let claim = self.claim(address).and_then(|slot| slot.value.as_ref());
-        claim.is_some_and(|claim| self.may_be_undetermined(&(claim.node.clone(), claim.id.clone())))
+        self.claim(address).is_some_and(|slot| match &slot.value {
+            Some(claim) => self.may_be_undetermined(&(claim.node.clone(), claim.id.clone())),
+            None => self.any_undetermined(),
+        })
     }
 
     /// Every MAC that a record names.

@@ -2,6 +2,7 @@
 //! and what is known of sound records is not concerned.
 
 use proptest::{collection, prelude::*, sample::select};
+use serde_json::json;
 use weft_core::{
     chores,
     desired::look_into,
@@ -14,7 +15,7 @@ use weft_store_schema::EndpointRef;
 use crate::{
     agent::Agent,
     convergence::{agents, config},
-    records::{Edit, Families, IDS, NETWORKS, NODES, any_edit, world},
+    records::{Edit, Families, IDS, NETWORKS, NODES, any_edit, peer_record, world},
     store::Store,
 };
 
@@ -193,4 +194,71 @@ proptest! {
         prop_assert_eq!(agent.settle().len(), 0);
         prop_assert!(agent.snapshot.problems().is_empty());
     }
+
+    /// So too when the agent is started anew and has never seen them right, as long as nobody wants the same.
+    #[test]
+    fn records_that_are_bad_at_a_restart_change_nothing(
+        present in any::<[bool; 12]>(),
+        bad in collection::vec((any::<prop::sample::Index>(), select(vec!["", "{", "[]", r#"{"version":9}"#])), 1..12),
+    ) {
+        let mut store = Store::new();
+        let world = peaceful_world(present);
+        world.iter().for_each(|edit| edit.apply(&mut store));
+        let mut agent = agents([Families::Both; 3]).swap_remove(0);
+        for _ in 0..2 {
+            agent.sync(&store);
+            agent.settle();
+        }
+        let before = agent.observed.clone();
+        let keys: Vec<Vec<u8>> = store.entries().map(|e| e.key.clone()).collect();
+        for (at, value) in &bad {
+            store.put(&keys[at.index(keys.len())], value.as_bytes());
+        }
+        agent.restart();
+        agent.sync(&store);
+        prop_assert_eq!(agent.settle(), vec![]);
+        agent.check();
+        world.iter().for_each(|edit| edit.apply(&mut store));
+        agent.sync(&store);
+        prop_assert_eq!(agent.settle(), vec![]);
+        prop_assert_eq!(&agent.observed, &before);
+        prop_assert!(agent.snapshot.problems().is_empty() && agent.assessed.is_empty());
+    }
+}
+
+/// A complete world in which nobody is in anybody's way.
+fn peaceful_world(present: [bool; 12]) -> Vec<Edit> {
+    let mut world = Vec::new();
+    for n in 1..=3 {
+        world.push(Edit::put(
+            format!("peers/host{n}"),
+            &peer_record(n, Families::Both, false, None),
+        ));
+    }
+    for (network, vni) in [("blue", 100), ("red", 101)] {
+        let subnets = json!([{"cidr": "10.1.0.0/24"}, {"cidr": "fd00:1::/64"}]);
+        world.push(Edit::put(
+            format!("networks/{network}"),
+            &json!({"subnets": subnets, "vni": vni}),
+        ));
+        world.push(Edit::put(format!("vnis/{vni}"), &json!({"network": network})));
+    }
+    for (n, present) in present.into_iter().enumerate() {
+        // Two of each host in each network.
+        let (network, node, id) = (NETWORKS[n % 2], NODES[n / 4], IDS[n / 2 % 2]);
+        let addresses = [format!("10.1.0.{}", 10 + n), format!("fd00:1::{}", 10 + n)];
+        if present {
+            let record = json!({
+                "attachment": {"netns": format!("/run/netns/{n}")},
+                "addresses": addresses,
+                "mac": format!("06:00:00:00:00:{:02x}", 10 + n),
+            });
+            world.push(Edit::put(format!("endpoints/{network}/{node}/{id}"), &record));
+            for address in addresses {
+                let claim = json!({"endpoint": format!("{node}/{id}")});
+                world.push(Edit::put(format!("addresses/{network}/{address}"), &claim));
+            }
+        }
+    }
+    world
 }
