@@ -49,7 +49,7 @@ fn none_lost(streams: Vec<PingStream>) {
     for (number, stream) in streams.into_iter().enumerate() {
         let sum = stream.stop();
         assert_eq!(sum.lost(), 0, "stream {number}: {sum:?}");
-        assert!(sum.sent > 100, "{sum:?}");
+        assert!(sum.sent > 50, "too few to tell: {sum:?}");
     }
 }
 
