@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use ipnet::IpNet;
 use weft_store_schema::{EndpointId, EndpointRef, Family, IfName, Mac, NetworkName, NodeName};
 
 use crate::{
@@ -315,6 +316,15 @@ fn diff_interface(id: &EndpointId, wanted: &Interface, there: &Interface, ops: &
     if link(wanted) != link(there) {
         ops.push(Op::PutInterface(id.clone(), Box::new(wanted.clone())));
     }
+    // The kernel has one entry of an IPv6 address on a device, whatever its prefix length: put over it, another
+    // length is not taken, and the old one's deletion then takes the address away. So the old one goes first.
+    let stands_in_the_way =
+        |old: &IpNet| old.addr().is_ipv6() && wanted.addresses.iter().any(|new| new.addr() == old.addr());
+    let (first, last): (Vec<IpNet>, Vec<IpNet>) = there
+        .addresses
+        .difference(&wanted.addresses)
+        .partition(|old| stands_in_the_way(old));
+    ops.extend(first.into_iter().map(|a| Op::DeleteAddress(id.clone(), a)));
     // A device that comes up again has lost its routes: they are put after it, whatever was seen.
     let rises = wanted.up && !there.up;
     ops.extend(
@@ -336,12 +346,7 @@ fn diff_interface(id: &EndpointId, wanted: &Interface, there: &Interface, ops: &
             .difference(&wanted.routes)
             .map(|r| Op::DeleteRoute(id.clone(), *r)),
     );
-    ops.extend(
-        there
-            .addresses
-            .difference(&wanted.addresses)
-            .map(|a| Op::DeleteAddress(id.clone(), *a)),
-    );
+    ops.extend(last.into_iter().map(|a| Op::DeleteAddress(id.clone(), a)));
 }
 
 fn diff_forward(mac: Mac, wanted: &Forward, row: &ForwardRow, puts: &mut Vec<Op>, late: &mut Vec<Op>) {

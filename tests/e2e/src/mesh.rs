@@ -18,8 +18,14 @@ use crate::Station;
 /// machine, and dynamic entries beyond 1024 of a family (`gc_thresh3`) are refused.
 const ENTRIES: usize = 800;
 
-/// Sends one echo request from each station to each address of every other one, waits this long for the
-/// answers, and names the pairs without. Many stations take turns, so that they fit on one machine.
+/// How long a request waits for its answer before it is sent again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Sends echo requests from each station to each address of every other one, again while there is no answer, and
+/// names the pairs that have had none for this long. Many stations take turns, so that they fit on one machine.
+///
+/// Not for questions about the very first packet: the kernel drops what it has no neighbour entry left for, and that
+/// limit is one for all namespaces of the machine, so of all tests that run at the same time.
 ///
 /// # Errors
 /// When a container cannot be entered.
@@ -87,22 +93,26 @@ fn silent<'a>(targets: &[(&'a str, IpAddr)], deadline: Instant) -> Result<Vec<(&
         if targets.is_empty() {
             continue;
         }
-        let socket = open(v4)?;
-        for (number, (_, target)) in targets.iter().enumerate() {
-            let packet = request(v4, u16::try_from(number)?);
-            // Without a route there is no answer either.
-            let _ = sendto(
-                socket.as_raw_fd(),
-                &packet,
-                &SockaddrStorage::from(SocketAddr::new(*target, 0)),
-                MsgFlags::empty(),
-            );
-        }
         let waiting: BTreeSet<usize> = (0..targets.len()).collect();
-        families.push((v4, socket, targets, waiting));
+        families.push((v4, open(v4)?, targets, waiting));
     }
+    let mut send_at = Instant::now();
     while families.iter().any(|(.., waiting)| !waiting.is_empty()) && Instant::now() < deadline {
-        for (v4, socket, _, waiting) in families.iter_mut().filter(|(.., waiting)| !waiting.is_empty()) {
+        let due = Instant::now() >= send_at;
+        if due {
+            send_at += AGAIN;
+        }
+        for (v4, socket, targets, waiting) in families.iter_mut().filter(|(.., waiting)| !waiting.is_empty())
+        {
+            for number in waiting.iter().filter(|_| due) {
+                // Without a route there is no answer either.
+                let _ = sendto(
+                    socket.as_raw_fd(),
+                    &request(*v4, u16::try_from(*number)?),
+                    &SockaddrStorage::from(SocketAddr::new(targets[*number].1, 0)),
+                    MsgFlags::empty(),
+                );
+            }
             if let Some(number) = reply(socket, *v4) {
                 waiting.remove(&number.into());
             }
