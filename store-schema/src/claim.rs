@@ -1,4 +1,5 @@
-//! `addresses/<network>/<address>` and `vnis/<vni>`: who holds what, created by compare-and-swap.
+//! `addresses/<network>/<address>` and `vnis/<vni>`: who holds what, created by compare-and-swap; and
+//! `released/<network>/<address>`: who held it last.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,43 +14,81 @@ pub struct AddressClaimDocument {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1))]
     pub version: Option<u64>,
-    /// The holder in this network: `<node>/<id>`.
-    pub endpoint: String,
+    /// The endpoint in this network that holds the address: `<node>/<id>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Instead of an endpoint, the reservation that holds the address: `<node>/<id>`, of the node that made it. Such a
+    /// claim lies under a lease, and is gone if no endpoint takes it over in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<String>,
 }
 
 /// A valid claim of an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddressClaim {
-    /// The node of the endpoint that holds the address.
+    /// What kind of thing holds the address.
+    pub holder: Holder,
+    /// The node of the endpoint that holds the address, or that reserved it.
     pub node: NodeName,
-    /// The endpoint's identity there.
+    /// The endpoint's or reservation's identity there.
     pub id: EndpointId,
+}
+
+/// What holds an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// An endpoint.
+    Endpoint,
+    /// A reservation: somebody who is about to make an endpoint.
+    Reservation,
 }
 
 impl AddressClaimDocument {
     /// The claim of an endpoint.
     pub fn of(node: &NodeName, id: &EndpointId) -> Self {
         Self {
-            version: None,
-            endpoint: format!("{node}/{id}"),
+            endpoint: Some(format!("{node}/{id}")),
+            ..Self::default()
+        }
+    }
+
+    /// The claim of a reservation.
+    pub fn reserved(node: &NodeName, id: &EndpointId) -> Self {
+        Self {
+            reservation: Some(format!("{node}/{id}")),
+            ..Self::default()
         }
     }
 
     /// Validates the document.
     ///
     /// # Errors
-    /// When the holder is not `<node>/<id>`.
+    /// When the holder is not `<node>/<id>`, or there is none or more than one.
     pub fn validate(self) -> Result<AddressClaim, RecordError> {
         document::check_version(self.version)?;
-        let (node, id) = self
-            .endpoint
-            .split_once('/')
-            .ok_or_else(|| RecordError::field("endpoint", "not of the form <node>/<id>"))?;
-        Ok(AddressClaim {
-            node: NodeName::new(node).map_err(|e| RecordError::field("endpoint", e))?,
-            id: EndpointId::new(id).map_err(|e| RecordError::field("endpoint", e))?,
-        })
+        let (holder, field, text) = match (self.endpoint, self.reservation) {
+            (Some(text), None) => (Holder::Endpoint, "endpoint", text),
+            (None, Some(text)) => (Holder::Reservation, "reservation", text),
+            (None, None) => return Err(RecordError::field("endpoint", "is missing")),
+            (Some(_), Some(_)) => {
+                return Err(RecordError::field(
+                    "reservation",
+                    "given beside an endpoint; one holder is allowed",
+                ));
+            }
+        };
+        let (node, id) = node_and_id(field, &text)?;
+        Ok(AddressClaim { holder, node, id })
     }
+}
+
+fn node_and_id(field: &str, text: &str) -> Result<(NodeName, EndpointId), RecordError> {
+    let (node, id) = text
+        .split_once('/')
+        .ok_or_else(|| RecordError::field(field, "not of the form <node>/<id>"))?;
+    let node = NodeName::new(node).map_err(|e| RecordError::field(field, e))?;
+    let id = EndpointId::new(id).map_err(|e| RecordError::field(field, e))?;
+    Ok((node, id))
 }
 
 impl AddressClaim {
@@ -59,6 +98,40 @@ impl AddressClaim {
     /// See [`RecordError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         document::decode::<AddressClaimDocument>(bytes)?.validate()
+    }
+}
+
+/// The trace of an address that was given up, as it is stored: the older, the sooner the address is given out again.
+/// Deleted by whoever claims the address.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "released/<network>/<address>")]
+pub struct ReleasedDocument {
+    /// Version of the record's form; absent means 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1))]
+    pub version: Option<u64>,
+    /// Who held it last: `<node>/<id>`. Informs people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+}
+
+impl ReleasedDocument {
+    /// The trace that an endpoint leaves.
+    pub fn of(node: &NodeName, id: &EndpointId) -> Self {
+        Self {
+            version: None,
+            endpoint: Some(format!("{node}/{id}")),
+        }
+    }
+
+    /// Decodes and validates a stored trace.
+    ///
+    /// # Errors
+    /// See [`RecordError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        let document = document::decode::<Self>(bytes)?;
+        document::check_version(document.version)?;
+        Ok(document)
     }
 }
 

@@ -18,7 +18,8 @@ pub enum KeyError {
     /// No such kind of record, or a wrong number of parts.
     #[error(
         "no record has such a key; known are networks/<network>, endpoints/<network>/<node>/<id>, peers/<node>, \
-         addresses/<network>/<address>, vnis/<vni>, alive/<node> and status/<node>"
+         removed/<node>, addresses/<network>/<address>, released/<network>/<address>, vnis/<vni>, alive/<node>, \
+         status/<node>, barriers/<network>/<node>/<id> and passed/<node>/<id>/<node>"
     )]
     Form,
     /// A part is not a valid name.
@@ -70,6 +71,21 @@ impl fmt::Display for EndpointRef {
     }
 }
 
+/// A question of one node to all others, by who asks and a number of its own.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BarrierRef {
+    /// The node that asks.
+    pub node: NodeName,
+    /// Unlike any other question of this node.
+    pub id: EndpointId,
+}
+
+impl fmt::Display for BarrierRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.node, self.id)
+    }
+}
+
 /// The kinds of records, each a directory below the prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -79,14 +95,22 @@ pub enum Kind {
     Vnis,
     /// `peers/<node>`
     Peers,
+    /// `removed/<node>`
+    Removed,
     /// `alive/<node>`
     Alive,
     /// `endpoints/<network>/<node>/<id>`
     Endpoints,
     /// `addresses/<network>/<address>`
     Addresses,
+    /// `released/<network>/<address>`
+    Released,
     /// `status/<node>`
     Status,
+    /// `barriers/<network>/<node>/<id>`
+    Barriers,
+    /// `passed/<node>/<id>/<node>`
+    Passed,
 }
 
 impl Kind {
@@ -96,10 +120,14 @@ impl Kind {
             Self::Networks => "networks",
             Self::Vnis => "vnis",
             Self::Peers => "peers",
+            Self::Removed => "removed",
             Self::Alive => "alive",
             Self::Endpoints => "endpoints",
             Self::Addresses => "addresses",
+            Self::Released => "released",
             Self::Status => "status",
+            Self::Barriers => "barriers",
+            Self::Passed => "passed",
         }
     }
 }
@@ -113,14 +141,22 @@ pub enum Key {
     Vni(Vni),
     /// A peer's record.
     Peer(NodeName),
+    /// The mark of a node that an operator has removed.
+    Removed(NodeName),
     /// A node's presence.
     Alive(NodeName),
     /// An endpoint's record.
     Endpoint(EndpointRef),
     /// A claim of an address.
     Address(NetworkName, IpAddr),
+    /// The trace of an address that was given up.
+    Released(NetworkName, IpAddr),
     /// A node's status.
     Status(NodeName),
+    /// The question whether all who take part in a network have caught up.
+    Barrier(NetworkName, BarrierRef),
+    /// A node's answer to such a question.
+    Passed(BarrierRef, NodeName),
 }
 
 impl fmt::Display for Key {
@@ -129,10 +165,14 @@ impl fmt::Display for Key {
             Self::Network(network) => write!(f, "networks/{network}"),
             Self::Vni(vni) => write!(f, "vnis/{vni}"),
             Self::Peer(node) => write!(f, "peers/{node}"),
+            Self::Removed(node) => write!(f, "removed/{node}"),
             Self::Alive(node) => write!(f, "alive/{node}"),
             Self::Endpoint(endpoint) => write!(f, "endpoints/{endpoint}"),
             Self::Address(network, address) => write!(f, "addresses/{network}/{address}"),
+            Self::Released(network, address) => write!(f, "released/{network}/{address}"),
             Self::Status(node) => write!(f, "status/{node}"),
+            Self::Barrier(network, barrier) => write!(f, "barriers/{network}/{barrier}"),
+            Self::Passed(barrier, node) => write!(f, "passed/{barrier}/{node}"),
         }
     }
 }
@@ -186,6 +226,21 @@ impl Prefix {
         format!("{}addresses/{network}/", self.0)
     }
 
+    /// The directory of the traces of addresses that were given up in a network.
+    pub fn released_of(&self, network: &NetworkName) -> String {
+        format!("{}released/{network}/", self.0)
+    }
+
+    /// The directory of the questions to all who take part in a network.
+    pub fn barriers_of(&self, network: &NetworkName) -> String {
+        format!("{}barriers/{network}/", self.0)
+    }
+
+    /// The directory of the answers to a node's questions.
+    pub fn passed_to(&self, node: &NodeName) -> String {
+        format!("{}passed/{node}/", self.0)
+    }
+
     /// Parses a full key.
     ///
     /// # Errors
@@ -207,10 +262,20 @@ impl Prefix {
             [Some("networks"), Some(network), None, ..] => Key::Network(NetworkName::new(network)?),
             [Some("vnis"), Some(vni), None, ..] => Key::Vni(parse_vni(vni)?),
             [Some("peers"), Some(node), None, ..] => Key::Peer(NodeName::new(node)?),
+            [Some("removed"), Some(node), None, ..] => Key::Removed(NodeName::new(node)?),
             [Some("alive"), Some(node), None, ..] => Key::Alive(NodeName::new(node)?),
             [Some("status"), Some(node), None, ..] => Key::Status(NodeName::new(node)?),
             [Some("addresses"), Some(network), Some(address), None, ..] => {
                 Key::Address(NetworkName::new(network)?, parse_address(address)?)
+            }
+            [Some("released"), Some(network), Some(address), None, ..] => {
+                Key::Released(NetworkName::new(network)?, parse_address(address)?)
+            }
+            [Some("barriers"), Some(network), Some(node), Some(id), None] => {
+                Key::Barrier(NetworkName::new(network)?, barrier(node, id)?)
+            }
+            [Some("passed"), Some(asking), Some(id), Some(node), None] => {
+                Key::Passed(barrier(asking, id)?, NodeName::new(node)?)
             }
             [Some("endpoints"), Some(network), Some(node), Some(id), None] => Key::Endpoint(EndpointRef {
                 network: NetworkName::new(network)?,
@@ -220,6 +285,13 @@ impl Prefix {
             _ => return Err(KeyError::Form),
         })
     }
+}
+
+fn barrier(node: &str, id: &str) -> Result<BarrierRef, KeyError> {
+    Ok(BarrierRef {
+        node: NodeName::new(node)?,
+        id: EndpointId::new(id)?,
+    })
 }
 
 /// One address has one key: `fd00:0::1` beside `fd00::1` would let two holders in.
@@ -259,6 +331,10 @@ mod tests {
             "endpoints/blue/host1/web",
             "addresses/blue/10.1.0.2",
             "addresses/blue/fd00::2",
+            "released/blue/10.1.0.2",
+            "removed/host1",
+            "barriers/blue/host1/b1",
+            "passed/host1/b1/host2",
         ] {
             let full = format!("/weft/v1/{text}");
             let key = prefix.parse(full.as_bytes()).unwrap();

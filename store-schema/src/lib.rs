@@ -21,16 +21,16 @@ mod schema;
 mod status;
 
 pub use address::{AddressRange, parse_reserved};
-pub use claim::{AddressClaim, AddressClaimDocument, VniClaim, VniClaimDocument};
+pub use claim::{AddressClaim, AddressClaimDocument, Holder, ReleasedDocument, VniClaim, VniClaimDocument};
 pub use document::{MAX_RECORD_BYTES, RECORD_VERSION, decode, encode, set_fields};
 pub use endpoint::{Attachment, AttachmentDocument, DEFAULT_IFNAME, Endpoint, EndpointDocument};
 pub use error::RecordError;
-pub use key::{EndpointRef, Key, KeyError, Kind, Prefix};
+pub use key::{BarrierRef, EndpointRef, Key, KeyError, Kind, Prefix};
 pub use name::{EndpointId, IfName, NameError, NetworkName, NodeName};
 pub use network::{Network, NetworkDocument, Subnet, SubnetDocument};
 pub use number::{Family, Mac, Mtu, ParseMacError, Vni};
-pub use peer::{Peer, PeerDocument, PeerKind};
+pub use peer::{Peer, PeerDocument, PeerKind, RemovedDocument};
 pub use schema::{json_schemas, render_json_schema};
 /// A JSON value, as [`set_fields`] takes it.
 pub use serde_json::Value;
-pub use status::{AliveDocument, StatusDocument, StatusProblem};
+pub use status::{AliveDocument, BarrierDocument, PassedDocument, StatusDocument, StatusProblem};

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -37,6 +38,10 @@ pub struct NetworkDocument {
     /// Whether broadcast and multicast are replicated to all hosts that take part. Not carried yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub multicast: bool,
+    /// How long an address that was given up is not chosen again, in seconds. Asking for it is allowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 604_800))]
+    pub cooldown: Option<u64>,
     /// The operator's own notes; weft only shows them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -74,6 +79,8 @@ pub struct Network {
     pub mtu: Option<Mtu>,
     /// Whether broadcast and multicast were asked for.
     pub multicast: bool,
+    /// How long an address that was given up is not chosen again.
+    pub cooldown: Duration,
     /// The operator's notes.
     pub labels: BTreeMap<String, String>,
     /// Options by name.
@@ -95,6 +102,7 @@ pub struct Subnet {
 
 const MAX_SUBNETS: usize = 64;
 const MAX_RESERVED: usize = 1024;
+const MAX_COOLDOWN: u64 = 7 * 24 * 60 * 60;
 
 impl NetworkDocument {
     /// Validates the document.
@@ -137,11 +145,19 @@ impl NetworkDocument {
             .transpose()?;
         let carries_v6 = subnets.iter().any(|s| s.family() == Family::V6);
         let mtu = self.mtu.map(|n| mtu(n, carries_v6)).transpose()?;
+        let cooldown = match self.cooldown {
+            Some(n) if n > MAX_COOLDOWN => {
+                let why = format!("{n} seconds are more than a week ({MAX_COOLDOWN})");
+                return Err(RecordError::field("cooldown", why));
+            }
+            seconds => Duration::from_secs(seconds.unwrap_or_default()),
+        };
         Ok(Network {
             subnets,
             vni,
             mtu,
             multicast: self.multicast,
+            cooldown,
             labels: self.labels,
             options: self.options,
         })

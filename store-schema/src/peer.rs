@@ -28,6 +28,10 @@ pub struct PeerDocument {
     /// The kernel's boot id of the host, a UUID: tells a restart of the host from one of the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<String>,
+    /// Tells one life of the node in the cluster from the next: an agent that finds that it was removed meanwhile
+    /// starts another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<String>,
     /// Version of the agent that wrote the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_version: Option<String>,
@@ -71,6 +75,8 @@ pub struct Peer {
     pub kind: PeerKind,
     /// The host's boot id.
     pub boot_id: Option<Box<str>>,
+    /// The node's life in the cluster.
+    pub incarnation: Option<Box<str>>,
     /// Version of the agent.
     pub agent_version: Option<Box<str>>,
 }
@@ -129,6 +135,7 @@ impl PeerDocument {
             mtu,
             kind: self.kind,
             boot_id: text("boot_id", self.boot_id)?,
+            incarnation: text("incarnation", self.incarnation)?,
             agent_version: text("agent_version", self.agent_version)?,
         })
     }
@@ -162,5 +169,36 @@ impl Peer {
     /// The VTEP addresses, IPv4 first.
     pub fn vteps(&self) -> impl Iterator<Item = IpAddr> {
         [self.v4, self.v6].into_iter().flatten()
+    }
+}
+
+/// The mark that an operator's removal of a node leaves, as it is stored: an agent of that life of the node which comes
+/// back knows by it that nothing of what it held is its own any more.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "removed/<node>")]
+pub struct RemovedDocument {
+    /// Version of the record's form; absent means 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1))]
+    pub version: Option<u64>,
+    /// Which life of the node was ended: its peer record's `incarnation`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<String>,
+    /// The node on which the operator asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// How many endpoints were released.
+    pub endpoints: u64,
+}
+
+impl RemovedDocument {
+    /// Decodes and validates a stored mark.
+    ///
+    /// # Errors
+    /// See [`RecordError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        let document = document::decode::<Self>(bytes)?;
+        document::check_version(document.version)?;
+        Ok(document)
     }
 }

@@ -3,8 +3,8 @@
 use schemars::{Schema, schema_for};
 
 use crate::{
-    AddressClaimDocument, AliveDocument, EndpointDocument, NetworkDocument, PeerDocument, StatusDocument,
-    VniClaimDocument,
+    AddressClaimDocument, AliveDocument, BarrierDocument, EndpointDocument, NetworkDocument, PassedDocument,
+    PeerDocument, ReleasedDocument, RemovedDocument, StatusDocument, VniClaimDocument,
 };
 
 /// Every record's schema with the name of its file in `docs/schema/`.
@@ -13,10 +13,14 @@ pub fn json_schemas() -> Vec<(&'static str, Schema)> {
         ("network.json", schema_for!(NetworkDocument)),
         ("endpoint.json", schema_for!(EndpointDocument)),
         ("peer.json", schema_for!(PeerDocument)),
+        ("removed.json", schema_for!(RemovedDocument)),
         ("address.json", schema_for!(AddressClaimDocument)),
+        ("released.json", schema_for!(ReleasedDocument)),
         ("vni.json", schema_for!(VniClaimDocument)),
         ("alive.json", schema_for!(AliveDocument)),
         ("status.json", schema_for!(StatusDocument)),
+        ("barrier.json", schema_for!(BarrierDocument)),
+        ("passed.json", schema_for!(PassedDocument)),
     ]
 }
 

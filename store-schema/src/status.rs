@@ -1,8 +1,10 @@
-//! `alive/<node>` and `status/<node>`: what an agent tells people about itself, under its lease. Nothing
-//! is ever decided from these.
+//! What agents say under leases: `alive/<node>` and `status/<node>` about themselves, from which nothing is ever
+//! decided; `barriers/…` and `passed/…` to ask, and tell, how far all who take part in a network have got.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::{RecordError, document};
 
 /// A node's presence; gone when the agent's lease ends.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -45,4 +47,40 @@ pub struct StatusProblem {
     pub field: Option<String>,
     /// What is wrong and what to do.
     pub message: String,
+}
+
+/// A question to all who take part in a network: have you programmed everything up to this record's revision?
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "barriers/<network>/<node>/<id>")]
+pub struct BarrierDocument {
+    /// Version of the record's form; absent means 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1))]
+    pub version: Option<u64>,
+    /// The lease of whoever asks; the answers are put under it too.
+    pub lease: i64,
+}
+
+impl BarrierDocument {
+    /// Decodes and validates a stored question.
+    ///
+    /// # Errors
+    /// See [`RecordError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        let document = document::decode::<Self>(bytes)?;
+        document::check_version(document.version)?;
+        Ok(document)
+    }
+}
+
+/// The answer: yes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "passed/<node>/<id>/<node>")]
+pub struct PassedDocument {
+    /// Version of the record's form; absent means 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1))]
+    pub version: Option<u64>,
+    /// The store revision up to which every record is in the answering host's kernel.
+    pub applied_revision: i64,
 }

@@ -3,9 +3,9 @@
 
 use serde_json::Value;
 use weft_store_schema::{
-    AddressClaim, AddressClaimDocument, AliveDocument, AttachmentDocument, EndpointDocument, NetworkDocument,
-    PeerDocument, PeerKind, StatusDocument, StatusProblem, SubnetDocument, VniClaimDocument, encode,
-    set_fields,
+    AddressClaim, AddressClaimDocument, AliveDocument, AttachmentDocument, BarrierDocument, EndpointDocument,
+    NetworkDocument, PassedDocument, PeerDocument, PeerKind, ReleasedDocument, RemovedDocument,
+    StatusDocument, StatusProblem, SubnetDocument, VniClaimDocument, encode, set_fields,
 };
 
 use crate::kinds::{KINDS, golden, here, kind};
@@ -73,6 +73,7 @@ fn written() -> Vec<(&'static str, Vec<u8>)> {
         mtu: Some(1500),
         kind: PeerKind::Agent,
         boot_id: Some(boot_id()),
+        incarnation: Some("9f2d41c07be35a68".to_owned()),
         agent_version: Some("0.1.0".to_owned()),
     };
     let status = StatusDocument {
@@ -119,6 +120,36 @@ fn written() -> Vec<(&'static str, Vec<u8>)> {
             }),
         ),
         ("status-written.json", encode(&status)),
+        (
+            "removed-written.json",
+            encode(&RemovedDocument {
+                version: None,
+                incarnation: Some("9f2d41c07be35a68".to_owned()),
+                by: Some("host2".to_owned()),
+                endpoints: 3,
+            }),
+        ),
+        (
+            "released-written.json",
+            encode(&ReleasedDocument::of(
+                &"host1".parse().unwrap(),
+                &"web".parse().unwrap(),
+            )),
+        ),
+        (
+            "barrier-written.json",
+            encode(&BarrierDocument {
+                version: None,
+                lease: 7_587_862_094_884_012_345,
+            }),
+        ),
+        (
+            "passed-written.json",
+            encode(&PassedDocument {
+                version: None,
+                applied_revision: 1234,
+            }),
+        ),
     ]
 }
 

@@ -4,9 +4,9 @@ use std::{fs, path::PathBuf};
 
 use serde::{Serialize, de::DeserializeOwned};
 use weft_store_schema::{
-    AddressClaim, AddressClaimDocument, AliveDocument, Endpoint, EndpointDocument, Key, Network,
-    NetworkDocument, Peer, PeerDocument, RecordError, StatusDocument, VniClaim, VniClaimDocument, decode,
-    encode,
+    AddressClaim, AddressClaimDocument, AliveDocument, BarrierDocument, Endpoint, EndpointDocument, Key,
+    Network, NetworkDocument, PassedDocument, Peer, PeerDocument, RecordError, ReleasedDocument,
+    RemovedDocument, StatusDocument, VniClaim, VniClaimDocument, decode, encode,
 };
 
 /// One kind of record.
@@ -21,7 +21,7 @@ pub(crate) struct RecordKind {
 }
 
 /// All of them.
-pub(crate) const KINDS: [RecordKind; 7] = [
+pub(crate) const KINDS: [RecordKind; 11] = [
     RecordKind {
         name: "network",
         judge: |bytes| Network::decode(bytes).map(drop),
@@ -57,6 +57,26 @@ pub(crate) const KINDS: [RecordKind; 7] = [
         judge: |bytes| decode::<StatusDocument>(bytes).map(drop),
         reencode: reencode::<StatusDocument>,
     },
+    RecordKind {
+        name: "removed",
+        judge: |bytes| RemovedDocument::decode(bytes).map(drop),
+        reencode: reencode::<RemovedDocument>,
+    },
+    RecordKind {
+        name: "released",
+        judge: |bytes| ReleasedDocument::decode(bytes).map(drop),
+        reencode: reencode::<ReleasedDocument>,
+    },
+    RecordKind {
+        name: "barrier",
+        judge: |bytes| BarrierDocument::decode(bytes).map(drop),
+        reencode: reencode::<BarrierDocument>,
+    },
+    RecordKind {
+        name: "passed",
+        judge: |bytes| decode::<PassedDocument>(bytes).map(drop),
+        reencode: reencode::<PassedDocument>,
+    },
 ];
 
 /// The kind of this name.
@@ -77,6 +97,10 @@ pub(crate) fn kind_of(key: &Key) -> RecordKind {
         Key::Endpoint(_) => "endpoint",
         Key::Address(..) => "address",
         Key::Status(_) => "status",
+        Key::Removed(_) => "removed",
+        Key::Released(..) => "released",
+        Key::Barrier(..) => "barrier",
+        Key::Passed(..) => "passed",
     })
 }
 

@@ -190,7 +190,7 @@ fn types_and_bounds_are_in_the_schemas() {
         ("peer", r#"{"vteps":[]}"#),
         ("peer", r#"{"vteps":["10.99.0.1"],"kind":"router"}"#),
         ("peer", r#"{"vteps":["10.99.0.1"],"mtu":65536}"#),
-        ("address", "{}"),
+        ("address", r#"{"endpoint":7}"#),
         ("vni", r#"{"network":7}"#),
     ] {
         let record: Value = serde_json::from_str(record).unwrap();
