@@ -361,6 +361,7 @@ impl Control for AgentControl {
             vni: spec.vni.map(Into::into),
             mtu: spec.mtu.map(Into::into),
             multicast: spec.multicast,
+            cooldown: None,
             labels: spec.labels.into_iter().collect(),
             options: spec.options.into_iter().collect(),
         };

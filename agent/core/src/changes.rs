@@ -5,8 +5,8 @@
 //! in `listing.rs`.
 
 use weft_store_schema::{
-    AddressClaim, Endpoint, EndpointRef, Key, Network, NetworkName, NodeName, Peer, RecordError, Vni,
-    VniClaim,
+    AddressClaim, BarrierDocument, Endpoint, EndpointRef, Key, Network, NetworkName, NodeName,
+    PassedDocument, Peer, RecordError, ReleasedDocument, RemovedDocument, Vni, VniClaim, decode,
 };
 
 use crate::{
@@ -156,6 +156,41 @@ impl Snapshot {
                     self.touch_address(network, *address, &mut dirty);
                     self.end_doubt(doubt, network, &mut dirty);
                 }
+            }
+            Key::Released(network, address) => {
+                let members = self.members.entry(network.clone()).or_default();
+                if force
+                    || members
+                        .released_at(*address)
+                        .is_none_or(|at| at < entry.mod_revision)
+                {
+                    members.put_released(*address, entry.mod_revision);
+                    self.judge(&key, ReleasedDocument::decode(&entry.value).map(drop));
+                }
+            }
+            Key::Removed(node) => {
+                let mut slot = self.removed.remove(node).unwrap_or_default();
+                if let Some(decoded) = slot.accept(entry, force, false, RemovedDocument::decode) {
+                    self.judge(&key, decoded);
+                    dirty.peers.insert(node.clone());
+                }
+                self.removed.insert(node.clone(), slot);
+            }
+            Key::Barrier(network, barrier) => {
+                let at = (network.clone(), barrier.clone());
+                let mut slot = self.barriers.remove(&at).unwrap_or_default();
+                if let Some(decoded) = slot.accept(entry, force, false, BarrierDocument::decode) {
+                    self.judge(&key, decoded);
+                }
+                self.barriers.insert(at, slot);
+            }
+            Key::Passed(barrier, node) => {
+                let at = (barrier.clone(), node.clone());
+                let mut slot = self.passed.remove(&at).unwrap_or_default();
+                if let Some(decoded) = slot.accept(entry, force, false, decode::<PassedDocument>) {
+                    self.judge(&key, decoded);
+                }
+                self.passed.insert(at, slot);
             }
             Key::Alive(_) | Key::Status(_) => {}
         }
@@ -307,6 +342,18 @@ impl Snapshot {
                 .get(network)
                 .and_then(|m| m.claim(*address))
                 .map(|s| s.mod_revision),
+            Key::Released(network, address) => {
+                self.members.get(network).and_then(|m| m.released_at(*address))
+            }
+            Key::Removed(node) => self.removed.get(node).map(|s| s.mod_revision),
+            Key::Barrier(network, barrier) => self
+                .barriers
+                .get(&(network.clone(), barrier.clone()))
+                .map(|s| s.mod_revision),
+            Key::Passed(barrier, node) => self
+                .passed
+                .get(&(barrier.clone(), node.clone()))
+                .map(|s| s.mod_revision),
             Key::Alive(_) | Key::Status(_) => None,
         };
         match known {
@@ -380,6 +427,21 @@ impl Snapshot {
                 self.members.get_mut(network).map(|m| m.remove_claim(*address));
                 self.touch_address(network, *address, &mut dirty);
                 self.end_doubt(doubt, network, &mut dirty);
+            }
+            Key::Released(network, address) => {
+                if let Some(members) = self.members.get_mut(network) {
+                    members.remove_released(*address);
+                }
+            }
+            Key::Removed(node) => {
+                self.removed.remove(node);
+                dirty.peers.insert(node.clone());
+            }
+            Key::Barrier(network, barrier) => {
+                self.barriers.remove(&(network.clone(), barrier.clone()));
+            }
+            Key::Passed(barrier, node) => {
+                self.passed.remove(&(barrier.clone(), node.clone()));
             }
             Key::Alive(_) | Key::Status(_) => {}
         }

@@ -20,8 +20,17 @@ fn counterpart(scope: &Scope) -> Option<Scope> {
     match scope {
         Scope::OwnEndpoints(network) => Some(Scope::Endpoints(network.clone())),
         Scope::Endpoints(network) => Some(Scope::OwnEndpoints(network.clone())),
-        Scope::Networks | Scope::Peers | Scope::Vnis | Scope::Addresses(_) => None,
+        _ => None,
     }
+}
+
+/// Whether forwarding, or who may have what, depends on a record: then it is not let go of because a store in
+/// trouble lacks it.
+fn informs_of_state(key: &Key) -> bool {
+    matches!(
+        key,
+        Key::Network(_) | Key::Peer(_) | Key::Vni(_) | Key::Endpoint(_) | Key::Address(..)
+    )
 }
 
 impl Snapshot {
@@ -44,8 +53,10 @@ impl Snapshot {
             dirty.merge(self.put(entry, trouble.is_some()));
         }
         for (key, known_at, held) in missing {
-            if trouble.is_some() {
+            if trouble.is_some() && informs_of_state(&key) {
                 dirty.merge(self.hold(&key));
+            } else if trouble.is_some() {
+                dirty.merge(self.forget(&key));
             } else if !held && known_at <= revision {
                 // One that is known from a later revision, by a transaction of our own, is yet to be listed.
                 dirty.merge(self.delete(&key, revision));
@@ -55,9 +66,11 @@ impl Snapshot {
         if self.listed.insert(scope.clone()) {
             match scope {
                 Scope::Networks | Scope::Peers | Scope::Vnis => dirty.everything = true,
-                Scope::OwnEndpoints(network) | Scope::Endpoints(network) | Scope::Addresses(network) => {
-                    dirty.networks.insert(network.clone());
-                }
+                Scope::OwnEndpoints(network)
+                | Scope::Endpoints(network)
+                | Scope::Addresses(network)
+                | Scope::Released(network) => drop(dirty.networks.insert(network.clone())),
+                Scope::Removed | Scope::Barriers(_) | Scope::Passed => {}
             }
         }
         self.store = Some(match self.store {
@@ -123,6 +136,10 @@ impl Snapshot {
             Ok(Key::Peer(_)) => [Some(Scope::Peers), None],
             Ok(Key::Vni(_)) => [Some(Scope::Vnis), None],
             Ok(Key::Address(network, _)) => [Some(Scope::Addresses(network)), None],
+            Ok(Key::Released(network, _)) => [Some(Scope::Released(network)), None],
+            Ok(Key::Removed(_)) => [Some(Scope::Removed), None],
+            Ok(Key::Barrier(network, _)) => [Some(Scope::Barriers(network)), None],
+            Ok(Key::Passed(..)) => [Some(Scope::Passed), None],
             Ok(Key::Endpoint(endpoint)) => {
                 let own = endpoint.node == self.node;
                 let own = own.then(|| Scope::OwnEndpoints(endpoint.network.clone()));
@@ -273,7 +290,7 @@ impl Snapshot {
                 }
                 self.touch_address(network, *address, &mut dirty);
             }
-            Key::Alive(_) | Key::Status(_) => {}
+            _ => {}
         }
         dirty
     }
@@ -320,6 +337,26 @@ impl Snapshot {
                     members.map(|(node, id, s)| (endpoint(network, node, id), s.mod_revision, s.held)),
                 );
             }
+            Scope::Removed => known.extend(
+                self.removed
+                    .iter()
+                    .map(|(n, s)| (Key::Removed(n.clone()), s.mod_revision, s.held)),
+            ),
+            Scope::Released(network) => {
+                let released = self.members.get(network).into_iter().flat_map(Members::released);
+                known.extend(released.map(|(at, a)| (Key::Released(network.clone(), a), at, false)));
+            }
+            Scope::Barriers(network) => known.extend(
+                self.barriers
+                    .iter()
+                    .filter(|((of, _), _)| of == network)
+                    .map(|((of, b), s)| (Key::Barrier(of.clone(), b.clone()), s.mod_revision, s.held)),
+            ),
+            Scope::Passed => known.extend(
+                self.passed
+                    .iter()
+                    .map(|((b, n), s)| (Key::Passed(b.clone(), n.clone()), s.mod_revision, s.held)),
+            ),
             Scope::Addresses(network) => {
                 let claims = self.members.get(network).into_iter().flat_map(Members::claims);
                 known

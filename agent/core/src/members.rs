@@ -7,7 +7,9 @@ use std::{
     net::IpAddr,
 };
 
-use weft_store_schema::{AddressClaim, Endpoint, EndpointId, Mac, NodeName};
+use weft_store_schema::{AddressClaim, Endpoint, EndpointId, Holder, Mac, NodeName};
+
+use crate::address_set::AddressSet;
 
 /// An endpoint within its network.
 pub type Member = (NodeName, EndpointId);
@@ -115,6 +117,14 @@ pub struct Members {
     by_mac: Index<Mac>,
     by_address: Index<IpAddr>,
     by_wish: Index<IpAddr>,
+    /// What reservations hold.
+    reserved: HashMap<Member, BTreeSet<IpAddr>>,
+    /// Addresses that were given up, the oldest first, by the revision at which that was.
+    released: BTreeSet<(i64, IpAddr)>,
+    released_at: HashMap<IpAddr, i64>,
+    /// What is claimed or named by a record, and what was.
+    used: AddressSet,
+    spent: AddressSet,
     /// Endpoints of which it is not known what they have: never valid since this agent started, or not yet
     /// completed by their node's agent.
     undetermined: BTreeSet<Member>,
@@ -140,7 +150,7 @@ impl Members {
 
     /// Whether nothing is known.
     pub fn is_empty(&self) -> bool {
-        self.endpoints.is_empty() && self.claims.is_empty()
+        self.endpoints.is_empty() && self.claims.is_empty() && self.released.is_empty()
     }
 
     /// The number of endpoint records.
@@ -169,17 +179,42 @@ impl Members {
     }
 
     /// Whether a claim says that this member holds the address.
-    pub fn is_claimed_by(&self, address: IpAddr, (node, id): &Member) -> bool {
+    pub fn is_claimed_by(&self, address: IpAddr, member: &Member) -> bool {
         self.claim(address)
             .and_then(|slot| slot.value.as_ref())
-            .is_some_and(|claim| claim.node == *node && claim.id == *id)
+            .is_some_and(|claim| is_of(claim, Holder::Endpoint, member))
     }
 
     /// Who else holds the address by its claim.
-    pub fn claimed_by_other(&self, address: IpAddr, (node, id): &Member) -> Option<&AddressClaim> {
+    pub fn claimed_by_other(&self, address: IpAddr, member: &Member) -> Option<&AddressClaim> {
         self.claim(address)
             .and_then(|slot| slot.value.as_ref())
-            .filter(|claim| claim.node != *node || claim.id != *id)
+            .filter(|claim| !is_of(claim, Holder::Endpoint, member))
+    }
+
+    /// What a reservation holds.
+    pub fn reserved_by(&self, reservation: &Member) -> BTreeSet<IpAddr> {
+        self.reserved.get(reservation).cloned().unwrap_or_default()
+    }
+
+    /// The addresses that were given up, each with the revision at which that was, the oldest first.
+    pub fn released(&self) -> impl Iterator<Item = (i64, IpAddr)> {
+        self.released.iter().copied()
+    }
+
+    /// The revision at which an address was given up, if a trace of that is left.
+    pub fn released_at(&self, address: IpAddr) -> Option<i64> {
+        self.released_at.get(&address).copied()
+    }
+
+    /// The addresses that are claimed, or named by a record.
+    pub fn used(&self) -> &AddressSet {
+        &self.used
+    }
+
+    /// The addresses that are used, or of which there is a trace that they were.
+    pub fn spent(&self) -> &AddressSet {
+        &self.spent
     }
 
     /// What a member holds by claims, whatever its record says.
@@ -203,6 +238,7 @@ impl Members {
     /// be.
     pub(crate) fn is_held_untold(&self, address: IpAddr) -> bool {
         self.claim(address).is_some_and(|slot| match &slot.value {
+            Some(claim) if claim.holder == Holder::Reservation => false,
             Some(claim) => self.may_be_undetermined(&(claim.node.clone(), claim.id.clone())),
             None => self.any_undetermined(),
         })
@@ -287,6 +323,8 @@ impl Members {
                 }
                 for address in &endpoint.addresses {
                     self.by_address.insert(*address, &member);
+                    self.used.insert(*address);
+                    self.spent.insert(*address);
                 }
                 for address in &endpoint.requested {
                     self.by_wish.insert(*address, &member);
@@ -317,16 +355,44 @@ impl Members {
             .endpoints
             .get(&member.0)
             .and_then(|there| there.get(&member.1));
-        if let Some(endpoint) = slot.and_then(|slot| slot.value.as_ref()) {
-            if let Some(mac) = endpoint.mac {
-                self.by_mac.remove(mac, member);
+        let Some(endpoint) = slot.and_then(|slot| slot.value.as_ref()) else {
+            return;
+        };
+        if let Some(mac) = endpoint.mac {
+            self.by_mac.remove(mac, member);
+        }
+        for address in &endpoint.requested {
+            self.by_wish.remove(*address, member);
+        }
+        let addresses = endpoint.addresses.clone();
+        for address in addresses {
+            self.by_address.remove(address, member);
+            self.recount(address);
+        }
+    }
+
+    /// Notes whether an address is used, and spent, after something of it is gone.
+    fn recount(&mut self, address: IpAddr) {
+        let used = self.claims.contains_key(&address) || self.with_address(address).next().is_some();
+        if !used {
+            self.used.remove(address);
+            if !self.released_at.contains_key(&address) {
+                self.spent.remove(address);
             }
-            for address in &endpoint.addresses {
-                self.by_address.remove(*address, member);
-            }
-            for address in &endpoint.requested {
-                self.by_wish.remove(*address, member);
-            }
+        }
+    }
+
+    pub(crate) fn put_released(&mut self, address: IpAddr, at: i64) {
+        self.remove_released(address);
+        self.released.insert((at, address));
+        self.released_at.insert(address, at);
+        self.spent.insert(address);
+    }
+
+    pub(crate) fn remove_released(&mut self, address: IpAddr) {
+        if let Some(at) = self.released_at.remove(&address) {
+            self.released.remove(&(at, address));
+            self.recount(address);
         }
     }
 
@@ -337,23 +403,39 @@ impl Members {
     pub(crate) fn put_claim(&mut self, address: IpAddr, slot: Slot<AddressClaim>) {
         self.remove_claim(address);
         if let Some(claim) = &slot.value {
-            let member = (claim.node.clone(), claim.id.clone());
-            self.claimed.entry(member).or_default().insert(address);
+            self.held_by(claim).insert(address);
         }
         self.claims.insert(address, slot);
+        self.used.insert(address);
+        self.spent.insert(address);
     }
 
     pub(crate) fn remove_claim(&mut self, address: IpAddr) -> Option<Slot<AddressClaim>> {
         let slot = self.claims.remove(&address)?;
         if let Some(claim) = &slot.value {
-            let member = (claim.node.clone(), claim.id.clone());
-            if let Some(addresses) = self.claimed.get_mut(&member) {
-                addresses.remove(&address);
-                if addresses.is_empty() {
-                    self.claimed.remove(&member);
-                }
+            let addresses = self.held_by(claim);
+            addresses.remove(&address);
+            if addresses.is_empty() {
+                let member = (claim.node.clone(), claim.id.clone());
+                match claim.holder {
+                    Holder::Endpoint => self.claimed.remove(&member),
+                    Holder::Reservation => self.reserved.remove(&member),
+                };
             }
         }
+        self.recount(address);
         Some(slot)
     }
+
+    fn held_by(&mut self, claim: &AddressClaim) -> &mut BTreeSet<IpAddr> {
+        let index = match claim.holder {
+            Holder::Endpoint => &mut self.claimed,
+            Holder::Reservation => &mut self.reserved,
+        };
+        index.entry((claim.node.clone(), claim.id.clone())).or_default()
+    }
+}
+
+fn is_of(claim: &AddressClaim, holder: Holder, (node, id): &Member) -> bool {
+    claim.holder == holder && claim.node == *node && claim.id == *id
 }

@@ -37,6 +37,8 @@ pub enum Scope {
     Networks,
     /// All peers.
     Peers,
+    /// The marks of removed nodes.
+    Removed,
     /// All claims of VNIs.
     Vnis,
     /// A network's endpoints on this node only.
@@ -45,6 +47,12 @@ pub enum Scope {
     Endpoints(NetworkName),
     /// A network's address claims.
     Addresses(NetworkName),
+    /// The traces of addresses that were given up in a network.
+    Released(NetworkName),
+    /// Questions to all who take part in a network.
+    Barriers(NetworkName),
+    /// Answers to this node's questions.
+    Passed,
 }
 
 /// What the store tells the reconcile loop.
@@ -107,10 +115,24 @@ pub enum Guard {
 /// What a transaction does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Write {
-    /// Writes a key.
+    /// Writes a key, under no lease: what it was put under before no longer ends it.
     Put(Key, Vec<u8>),
+    /// Writes a key under a lease: it is gone when the lease is.
+    PutLeased(Key, Vec<u8>, i64),
     /// Deletes a key; nothing happens if it is gone already.
     Delete(Key),
+    /// Deletes whatever lies in a scope's directory. For what is nobody's own only.
+    DeleteAll(Scope),
+}
+
+impl Write {
+    /// The key that is written, if it is one.
+    pub fn key(&self) -> Option<&Key> {
+        match self {
+            Self::Put(key, _) | Self::PutLeased(key, ..) | Self::Delete(key) => Some(key),
+            Self::DeleteAll(_) => None,
+        }
+    }
 }
 
 /// A conditional write: all of it happens, or nothing. There is no unconditional one.

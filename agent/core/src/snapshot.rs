@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use weft_store_schema::{
-    Attachment, Endpoint, EndpointId, EndpointRef, Key, Kind, Network, NetworkName, NodeName, Peer, Prefix,
-    Vni, VniClaim,
+    Attachment, BarrierDocument, BarrierRef, Endpoint, EndpointId, EndpointRef, Key, Kind, Network,
+    NetworkName, NodeName, PassedDocument, Peer, Prefix, RemovedDocument, Vni, VniClaim,
 };
 
 use crate::{
@@ -24,7 +24,10 @@ pub struct Snapshot {
     pub(crate) networks: BTreeMap<NetworkName, Slot<Network>>,
     pub(crate) peers: BTreeMap<NodeName, Slot<Peer>>,
     pub(crate) vnis: BTreeMap<Vni, Slot<VniClaim>>,
+    pub(crate) removed: BTreeMap<NodeName, Slot<RemovedDocument>>,
     pub(crate) members: BTreeMap<NetworkName, Members>,
+    pub(crate) barriers: BTreeMap<(NetworkName, BarrierRef), Slot<BarrierDocument>>,
+    pub(crate) passed: BTreeMap<(BarrierRef, NodeName), Slot<PassedDocument>>,
     /// Which networks name a VNI.
     pub(crate) vni_users: HashMap<Vni, BTreeSet<NetworkName>>,
     /// Which of this node's endpoints name an attachment.
@@ -56,7 +59,10 @@ impl Snapshot {
             networks: BTreeMap::new(),
             peers: BTreeMap::new(),
             vnis: BTreeMap::new(),
+            removed: BTreeMap::new(),
             members: BTreeMap::new(),
+            barriers: BTreeMap::new(),
+            passed: BTreeMap::new(),
             vni_users: HashMap::new(),
             attachments: HashMap::new(),
             problems: BTreeMap::new(),
@@ -103,6 +109,24 @@ impl Snapshot {
     /// A peer's record.
     pub fn peer_slot(&self, node: &NodeName) -> Option<&Slot<Peer>> {
         self.peers.get(node)
+    }
+
+    /// The mark of a removed node.
+    pub fn removed(&self, node: &NodeName) -> Option<&Slot<RemovedDocument>> {
+        self.removed.get(node)
+    }
+
+    /// The questions to all who take part in a network, of the networks in view.
+    pub fn barriers(&self) -> impl Iterator<Item = (&(NetworkName, BarrierRef), &Slot<BarrierDocument>)> {
+        self.barriers.iter()
+    }
+
+    /// The nodes that have answered one of this node's questions.
+    pub fn passed(&self, barrier: &BarrierRef) -> impl Iterator<Item = &NodeName> {
+        self.passed
+            .keys()
+            .filter(move |(asked, _)| asked == barrier)
+            .map(|(_, node)| node)
     }
 
     /// The claims of VNIs.
@@ -211,7 +235,13 @@ impl Snapshot {
         in_kernel: &BTreeSet<NetworkName>,
         pinned: &BTreeSet<NetworkName>,
     ) -> BTreeSet<Scope> {
-        let mut scopes = BTreeSet::from([Scope::Networks, Scope::Peers, Scope::Vnis]);
+        let mut scopes = BTreeSet::from([
+            Scope::Networks,
+            Scope::Peers,
+            Scope::Removed,
+            Scope::Vnis,
+            Scope::Passed,
+        ]);
         let known: BTreeSet<&NetworkName> = self
             .networks
             .keys()
@@ -223,6 +253,8 @@ impl Snapshot {
             if pinned.contains(network) || in_kernel.contains(network) || self.takes_part(network) {
                 scopes.insert(Scope::Endpoints(network.clone()));
                 scopes.insert(Scope::Addresses(network.clone()));
+                scopes.insert(Scope::Released(network.clone()));
+                scopes.insert(Scope::Barriers(network.clone()));
             } else if self.networks.contains_key(network) {
                 scopes.insert(Scope::OwnEndpoints(network.clone()));
             }
@@ -242,10 +274,11 @@ impl Snapshot {
         all || (!self.takes_part(network) && (listed(Scope::OwnEndpoints) || listed(Scope::Endpoints)))
     }
 
-    /// Whether a network's endpoints and claims are all in view.
+    /// Whether a network's endpoints, claims and traces of former ones are all in view.
     pub fn knows_claims(&self, network: &NetworkName) -> bool {
-        self.listed.contains(&Scope::Endpoints(network.clone()))
-            && self.listed.contains(&Scope::Addresses(network.clone()))
+        [Scope::Endpoints, Scope::Addresses, Scope::Released]
+            .iter()
+            .all(|scope| self.listed.contains(&scope(network.clone())))
     }
 
     /// This node's endpoints that are detached here, whether or not the store knows it yet.
@@ -278,6 +311,7 @@ impl Snapshot {
                 continue;
             }
             let claims = members.claims().map(|(a, _)| Key::Address(network.clone(), *a));
+            let released = members.released().map(|(_, a)| Key::Released(network.clone(), a));
             let others = members.endpoints().filter(|(node, ..)| **node != self.node);
             let others = others.map(|(node, id, _)| {
                 Key::Endpoint(EndpointRef {
@@ -286,8 +320,14 @@ impl Snapshot {
                     id: id.clone(),
                 })
             });
-            forgotten.extend(claims.chain(others));
+            forgotten.extend(claims.chain(released).chain(others));
         }
+        let barriers = self.barriers.keys();
+        forgotten.extend(
+            barriers
+                .filter(|(network, _)| !scopes.contains(&Scope::Barriers(network.clone())))
+                .map(|(network, barrier)| Key::Barrier(network.clone(), barrier.clone())),
+        );
         self.drop_strays_outside(scopes);
         let mut dirty = Dirty::default();
         for key in &forgotten {
@@ -316,9 +356,13 @@ pub fn directory(prefix: &Prefix, node: &NodeName, scope: &Scope) -> String {
     match scope {
         Scope::Networks => prefix.all(Kind::Networks),
         Scope::Peers => prefix.all(Kind::Peers),
+        Scope::Removed => prefix.all(Kind::Removed),
         Scope::Vnis => prefix.all(Kind::Vnis),
         Scope::OwnEndpoints(network) => prefix.endpoints_on(network, node),
         Scope::Endpoints(network) => prefix.endpoints_of(network),
         Scope::Addresses(network) => prefix.addresses_of(network),
+        Scope::Released(network) => prefix.released_of(network),
+        Scope::Barriers(network) => prefix.barriers_of(network),
+        Scope::Passed => prefix.passed_to(node),
     }
 }

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use weft_store_schema::{Endpoint, EndpointRef, Mac, NetworkName, NodeName};
+use weft_store_schema::{Endpoint, EndpointRef, Holder, Mac, NetworkName, NodeName};
 
 use crate::{
     dirty::Dirty,
@@ -104,7 +104,9 @@ impl Snapshot {
             .members
             .get(network)
             .and_then(|m| m.claim(address)?.value.as_ref());
-        claim.is_some_and(|claim| self.doubts(network, &(claim.node.clone(), claim.id.clone())))
+        claim.is_some_and(|claim| {
+            claim.holder == Holder::Endpoint && self.doubts(network, &(claim.node.clone(), claim.id.clone()))
+        })
     }
 
     /// With the last such reason gone, what was left alone has to go.

@@ -236,8 +236,8 @@ pub(crate) fn own_changes(snapshot: &Snapshot, transaction: &Transaction, revisi
     transaction
         .writes
         .iter()
-        .map(|write| match write {
-            Write::Put(key, value) => {
+        .filter_map(|write| match write {
+            Write::Put(key, value) | Write::PutLeased(key, value, _) => {
                 let is_new = transaction
                     .guards
                     .iter()
@@ -250,17 +250,19 @@ pub(crate) fn own_changes(snapshot: &Snapshot, transaction: &Transaction, revisi
                     Key::Peer(node) if !is_new => snapshot.peer_slot(node).map(|s| s.create_revision),
                     _ => None,
                 };
-                Change::Put(Entry {
+                Some(Change::Put(Entry {
                     key: prefix.key(key).into_bytes(),
                     value: value.clone(),
                     create_revision: created.unwrap_or(revision),
                     mod_revision: revision,
-                })
+                }))
             }
-            Write::Delete(key) => Change::Deleted {
+            Write::Delete(key) => Some(Change::Deleted {
                 key: prefix.key(key).into_bytes(),
                 mod_revision: revision,
-            },
+            }),
+            // What lay there, the watch tells.
+            Write::DeleteAll(_) => None,
         })
         .collect()
 }

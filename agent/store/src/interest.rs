@@ -38,7 +38,7 @@ fn counterpart(scope: &Scope) -> Option<Scope> {
     match scope {
         Scope::OwnEndpoints(network) => Some(Scope::Endpoints(network.clone())),
         Scope::Endpoints(network) => Some(Scope::OwnEndpoints(network.clone())),
-        Scope::Networks | Scope::Peers | Scope::Vnis | Scope::Addresses(_) => None,
+        _ => None,
     }
 }
 

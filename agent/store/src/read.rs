@@ -6,7 +6,8 @@ use etcd_client::{Client, GetOptions, GetResponse, KeyValue};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::Instant;
 use weft_core::record::{Entry, Scope};
-use weft_store_schema::{Key, Kind, NodeName, Prefix};
+use weft_core::snapshot::directory;
+use weft_store_schema::Key;
 
 use crate::{
     StoreError,
@@ -67,18 +68,6 @@ pub(crate) fn entry_of(kv: KeyValue) -> Entry {
     }
 }
 
-/// The directory a scope stands for.
-pub(crate) fn directory(scope: &Scope, prefix: &Prefix, node: &NodeName) -> String {
-    match scope {
-        Scope::Networks => prefix.all(Kind::Networks),
-        Scope::Peers => prefix.all(Kind::Peers),
-        Scope::Vnis => prefix.all(Kind::Vnis),
-        Scope::OwnEndpoints(network) => prefix.endpoints_on(network, node),
-        Scope::Endpoints(network) => prefix.endpoints_of(network),
-        Scope::Addresses(network) => prefix.addresses_of(network),
-    }
-}
-
 /// The first key after all that start with a directory; directories end with a slash.
 pub(crate) fn end_of(directory: &str) -> Vec<u8> {
     let mut end = directory.as_bytes().to_vec();
@@ -134,7 +123,7 @@ pub(crate) async fn list_scopes(
 ) -> Result<Lists, Failure> {
     let end = Instant::now() + deadline;
     let config = members.config();
-    let place = |scope: &Scope| directory(scope, &config.prefix, &config.node);
+    let place = |scope: &Scope| directory(&config.prefix, &config.node, scope);
     let Some((first, rest)) = scopes.split_first() else {
         return Err(Failure::new(Verdict::Refused, "", "nothing to list"));
     };
@@ -176,7 +165,7 @@ pub(crate) async fn position_now(
     members: &Members,
 ) -> Result<Position, etcd_client::Error> {
     let config = members.config();
-    let directory = directory(scope, &config.prefix, &config.node);
+    let directory = directory(&config.prefix, &config.node, scope);
     let options = GetOptions::new()
         .with_range(end_of(&directory))
         .with_limit(1)

@@ -11,14 +11,18 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, Txn, TxnOp, TxnOpResponse, TxnResponse};
+use etcd_client::{
+    Compare, CompareOp, DeleteOptions, GetOptions, GetResponse, PutOptions, Txn, TxnOp, TxnOpResponse,
+    TxnResponse,
+};
 use weft_core::record::{Committed, Entry, Guard, Scope, Transaction, Write};
+use weft_core::snapshot::directory;
 use weft_store_schema::{Key, NodeName, Prefix};
 
 use crate::{
     StoreError,
     members::Members,
-    read::{directory, end_of, entry_of},
+    read::{end_of, entry_of},
 };
 
 /// etcd's own bound (`--max-txn-ops`), for the guards and for each branch.
@@ -41,18 +45,14 @@ enum Place<'a> {
     FirstOf(&'a Scope),
 }
 
-fn written(write: &Write) -> &Key {
-    match write {
-        Write::Put(key, _) | Write::Delete(key) => key,
-    }
-}
-
 /// Whether the transaction's success makes one of its guards fail.
 fn guards_itself(transaction: &Transaction) -> bool {
     transaction.guards.iter().any(|guard| {
         transaction.writes.iter().any(|write| match (guard, write) {
-            (Guard::Absent(a), Write::Put(b, _))
-            | (Guard::Unchanged(a, _), Write::Put(b, _) | Write::Delete(b)) => a == b,
+            (Guard::Absent(a), Write::Put(b, _) | Write::PutLeased(b, ..))
+            | (Guard::Unchanged(a, _), Write::Put(b, _) | Write::PutLeased(b, ..) | Write::Delete(b)) => {
+                a == b
+            }
             _ => false,
         })
     })
@@ -64,8 +64,9 @@ fn subject(transaction: &Transaction) -> String {
         .writes
         .iter()
         .map(|write| match write {
-            Write::Put(key, _) => format!("writing {key}"),
+            Write::Put(key, _) | Write::PutLeased(key, ..) => format!("writing {key}"),
             Write::Delete(key) => format!("deleting {key}"),
+            Write::DeleteAll(scope) => format!("deleting all of {scope:?}"),
         })
         .collect();
     match keys.as_slice() {
@@ -78,7 +79,7 @@ fn subject(transaction: &Transaction) -> String {
 /// What is read when a guard fails: the guarded places in their order, then what else would be written.
 fn places(transaction: &Transaction) -> Vec<Place<'_>> {
     let mut places: Vec<_> = transaction.guards.iter().map(guarded).collect();
-    for key in transaction.writes.iter().map(written) {
+    for key in transaction.writes.iter().filter_map(Write::key) {
         if !places.contains(&Place::Key(key)) {
             places.push(Place::Key(key));
         }
@@ -101,7 +102,7 @@ fn check(transaction: &Transaction, prefix: &Prefix) -> Result<(), String> {
     if let Some(twice) = transaction
         .writes
         .iter()
-        .map(written)
+        .filter_map(Write::key)
         .find(|key| !keys.insert(*key))
     {
         return Err(format!("{twice} is written twice in one transaction"));
@@ -115,8 +116,9 @@ fn check(transaction: &Transaction, prefix: &Prefix) -> Result<(), String> {
         .writes
         .iter()
         .map(|write| match write {
-            Write::Put(key, value) => key_bytes(key) + value.len(),
+            Write::Put(key, value) | Write::PutLeased(key, value, _) => key_bytes(key) + value.len(),
             Write::Delete(key) => key_bytes(key),
+            Write::DeleteAll(_) => 2 * (prefix.as_str().len() + 160),
         })
         .chain(transaction.guards.iter().map(guard_bytes))
         .sum();
@@ -139,7 +141,7 @@ fn build(transaction: &Transaction, prefix: &Prefix, node: &NodeName) -> Txn {
             }
             // No key has creation revision 0: over a range, this holds only if nothing is there.
             Guard::Empty(scope) => {
-                let directory = directory(scope, prefix, node);
+                let directory = directory(prefix, node, scope);
                 let end = end_of(&directory);
                 Compare::create_revision(directory, CompareOp::Equal, 0).with_range(end)
             }
@@ -150,7 +152,17 @@ fn build(transaction: &Transaction, prefix: &Prefix, node: &NodeName) -> Txn {
         .iter()
         .map(|write| match write {
             Write::Put(key, value) => TxnOp::put(prefix.key(key), value.clone(), None),
+            Write::PutLeased(key, value, lease) => TxnOp::put(
+                prefix.key(key),
+                value.clone(),
+                Some(PutOptions::new().with_lease(*lease)),
+            ),
             Write::Delete(key) => TxnOp::delete(prefix.key(key), None),
+            Write::DeleteAll(scope) => {
+                let directory = directory(prefix, node, scope);
+                let options = DeleteOptions::new().with_range(end_of(&directory));
+                TxnOp::delete(directory, Some(options))
+            }
         })
         .collect();
     let reads: Vec<_> = places(transaction)
@@ -158,7 +170,7 @@ fn build(transaction: &Transaction, prefix: &Prefix, node: &NodeName) -> Txn {
         .map(|place| match place {
             Place::Key(key) => TxnOp::get(prefix.key(key), None),
             Place::FirstOf(scope) => {
-                let directory = directory(scope, prefix, node);
+                let directory = directory(prefix, node, scope);
                 let options = GetOptions::new().with_range(end_of(&directory)).with_limit(1);
                 TxnOp::get(directory, Some(options))
             }
@@ -270,7 +282,8 @@ fn weigh(transaction: &Transaction, now: &[Option<Entry>], before: i64, revision
     let untouched = transaction
         .writes
         .iter()
-        .any(|write| state(written(write)).is_some_and(|entry| entry.mod_revision <= before));
+        .filter_map(Write::key)
+        .any(|key| state(key).is_some_and(|entry| entry.mod_revision <= before));
     // A guard that was broken all the while: it cannot have happened.
     let broken = transaction.guards.iter().any(|guard| match guard {
         Guard::Absent(key) => state(key).is_some_and(|entry| entry.create_revision <= before),
@@ -286,11 +299,13 @@ fn weigh(transaction: &Transaction, now: &[Option<Entry>], before: i64, revision
     // All is as we would have left it, written at one revision: it happened (or somebody did the very same).
     let mut revisions = BTreeSet::new();
     let as_asked = transaction.writes.iter().all(|write| match write {
-        Write::Put(key, value) => state(key).is_some_and(|entry| {
+        Write::Put(key, value) | Write::PutLeased(key, value, _) => state(key).is_some_and(|entry| {
             revisions.insert(entry.mod_revision);
             entry.value == *value
         }),
         Write::Delete(key) => state(key).is_none(),
+        // Nobody's own: whatever lies there, it decides nothing.
+        Write::DeleteAll(_) => true,
     });
     match (as_asked, revisions.len()) {
         // Only deletions, and all is gone: whoever did it, it is as asked.

@@ -189,10 +189,11 @@ impl Story {
                     wrote = true;
                     for write in &transaction.writes {
                         let text = match write {
-                            Write::Put(key, value) => {
+                            Write::Put(key, value) | Write::PutLeased(key, value, _) => {
                                 format!("writes {key} {}", String::from_utf8_lossy(value))
                             }
                             Write::Delete(key) => format!("deletes {key}"),
+                            Write::DeleteAll(scope) => format!("deletes all of {scope:?}"),
                         };
                         line(out, Some(agent), alone, &text);
                     }

@@ -10,8 +10,8 @@ use weft_core::{
     ownership,
 };
 use weft_store_schema::{
-    AddressClaim, Endpoint, EndpointRef, Family, Key, Mac, Mtu, Network, NetworkName, NodeName, Peer, Prefix,
-    Vni, VniClaim,
+    AddressClaim, Endpoint, EndpointRef, Family, Holder, Key, Mac, Mtu, Network, NetworkName, NodeName, Peer,
+    Prefix, Vni, VniClaim,
 };
 
 use crate::store::Store;
@@ -51,7 +51,7 @@ impl Records {
                     let claim = AddressClaim::decode(value).unwrap();
                     records.claims.insert((network, address), claim);
                 }
-                Key::Alive(_) | Key::Status(_) => {}
+                _ => {}
             }
         }
         records
@@ -60,7 +60,9 @@ impl Records {
     fn claims(&self, name: &EndpointRef, address: IpAddr) -> bool {
         self.claims
             .get(&(name.network.clone(), address))
-            .is_some_and(|claim| claim.node == name.node && claim.id == name.id)
+            .is_some_and(|claim| {
+                claim.holder == Holder::Endpoint && claim.node == name.node && claim.id == name.id
+            })
     }
 
     /// The best of those that fit: a claim counts most, then age.

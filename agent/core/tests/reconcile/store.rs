@@ -109,8 +109,7 @@ impl Store {
     pub(crate) fn commit(&mut self, transaction: &Transaction, node: &NodeName) -> Committed {
         let prefix = Prefix::default();
         let mut named = std::collections::BTreeSet::new();
-        for write in &transaction.writes {
-            let (Write::Put(key, _) | Write::Delete(key)) = write;
+        for key in transaction.writes.iter().filter_map(Write::key) {
             // etcd refuses a transaction that writes a key twice.
             assert!(
                 named.insert(key.clone()),
@@ -135,8 +134,15 @@ impl Store {
         self.revision += 1;
         for write in &transaction.writes {
             match write {
-                Write::Put(key, value) => self.write(prefix.key(key).as_bytes(), Some(value)),
+                Write::Put(key, value) | Write::PutLeased(key, value, _) => {
+                    self.write(prefix.key(key).as_bytes(), Some(value));
+                }
                 Write::Delete(key) => self.write(prefix.key(key).as_bytes(), None),
+                Write::DeleteAll(scope) => {
+                    for entry in self.list(&directory(&prefix, node, scope)) {
+                        self.write(&entry.key, None);
+                    }
+                }
             }
         }
         Committed::Yes {

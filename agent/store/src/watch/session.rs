@@ -10,6 +10,7 @@ use std::{
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 use weft_core::record::{Scope, StoreEvent};
+use weft_core::snapshot::directory;
 
 use super::{End, Pauses, Watcher};
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     interest::Generation,
     members::Line,
     progress::{Answer, Progress},
-    read::{self, Lists},
+    read::Lists,
     stream::{Message, Stream},
 };
 
@@ -149,7 +150,7 @@ impl Watcher {
             if follow.watch.is_some() || !follow.resumable() {
                 continue;
             }
-            let directory = read::directory(scope, &config.prefix, &config.node);
+            let directory = directory(&config.prefix, &config.node, scope);
             let from = follow.seen + 1;
             let id = match &mut session.stream {
                 Some(stream) if !stream.can_watch_more() => return Ok(()),

@@ -18,7 +18,8 @@ use crate::{
 
 const NETWORKS: [&str; 3] = ["a", "b", "c"];
 
-fn directory(scope: &Scope) -> String {
+/// The directory of a scope of `host1`, below the prefix.
+pub(crate) fn directory(scope: &Scope) -> String {
     match scope {
         Scope::Networks => "networks/".to_owned(),
         Scope::Peers => "peers/".to_owned(),
@@ -26,6 +27,10 @@ fn directory(scope: &Scope) -> String {
         Scope::OwnEndpoints(name) => format!("endpoints/{name}/host1/"),
         Scope::Endpoints(name) => format!("endpoints/{name}/"),
         Scope::Addresses(name) => format!("addresses/{name}/"),
+        Scope::Removed => "removed/".to_owned(),
+        Scope::Released(name) => format!("released/{name}/"),
+        Scope::Barriers(name) => format!("barriers/{name}/"),
+        Scope::Passed => "passed/host1/".to_owned(),
     }
 }
 

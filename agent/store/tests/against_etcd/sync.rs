@@ -75,15 +75,11 @@ async fn the_first_sync_is_at_one_revision_page_by_page() {
         let at = listed[0].1;
         for (scope, revision, entries) in listed {
             assert_eq!(revision, at, "{scope:?}");
-            let directory = match &scope {
-                Scope::Networks => "networks/".to_owned(),
-                Scope::Peers => "peers/".to_owned(),
-                Scope::Vnis => "vnis/".to_owned(),
-                Scope::OwnEndpoints(name) => format!("endpoints/{name}/host1/"),
-                Scope::Endpoints(name) => format!("endpoints/{name}/"),
-                Scope::Addresses(name) => format!("addresses/{name}/"),
-            };
-            assert_eq!(entries, etcd.range(&directory, at).await, "{scope:?}");
+            assert_eq!(
+                entries,
+                etcd.range(&crate::scopes::directory(&scope), at).await,
+                "{scope:?}"
+            );
         }
         assert_eq!(store.health().lists, 1);
     }
