@@ -127,7 +127,7 @@ impl ChoreBook {
     /// The networks whose endpoints and claims have to stay in view for what is owed.
     pub(crate) fn networks(&self) -> impl Iterator<Item = &NetworkName> {
         self.tasks.keys().filter_map(|chore| match chore {
-            Chore::ReleaseAddress(network, _) => Some(network),
+            Chore::ReleaseAddress(network, _) | Chore::ForgetReleased(network) => Some(network),
             Chore::CompleteEndpoint(endpoint) | Chore::DetachEndpoint(endpoint) => Some(&endpoint.network),
             Chore::PublishPeer | Chore::CompleteNetwork(_) | Chore::FreeVni(_) => None,
         })

@@ -1,7 +1,7 @@
 //! Record writes that an agent owes the cluster: completing what operators leave out, and clearing away
 //! what deletions leave behind. Each is a conditional transaction, so any number of agents may try.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
 
 use weft_store_schema::{
     EndpointId, EndpointRef, Key, NetworkName, NodeName, PeerDocument, Value, Vni, VniClaimDocument, encode,
@@ -9,7 +9,7 @@ use weft_store_schema::{
 };
 
 use crate::{
-    claims::{self, Refusal},
+    claims::{self, Choosing, Refusal},
     dirty::Dirty,
     hash::stable_hash,
     members::Members,
@@ -32,7 +32,16 @@ pub enum Chore {
     DetachEndpoint(EndpointRef),
     /// An address is claimed for an endpoint that does not exist.
     ReleaseAddress(NetworkName, IpAddr),
+    /// There are more traces of released addresses in a network than are worth keeping.
+    ForgetReleased(NetworkName),
 }
+
+/// So many traces of released addresses are kept in a network: in a subnet of IPv6, they would never end.
+pub const MOST_RELEASED: usize = 4096;
+/// So many more may gather before they are cleared away.
+const RELEASED_SLACK: usize = 256;
+/// So many are cleared away in one transaction.
+const FORGOTTEN_AT_ONCE: usize = 60;
 
 /// What may be owed after a change of these objects. Cheap; [`transaction`] decides.
 pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Chore> {
@@ -69,6 +78,7 @@ pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Ch
         for (network, _) in snapshot.all_members() {
             chores.extend(own(network));
             chores.extend(released(network));
+            chores.push(Chore::ForgetReleased(network.clone()));
         }
     } else {
         for network in &dirty.networks {
@@ -89,6 +99,8 @@ pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Ch
             let release = |address| Chore::ReleaseAddress(endpoint.network.clone(), address);
             chores.extend(claimed.into_iter().flatten().map(release));
         }
+        let touched = dirty.touched_networks().into_iter();
+        chores.extend(touched.cloned().map(Chore::ForgetReleased));
         for (network, addresses) in &dirty.addresses {
             chores.extend(
                 addresses
@@ -104,11 +116,11 @@ pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Ch
 }
 
 fn is_owed(snapshot: &Snapshot, peer: &PeerDocument, chore: &Chore) -> bool {
-    !matches!(transaction(snapshot, peer, chore, &BTreeSet::new()), Ok(None))
+    !matches!(transaction(snapshot, peer, chore, &Choosing::default()), Ok(None))
 }
 
-/// The transaction of a chore, from what is known now; none if nothing is owed any more. For `taken` see
-/// [`claims::attach`].
+/// The transaction of a chore, from what is known now; none if nothing is owed any more. `choosing` is what
+/// else matters where addresses are chosen.
 ///
 /// # Errors
 /// Why an endpoint's record cannot be completed.
@@ -116,19 +128,20 @@ pub fn transaction(
     snapshot: &Snapshot,
     peer: &PeerDocument,
     chore: &Chore,
-    taken: &BTreeSet<IpAddr>,
+    choosing: &Choosing,
 ) -> Result<Option<Transaction>, Refusal> {
     match chore {
         Chore::PublishPeer => Ok(publish_peer(snapshot, peer)),
         Chore::CompleteNetwork(network) => Ok(complete_network(snapshot, network)),
         Chore::FreeVni(vni) => Ok(free_vni(snapshot, *vni)),
         Chore::CompleteEndpoint(endpoint) if snapshot.awaits_detach(endpoint) => Ok(None),
-        Chore::CompleteEndpoint(endpoint) => claims::complete(snapshot, endpoint, taken),
+        Chore::CompleteEndpoint(endpoint) => claims::complete(snapshot, endpoint, choosing),
         Chore::DetachEndpoint(endpoint) if !snapshot.awaits_detach(endpoint) => Ok(None),
         // Without the claims in view they would stay behind.
         Chore::DetachEndpoint(endpoint) if !snapshot.knows_claims(&endpoint.network) => Ok(None),
         Chore::DetachEndpoint(endpoint) => Ok(claims::detach(snapshot, endpoint).ok()),
         Chore::ReleaseAddress(network, address) => Ok(claims::release_orphan(snapshot, network, *address)),
+        Chore::ForgetReleased(network) => Ok(forget_released(snapshot, network)),
     }
 }
 
@@ -140,6 +153,7 @@ pub fn rank(snapshot: &Snapshot, chore: &Chore) -> usize {
         Chore::CompleteNetwork(network) if snapshot.takes_part(network) => return 0,
         Chore::CompleteNetwork(network) => network.to_string(),
         Chore::FreeVni(vni) => vni.to_string(),
+        Chore::ForgetReleased(network) => format!("released/{network}"),
         Chore::PublishPeer | Chore::CompleteEndpoint(_) | Chore::DetachEndpoint(_) => return 0,
         // As a rule the node that held it is there to do it.
         Chore::ReleaseAddress(network, address) => {
@@ -288,4 +302,19 @@ fn free_vni(snapshot: &Snapshot, vni: Vni) -> Option<Transaction> {
         guards,
         writes: vec![Write::Delete(key)],
     })
+}
+
+fn forget_released(snapshot: &Snapshot, network: &NetworkName) -> Option<Transaction> {
+    let members = snapshot.members(network)?;
+    if members.released().len() <= MOST_RELEASED + RELEASED_SLACK {
+        return None;
+    }
+    let oldest = members
+        .released()
+        .take(FORGOTTEN_AT_ONCE)
+        .map(|(at, address)| (at, Key::Released(network.clone(), address)));
+    let (guards, writes) = oldest
+        .map(|(at, key)| (Guard::Unchanged(key.clone(), at), Write::Delete(key)))
+        .unzip();
+    Some(Transaction { guards, writes })
 }

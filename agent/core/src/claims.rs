@@ -1,163 +1,34 @@
 //! Claims of addresses as pure decisions: which to ask for, and the one transaction that takes or gives up
 //! the claim together with its endpoint. Whether it happens is the store's to say.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr};
+mod choice;
+mod networks;
+mod refusal;
+mod reservations;
 
-use ipnet::IpNet;
+use std::net::IpAddr;
+
 use weft_store_schema::{
-    AddressClaimDocument, AddressRange, EndpointDocument, EndpointRef, Family, Key, Mac, Network,
-    NetworkDocument, NetworkName, NodeName, Subnet, Vni, VniClaimDocument, encode, set_fields,
+    AddressClaimDocument, EndpointDocument, EndpointId, EndpointRef, Family, Holder, Key, Mac, Network,
+    NetworkName, ReleasedDocument, encode, set_fields,
 };
 
+use self::choice::{Asking, allocate};
+pub use self::{
+    choice::Choosing,
+    networks::{NetworkChange, create_network, delete_network, update_network},
+    refusal::{Fullness, Refusal, TakenBy},
+    reservations::{reserve, unreserve},
+};
 use crate::{
     hash::stable_hash,
     members::{Member, Members},
-    record::{Guard, Scope, Transaction, Write},
+    record::{Guard, Transaction, Write},
     snapshot::Snapshot,
 };
 
-/// Why an endpoint cannot have what it asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// The network has no valid record.
-    NoNetwork(NetworkName),
-    /// The network exists already.
-    NetworkExists(NetworkName),
-    /// A wished VNI is another network's.
-    VniTaken {
-        /// The VNI.
-        vni: Vni,
-        /// The network that has it.
-        holder: NetworkName,
-    },
-    /// The endpoint exists already.
-    Exists(EndpointRef),
-    /// There is no such endpoint.
-    NoEndpoint(EndpointRef),
-    /// A wished address is in none of the network's subnets.
-    Outside {
-        /// The address.
-        address: IpAddr,
-        /// The network.
-        network: NetworkName,
-        /// Its subnets.
-        subnets: Vec<IpNet>,
-    },
-    /// A wished address is kept for something else.
-    Reserved {
-        /// The address.
-        address: IpAddr,
-        /// The subnet.
-        subnet: IpNet,
-    },
-    /// A wished address is held.
-    Taken {
-        /// The address.
-        address: IpAddr,
-        /// The network.
-        network: NetworkName,
-        /// The endpoint that holds it; none if its claim cannot be read.
-        holder: Option<EndpointRef>,
-    },
-    /// Nothing is free.
-    Full {
-        /// The network.
-        network: NetworkName,
-        /// The subnets of the family that was asked for, with the number of addresses in use and in all.
-        subnets: Vec<(IpNet, u128, u128)>,
-    },
-    /// A wished MAC is another endpoint's.
-    MacTaken {
-        /// The MAC.
-        mac: Mac,
-        /// The endpoint that has it.
-        holder: EndpointRef,
-    },
-    /// The network cannot be deleted while it has endpoints.
-    InUse(NetworkName),
-}
-
-impl Refusal {
-    /// The field of an endpoint's record that asks for what cannot be had, if one does. `requested` and
-    /// `addresses` are the record's.
-    pub fn field(&self, requested: &[IpAddr], addresses: &[IpAddr]) -> Option<String> {
-        let place = |address: &IpAddr| {
-            let at = |field: &str, all: &[IpAddr]| {
-                all.iter()
-                    .position(|a| a == address)
-                    .map(|i| format!("{field}[{i}]"))
-            };
-            at("requested_addresses", requested).or_else(|| at("addresses", addresses))
-        };
-        match self {
-            Self::Outside { address, .. } | Self::Reserved { address, .. } | Self::Taken { address, .. } => {
-                place(address)
-            }
-            Self::MacTaken { .. } => Some("mac".to_owned()),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoNetwork(network) => {
-                write!(f, "network {network} does not exist, or its record is not valid")
-            }
-            Self::NetworkExists(network) => write!(f, "network {network} exists already"),
-            Self::VniTaken { vni, holder } => write!(f, "VNI {vni} belongs to network {holder}"),
-            Self::Exists(endpoint) => write!(f, "endpoint {endpoint} exists already"),
-            Self::NoEndpoint(endpoint) => write!(f, "there is no endpoint {endpoint}"),
-            Self::Outside {
-                address,
-                network,
-                subnets,
-            } => {
-                let subnets: Vec<_> = subnets.iter().map(ToString::to_string).collect();
-                write!(
-                    f,
-                    "{address} is in none of the subnets of network {network}: {}",
-                    subnets.join(", ")
-                )
-            }
-            Self::Reserved { address, subnet } => write!(
-                f,
-                "{address} is not for endpoints: it is the gateway, the network or broadcast address, or reserved in {subnet}"
-            ),
-            Self::Taken {
-                address,
-                holder: Some(holder),
-                ..
-            } => write!(f, "{address} is held by endpoint {holder}"),
-            Self::Taken {
-                address,
-                network,
-                holder: None,
-            } => write!(
-                f,
-                "{address} is held by whoever, for its claim cannot be read: delete the record addresses/{network}/{address}"
-            ),
-            Self::Full { network, subnets } => {
-                write!(f, "network {network}: ")?;
-                for (i, (subnet, used, size)) in subnets.iter().enumerate() {
-                    write!(
-                        f,
-                        "{}{subnet} is full ({used} of {size})",
-                        if i > 0 { ", " } else { "" }
-                    )?;
-                }
-                Ok(())
-            }
-            Self::MacTaken { mac, holder } => write!(f, "{mac} is the MAC of endpoint {holder}"),
-            Self::InUse(network) => write!(f, "network {network} has endpoints; detach them first"),
-        }
-    }
-}
-
 /// The transaction that creates an endpoint with its claims: one address of each of the network's families,
-/// those wished for first. `taken` are addresses that are being claimed by other transactions just now: not
-/// chosen, but not refused either to who wishes for one.
+/// those wished for first, then those of the reservation, which is over with that.
 ///
 /// # Errors
 /// A [`Refusal`] when the view of the network already shows that it cannot be.
@@ -165,7 +36,8 @@ pub fn attach(
     snapshot: &Snapshot,
     name: &EndpointRef,
     document: EndpointDocument,
-    taken: &BTreeSet<IpAddr>,
+    reservation: Option<&EndpointId>,
+    choosing: &Choosing,
 ) -> Result<Transaction, Refusal> {
     let (network, network_at) = network_of(snapshot, &name.network)?;
     if snapshot.endpoint(name).is_some_and(|slot| !slot.held) {
@@ -178,7 +50,25 @@ pub fn attach(
         .iter()
         .filter_map(|a| a.parse().ok())
         .collect();
-    let addresses = allocate(network, members, name, &wished, &[], taken)?;
+    let reservation: Option<Member> = reservation.map(|id| (name.node.clone(), id.clone()));
+    let reserved = match &reservation {
+        None => Vec::new(),
+        Some(reservation) => {
+            let reserved: Vec<IpAddr> = members.reserved_by(reservation).into_iter().collect();
+            if reserved.is_empty() {
+                return Err(Refusal::NoReservation(name.network.clone(), reservation.clone()));
+            }
+            reserved
+        }
+    };
+    let asking = Asking {
+        network: &name.network,
+        wished: &wished,
+        kept: &reserved,
+        holds: &|address| reserved.contains(&address),
+        families: &Family::ALL,
+    };
+    let addresses = allocate(snapshot, network, &asking, choosing)?;
     let mac = choose_mac(
         members,
         name,
@@ -192,7 +82,10 @@ pub fn attach(
         ],
         writes: Vec::new(),
     };
-    claim_all(&mut transaction, members, name, &addresses);
+    claim_all(&mut transaction, members, name, &addresses, &reserved);
+    for unwanted in reserved.iter().filter(|a| !addresses.contains(a)) {
+        give_up(&mut transaction, snapshot, &name.network, *unwanted);
+    }
     let document = EndpointDocument {
         addresses: addresses.iter().map(ToString::to_string).collect(),
         mac: Some(mac.to_string()),
@@ -212,7 +105,7 @@ pub fn attach(
 pub fn complete(
     snapshot: &Snapshot,
     name: &EndpointRef,
-    taken: &BTreeSet<IpAddr>,
+    choosing: &Choosing,
 ) -> Result<Option<Transaction>, Refusal> {
     let Some(slot) = snapshot.endpoint(name) else {
         return Ok(None);
@@ -253,7 +146,14 @@ pub fn complete(
             .filter(|a| !members.is_claimed_by(*a, &member) && written.requested.is_empty()),
     );
     kept.retain(|a| members.is_claimed_by(*a, &member));
-    let addresses = allocate(network, members, name, &wished, &kept, taken)?;
+    let asking = Asking {
+        network: &name.network,
+        wished: &wished,
+        kept: &kept,
+        holds: &|address| members.is_claimed_by(address, &member),
+        families: &Family::ALL,
+    };
+    let addresses = allocate(snapshot, network, &asking, choosing)?;
     let mac = choose_mac(members, name, written.mac.or(endpoint.mac), &addresses)?;
     let mut transaction = Transaction {
         guards: vec![
@@ -262,11 +162,11 @@ pub fn complete(
         ],
         writes: Vec::new(),
     };
-    claim_all(&mut transaction, members, name, &addresses);
+    claim_all(&mut transaction, members, name, &addresses, &[]);
     // All of it, also what the record no longer told of.
     for given_up in members.claimed_by(&member) {
         if !addresses.contains(&given_up) {
-            give_up(&mut transaction, members, name, given_up);
+            give_up(&mut transaction, snapshot, &name.network, given_up);
         }
     }
     let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
@@ -288,7 +188,8 @@ pub fn complete(
 /// When there is no such endpoint.
 pub fn detach(snapshot: &Snapshot, name: &EndpointRef) -> Result<Transaction, Refusal> {
     let no = || Refusal::NoEndpoint(name.clone());
-    let slot = snapshot.endpoint(name).ok_or_else(no)?;
+    // One that is held is not in the store any more.
+    let slot = snapshot.endpoint(name).filter(|slot| !slot.held).ok_or_else(no)?;
     let members = snapshot.members(&name.network).ok_or_else(no)?;
     let key = Key::Endpoint(name.clone());
     let mut transaction = Transaction {
@@ -296,7 +197,7 @@ pub fn detach(snapshot: &Snapshot, name: &EndpointRef) -> Result<Transaction, Re
         writes: vec![Write::Delete(key)],
     };
     for address in members.claimed_by(&(name.node.clone(), name.id.clone())) {
-        give_up(&mut transaction, members, name, address);
+        give_up(&mut transaction, snapshot, &name.network, address);
     }
     Ok(transaction)
 }
@@ -307,7 +208,8 @@ pub fn release_orphan(snapshot: &Snapshot, network: &NetworkName, address: IpAdd
         return None;
     }
     let slot = snapshot.members(network)?.claim(address)?;
-    let claim = slot.value.as_ref()?;
+    // What nobody takes over of a reservation ends with its lease.
+    let claim = slot.value.as_ref().filter(|c| c.holder == Holder::Endpoint)?;
     if slot.held {
         return None;
     }
@@ -330,90 +232,13 @@ pub fn release_orphan(snapshot: &Snapshot, network: &NetworkName, address: IpAdd
             Guard::Unchanged(endpoint_key, there.mod_revision)
         }
     };
-    let key = Key::Address(network.clone(), address);
-    Some(Transaction {
-        // Both guards together: not the next holder's claim, and not an endpoint that has come meanwhile.
-        guards: vec![Guard::Unchanged(key.clone(), slot.mod_revision), endpoint_guard],
-        writes: vec![Write::Delete(key)],
-    })
-}
-
-/// The transaction that creates a network, with the claim of its VNI if it wishes for one.
-///
-/// # Errors
-/// When the network exists, or the VNI is taken.
-pub fn create_network(
-    snapshot: &Snapshot,
-    name: &NetworkName,
-    document: &NetworkDocument,
-) -> Result<Transaction, Refusal> {
-    if snapshot.network(name).is_some_and(|slot| !slot.held) {
-        return Err(Refusal::NetworkExists(name.clone()));
-    }
-    let key = Key::Network(name.clone());
+    // Both guards together: not the next holder's claim, and not an endpoint that has come meanwhile.
     let mut transaction = Transaction {
-        guards: vec![Guard::Absent(key.clone())],
-        writes: vec![Write::Put(key, encode(document))],
+        guards: vec![endpoint_guard],
+        writes: Vec::new(),
     };
-    if let Some(vni) = document.vni.and_then(Vni::new) {
-        let claimed = snapshot
-            .vni_claim(vni)
-            .and_then(|slot| slot.value.as_ref())
-            .map(|claim| &claim.network);
-        if let Some(holder) = claimed
-            .or(snapshot.owner_of_vni(vni))
-            .filter(|holder| *holder != name)
-        {
-            return Err(Refusal::VniTaken {
-                vni,
-                holder: holder.clone(),
-            });
-        }
-        match snapshot.vni_claim(vni) {
-            Some(own) if !own.held => transaction
-                .guards
-                .push(Guard::Unchanged(Key::Vni(vni), own.mod_revision)),
-            _ => {
-                let claim = VniClaimDocument {
-                    version: None,
-                    network: name.to_string(),
-                };
-                transaction.guards.push(Guard::Absent(Key::Vni(vni)));
-                transaction.writes.push(Write::Put(Key::Vni(vni), encode(&claim)));
-            }
-        }
-    }
-    Ok(transaction)
-}
-
-/// The transaction that deletes a network and its claim of a VNI; it cannot happen while endpoints exist.
-///
-/// # Errors
-/// When there is no such network.
-pub fn delete_network(snapshot: &Snapshot, name: &NetworkName) -> Result<Transaction, Refusal> {
-    let slot = snapshot
-        .network(name)
-        .ok_or_else(|| Refusal::NoNetwork(name.clone()))?;
-    if snapshot.members(name).is_some_and(|members| members.count() > 0) {
-        return Err(Refusal::InUse(name.clone()));
-    }
-    let key = Key::Network(name.clone());
-    let mut transaction = Transaction {
-        guards: vec![
-            Guard::Unchanged(key.clone(), slot.mod_revision),
-            Guard::Empty(Scope::Endpoints(name.clone())),
-        ],
-        writes: vec![Write::Delete(key)],
-    };
-    for (vni, claim) in snapshot.vnis().filter(|(_, slot)| !slot.held) {
-        if claim.value.as_ref().is_some_and(|c| c.network == *name) {
-            transaction
-                .guards
-                .push(Guard::Unchanged(Key::Vni(*vni), claim.mod_revision));
-            transaction.writes.push(Write::Delete(Key::Vni(*vni)));
-        }
-    }
-    Ok(transaction)
+    give_up(&mut transaction, snapshot, network, address);
+    Some(transaction)
 }
 
 fn network_of<'a>(snapshot: &'a Snapshot, name: &NetworkName) -> Result<(&'a Network, i64), Refusal> {
@@ -424,201 +249,68 @@ fn network_of<'a>(snapshot: &'a Snapshot, name: &NetworkName) -> Result<(&'a Net
         .ok_or_else(|| Refusal::NoNetwork(name.clone()))
 }
 
-fn claim_all(transaction: &mut Transaction, members: &Members, name: &EndpointRef, addresses: &[IpAddr]) {
+/// Claims addresses for an endpoint, those of a reservation in its place.
+fn claim_all(
+    transaction: &mut Transaction,
+    members: &Members,
+    name: &EndpointRef,
+    addresses: &[IpAddr],
+    reserved: &[IpAddr],
+) {
     let member: Member = (name.node.clone(), name.id.clone());
+    let claim = || encode(&AddressClaimDocument::of(&name.node, &name.id));
     for address in addresses {
         let key = Key::Address(name.network.clone(), *address);
-        match members.claim(*address) {
-            Some(slot) if members.is_claimed_by(*address, &member) && !slot.held => {
+        let slot = members.claim(*address).filter(|slot| !slot.held);
+        match slot {
+            Some(slot) if members.is_claimed_by(*address, &member) => {
                 transaction.guards.push(Guard::Unchanged(key, slot.mod_revision));
             }
-            _ => {
-                let claim = AddressClaimDocument::of(&name.node, &name.id);
-                transaction.guards.push(Guard::Absent(key.clone()));
-                transaction.writes.push(Write::Put(key, encode(&claim)));
+            Some(slot) if reserved.contains(address) => {
+                transaction
+                    .guards
+                    .push(Guard::Unchanged(key.clone(), slot.mod_revision));
+                transaction.writes.push(Write::Put(key, claim()));
             }
+            _ => claim_anew(transaction, key, |key| Write::Put(key, claim())),
         }
     }
 }
 
-fn give_up(transaction: &mut Transaction, members: &Members, name: &EndpointRef, address: IpAddr) {
-    let member: Member = (name.node.clone(), name.id.clone());
-    if let Some(slot) = members
-        .claim(address)
-        .filter(|_| members.is_claimed_by(address, &member))
-    {
-        let key = Key::Address(name.network.clone(), address);
-        transaction
-            .guards
-            .push(Guard::Unchanged(key.clone(), slot.mod_revision));
-        transaction.writes.push(Write::Delete(key));
+/// Claims an address that nobody holds. A trace of its last holder goes, also one that has not come into view.
+fn claim_anew(transaction: &mut Transaction, key: Key, put: impl FnOnce(Key) -> Write) {
+    if let Key::Address(network, address) = &key {
+        let trace = Key::Released(network.clone(), *address);
+        transaction.writes.push(Write::Delete(trace));
     }
+    transaction.guards.push(Guard::Absent(key.clone()));
+    transaction.writes.push(put(key));
 }
 
-/// The addresses of an endpoint: those wished for, those it holds already in families without a wish, and
-/// free ones in the families that are left. IPv4 first.
-fn allocate(
-    network: &Network,
-    members: &Members,
-    name: &EndpointRef,
-    wished: &[IpAddr],
-    kept: &[IpAddr],
-    taken: &BTreeSet<IpAddr>,
-) -> Result<Vec<IpAddr>, Refusal> {
-    let member: Member = (name.node.clone(), name.id.clone());
-    for address in wished {
-        let subnet = network.subnet_of(*address).ok_or_else(|| Refusal::Outside {
-            address: *address,
-            network: name.network.clone(),
-            subnets: network.subnets.iter().map(|s| s.net).collect(),
-        })?;
-        if !subnet.admits(*address) {
-            return Err(Refusal::Reserved {
-                address: *address,
-                subnet: subnet.net,
-            });
-        }
-        let claim = members
-            .claim(*address)
-            .filter(|_| !members.is_claimed_by(*address, &member));
-        if let Some(slot) = claim {
-            let holder = slot.value.as_ref().map(|claim| EndpointRef {
-                network: name.network.clone(),
-                node: claim.node.clone(),
-                id: claim.id.clone(),
-            });
-            return Err(Refusal::Taken {
-                address: *address,
-                network: name.network.clone(),
-                holder,
-            });
-        }
-    }
-    let mut addresses = Vec::new();
-    for family in network.families() {
-        let of_family = |all: &[IpAddr]| -> Vec<IpAddr> {
-            all.iter().copied().filter(|a| Family::of(*a) == family).collect()
-        };
-        let mut here = of_family(wished);
-        if here.is_empty() {
-            here = of_family(kept);
-        }
-        if here.is_empty() {
-            here.push(choose_address(network, members, name, family, taken)?);
-        }
-        addresses.extend(here);
-    }
-    Ok(addresses)
-}
-
-/// A free address of a family. The search starts at a place that depends on the node, so that agents that
-/// choose at the same time rarely choose the same.
-fn choose_address(
-    network: &Network,
-    members: &Members,
-    name: &EndpointRef,
-    family: Family,
-    claiming: &BTreeSet<IpAddr>,
-) -> Result<IpAddr, Refusal> {
-    let mut full = Vec::new();
-    for subnet in network.subnets.iter().filter(|s| s.family() == family) {
-        let mut taken = kept_out(subnet);
-        let size = size_of(subnet.range) - covered(&merge(taken.clone()), subnet.range);
-        let in_use = members
-            .claims()
-            .map(|(address, _)| address)
-            .chain(members.addresses())
-            .chain(claiming)
-            .filter(|a| subnet.range.contains(**a))
-            .map(|a| (number(*a), number(*a)));
-        taken.extend(in_use);
-        let taken = merge(taken);
-        let first = number(subnet.range.first);
-        let last = number(subnet.range.last);
-        let start = first + start_offset(&name.node) % size_of(subnet.range);
-        let found = first_gap(&taken, start, last).or_else(|| first_gap(&taken, first, start));
-        if let Some(found) = found {
-            return Ok(address(found, family));
-        }
-        full.push((subnet.net, size, size));
-    }
-    Err(Refusal::Full {
-        network: name.network.clone(),
-        subnets: full,
-    })
-}
-
-/// What of a subnet is never chosen, as inclusive ranges.
-fn kept_out(subnet: &Subnet) -> Vec<(u128, u128)> {
-    let mut ranges: Vec<_> = subnet
-        .reserved
-        .iter()
-        .map(|r| (number(r.first), number(r.last)))
-        .collect();
-    let edges = [subnet.net.network(), subnet.net.broadcast()];
-    let single = edges
-        .into_iter()
-        .chain(subnet.gateway)
-        .filter(|a| !subnet.admits(*a));
-    ranges.extend(single.map(|a| (number(a), number(a))));
-    ranges
-}
-
-fn number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(a) => u32::from(a).into(),
-        IpAddr::V6(a) => a.into(),
-    }
-}
-
-fn address(number: u128, family: Family) -> IpAddr {
-    match family {
-        // Numbers come from addresses of the family, so they fit.
-        Family::V4 => IpAddr::V4((number as u32).into()),
-        Family::V6 => IpAddr::V6(number.into()),
-    }
-}
-
-/// The number of addresses in a range; one less than the truth for all of IPv6, which no subnet is.
-fn size_of(range: AddressRange) -> u128 {
-    (number(range.last) - number(range.first)).saturating_add(1)
-}
-
-fn start_offset(node: &NodeName) -> u128 {
-    let hash = stable_hash([node.as_str()]);
-    u128::from(hash ^ (hash >> 32))
-}
-
-fn merge(mut ranges: Vec<(u128, u128)>) -> Vec<(u128, u128)> {
-    ranges.sort_unstable();
-    let mut merged: Vec<(u128, u128)> = Vec::with_capacity(ranges.len());
-    for (first, last) in ranges {
-        match merged.last_mut() {
-            Some((_, end)) if first <= end.saturating_add(1) => *end = last.max(*end),
-            _ => merged.push((first, last)),
-        }
-    }
-    merged
-}
-
-fn covered(merged: &[(u128, u128)], range: AddressRange) -> u128 {
-    let (low, high) = (number(range.first), number(range.last));
-    merged
-        .iter()
-        .map(|(first, last)| ((*first).max(low), (*last).min(high)))
-        .filter(|(first, last)| first <= last)
-        .map(|(first, last)| last - first + 1)
-        .sum()
-}
-
-/// The first number from `start` to `end` that no range covers.
-fn first_gap(merged: &[(u128, u128)], start: u128, end: u128) -> Option<u128> {
-    let at = merged.partition_point(|(_, last)| *last < start);
-    let candidate = match merged.get(at) {
-        Some((first, last)) if *first <= start => last.checked_add(1)?,
-        _ => start,
+/// Gives up a claim as it was last written, so that whoever may hold the address next is not harmed, and leaves a
+/// trace.
+fn give_up(transaction: &mut Transaction, snapshot: &Snapshot, network: &NetworkName, address: IpAddr) {
+    let claim = snapshot.members(network).and_then(|m| m.claim(address));
+    let Some(slot) = claim.filter(|slot| !slot.held) else {
+        return;
     };
-    (candidate <= end).then_some(candidate)
+    let key = Key::Address(network.clone(), address);
+    transaction
+        .guards
+        .push(Guard::Unchanged(key.clone(), slot.mod_revision));
+    transaction.writes.push(Write::Delete(key));
+    // Of a network that is gone, nothing will be chosen.
+    if snapshot.network(network).is_some() {
+        let last = slot
+            .value
+            .as_ref()
+            .filter(|claim| claim.holder == Holder::Endpoint);
+        let trace = last.map_or_else(ReleasedDocument::default, |c| {
+            ReleasedDocument::of(&c.node, &c.id)
+        });
+        let key = Key::Released(network.clone(), address);
+        transaction.writes.push(Write::Put(key, encode(&trace)));
+    }
 }
 
 fn choose_mac(

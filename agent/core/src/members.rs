@@ -198,7 +198,7 @@ impl Members {
     }
 
     /// The addresses that were given up, each with the revision at which that was, the oldest first.
-    pub fn released(&self) -> impl Iterator<Item = (i64, IpAddr)> {
+    pub fn released(&self) -> impl ExactSizeIterator<Item = (i64, IpAddr)> {
         self.released.iter().copied()
     }
 

@@ -110,6 +110,8 @@ pub enum Guard {
     Unchanged(Key, i64),
     /// No key lies in the scope's directory (a compare over the range: `create_revision = 0`).
     Empty(Scope),
+    /// No key in the scope's directory was written after this revision (a compare over the range).
+    Settled(Scope, i64),
 }
 
 /// What a transaction does.

@@ -286,6 +286,11 @@ impl Snapshot {
         &self.detaching
     }
 
+    /// The revision up to which a scope is known; 0 if it is not.
+    pub(crate) fn seen_of(&self, scope: &Scope) -> i64 {
+        self.positions.get(scope).map_or(0, |(_, revision)| *revision)
+    }
+
     /// Whether the record that an endpoint has in the store is one that is detached here.
     pub fn awaits_detach(&self, endpoint: &EndpointRef) -> bool {
         let life = self.detaching.get(endpoint);

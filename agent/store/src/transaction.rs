@@ -12,8 +12,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use etcd_client::{
-    Compare, CompareOp, DeleteOptions, GetOptions, GetResponse, PutOptions, Txn, TxnOp, TxnOpResponse,
-    TxnResponse,
+    Compare, CompareOp, DeleteOptions, GetOptions, GetResponse, PutOptions, SortOrder, SortTarget, Txn,
+    TxnOp, TxnOpResponse, TxnResponse,
 };
 use weft_core::record::{Committed, Entry, Guard, Scope, Transaction, Write};
 use weft_core::snapshot::directory;
@@ -34,6 +34,7 @@ fn guarded(guard: &Guard) -> Place<'_> {
     match guard {
         Guard::Absent(key) | Guard::Unchanged(key, _) => Place::Key(key),
         Guard::Empty(scope) => Place::FirstOf(scope),
+        Guard::Settled(scope, _) => Place::NewestOf(scope),
     }
 }
 
@@ -43,6 +44,8 @@ enum Place<'a> {
     Key(&'a Key),
     /// The first key of a directory.
     FirstOf(&'a Scope),
+    /// The key of a directory that was written last.
+    NewestOf(&'a Scope),
 }
 
 /// Whether the transaction's success makes one of its guards fail.
@@ -110,7 +113,7 @@ fn check(transaction: &Transaction, prefix: &Prefix) -> Result<(), String> {
     let key_bytes = |key: &Key| prefix.key(key).len() + 24;
     let guard_bytes = |guard: &Guard| match guarded(guard) {
         Place::Key(key) => 2 * key_bytes(key),
-        Place::FirstOf(_) => 4 * (prefix.as_str().len() + 160),
+        Place::FirstOf(_) | Place::NewestOf(_) => 4 * (prefix.as_str().len() + 160),
     };
     let bytes: usize = transaction
         .writes
@@ -145,6 +148,11 @@ fn build(transaction: &Transaction, prefix: &Prefix, node: &NodeName) -> Txn {
                 let end = end_of(&directory);
                 Compare::create_revision(directory, CompareOp::Equal, 0).with_range(end)
             }
+            Guard::Settled(scope, revision) => {
+                let directory = directory(prefix, node, scope);
+                let end = end_of(&directory);
+                Compare::mod_revision(directory, CompareOp::Less, revision + 1).with_range(end)
+            }
         })
         .collect();
     let writes: Vec<_> = transaction
@@ -172,6 +180,14 @@ fn build(transaction: &Transaction, prefix: &Prefix, node: &NodeName) -> Txn {
             Place::FirstOf(scope) => {
                 let directory = directory(prefix, node, scope);
                 let options = GetOptions::new().with_range(end_of(&directory)).with_limit(1);
+                TxnOp::get(directory, Some(options))
+            }
+            Place::NewestOf(scope) => {
+                let directory = directory(prefix, node, scope);
+                let options = GetOptions::new()
+                    .with_range(end_of(&directory))
+                    .with_sort(SortTarget::Mod, SortOrder::Descend)
+                    .with_limit(1);
                 TxnOp::get(directory, Some(options))
             }
         })
@@ -291,6 +307,8 @@ fn weigh(transaction: &Transaction, now: &[Option<Entry>], before: i64, revision
             state(key).is_some_and(|entry| entry.mod_revision <= before && entry.mod_revision != *expected)
         }
         Guard::Empty(scope) => at(Place::FirstOf(scope)).is_some_and(|entry| entry.create_revision <= before),
+        Guard::Settled(scope, expected) => at(Place::NewestOf(scope))
+            .is_some_and(|entry| entry.mod_revision <= before && entry.mod_revision > *expected),
     });
     if untouched || broken {
         return Weighed::DidNot;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weft_core::{
     chores::{self, Chore},
-    claims::Refusal,
+    claims::{Choosing, Refusal},
     dataplane::Observed,
     desired::{Assessment, Host},
     diff,
@@ -80,7 +80,7 @@ impl Agent {
             let in_kernel = self.observed.networks.keys().cloned().collect();
             // What is owed keeps its network in view.
             let owed = self.book.iter().filter_map(|chore| match chore {
-                Chore::ReleaseAddress(network, _) => Some(network),
+                Chore::ReleaseAddress(network, _) | Chore::ForgetReleased(network) => Some(network),
                 Chore::CompleteEndpoint(endpoint) | Chore::DetachEndpoint(endpoint) => {
                     Some(&endpoint.network)
                 }
@@ -170,7 +170,7 @@ impl Agent {
     /// What a chore writes, from what is known now; none if nothing is owed any more, and then it is
     /// forgotten.
     pub(crate) fn transaction(&mut self, chore: &Chore) -> Result<Option<Transaction>, Refusal> {
-        let transaction = chores::transaction(&self.snapshot, &self.peer(), chore, &BTreeSet::new());
+        let transaction = chores::transaction(&self.snapshot, &self.peer(), chore, &Choosing::default());
         if let Ok(None) = transaction {
             self.book.remove(chore);
         }

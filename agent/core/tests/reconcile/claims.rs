@@ -1,13 +1,13 @@
 //! Several agents with views of different age write to one store: what must hold at every moment, and what in
 //! the end.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
 
 use proptest::{collection, prelude::*, sample::select};
 use weft_core::{
-    claims::{self, Refusal},
+    claims::{self, Choosing, Refusal},
     dirty::Dirty,
-    record::{Committed, Guard, Transaction, Write},
+    record::{Committed, Guard, Transaction},
 };
 use weft_store_schema::{
     AddressClaim, AttachmentDocument, Endpoint, EndpointDocument, EndpointRef, Key, Network, NetworkDocument,
@@ -17,7 +17,7 @@ use weft_store_schema::{
 use crate::{
     agent::Agent,
     convergence::{agents, config},
-    records::{Edit, Families, IDS, NETWORKS, NODES, any_edit, key},
+    records::{Edit, Families, IDS, NETWORKS, NODES, any_edit},
     store::Store,
 };
 
@@ -69,7 +69,7 @@ struct Cluster {
     flying: Vec<(usize, Transaction)>,
 }
 
-fn endpoint(n: usize, network: &str, id: &str) -> EndpointRef {
+pub(crate) fn endpoint(n: usize, network: &str, id: &str) -> EndpointRef {
     EndpointRef {
         network: network.parse().unwrap(),
         node: NODES[n].parse().unwrap(),
@@ -77,7 +77,7 @@ fn endpoint(n: usize, network: &str, id: &str) -> EndpointRef {
     }
 }
 
-fn minimal() -> EndpointDocument {
+pub(crate) fn minimal() -> EndpointDocument {
     EndpointDocument {
         attachment: AttachmentDocument {
             netns: "/run/netns/x".to_owned(),
@@ -112,7 +112,7 @@ impl Cluster {
     }
 
     fn take(&mut self, deed: &Deed) {
-        let none = BTreeSet::new();
+        let none = Choosing::default();
         match deed {
             Deed::Create(n, network, vni) => {
                 let subnets = ["10.1.0.0/29", "fd00:1::/125"].map(|cidr| SubnetDocument {
@@ -138,7 +138,7 @@ impl Cluster {
                     ..minimal()
                 };
                 let name = endpoint(*n, network, id);
-                let made = claims::attach(&self.agents[*n].snapshot, &name, document, &none);
+                let made = claims::attach(&self.agents[*n].snapshot, &name, document, None, &none);
                 self.fly(*n, made);
             }
             Deed::Detach(n, network, id) => {
@@ -385,243 +385,4 @@ proptest! {
         let refused = cluster.come_to_rest();
         cluster.check_at_rest(&refused)?;
     }
-}
-
-/// A store with one network, and an agent that looks at it.
-fn blue(subnet: &str) -> (Store, Agent) {
-    let mut store = Store::new();
-    store.put(
-        &Store::key("networks/blue"),
-        format!(r#"{{"subnets":[{subnet}],"vni":100}}"#).as_bytes(),
-    );
-    let mut agent = agents([Families::V4; 3]).swap_remove(0);
-    agent.pinned.insert("blue".parse().unwrap());
-    agent.sync(&store);
-    (store, agent)
-}
-
-fn attach(
-    store: &mut Store,
-    agent: &mut Agent,
-    id: &str,
-    document: EndpointDocument,
-) -> Result<Endpoint, Refusal> {
-    let name = endpoint(0, "blue", id);
-    let transaction = claims::attach(&agent.snapshot, &name, document, &BTreeSet::new())?;
-    assert!(matches!(
-        store.commit(&transaction, agent.node()),
-        Committed::Yes { .. }
-    ));
-    agent.sync(store);
-    Ok(agent.snapshot.endpoint(&name).unwrap().value.clone().unwrap())
-}
-
-fn wishing(address: &str) -> EndpointDocument {
-    EndpointDocument {
-        requested_addresses: vec![address.to_owned()],
-        ..minimal()
-    }
-}
-
-#[test]
-fn every_free_address_is_found_and_then_it_is_full() {
-    for (subnet, free, message) in [
-        (
-            r#"{"cidr":"10.1.0.0/29"}"#,
-            5,
-            "network blue: 10.1.0.0/29 is full (5 of 5)",
-        ),
-        (
-            r#"{"cidr":"10.1.0.0/30"}"#,
-            1,
-            "network blue: 10.1.0.0/30 is full (1 of 1)",
-        ),
-        (
-            r#"{"cidr":"10.1.0.0/31"}"#,
-            2,
-            "network blue: 10.1.0.0/31 is full (2 of 2)",
-        ),
-        (
-            r#"{"cidr":"10.1.0.0/32"}"#,
-            1,
-            "network blue: 10.1.0.0/32 is full (1 of 1)",
-        ),
-        (
-            r#"{"cidr":"10.1.0.0/32","gateway":"10.1.0.0"}"#,
-            0,
-            "network blue: 10.1.0.0/32 is full (0 of 0)",
-        ),
-        (
-            r#"{"cidr":"fd00:1::/125"}"#,
-            6,
-            "network blue: fd00:1::/125 is full (6 of 6)",
-        ),
-        (
-            r#"{"cidr":"fd00:1::/127"}"#,
-            2,
-            "network blue: fd00:1::/127 is full (2 of 2)",
-        ),
-        (
-            r#"{"cidr":"10.1.0.0/24","range":"10.1.0.250-10.1.0.255","reserved":["10.1.0.251","10.1.0.253-10.1.0.254"]}"#,
-            2,
-            "network blue: 10.1.0.0/24 is full (2 of 2)",
-        ),
-        (
-            r#"{"cidr":"10.1.0.0/30"},{"cidr":"10.2.0.0/30","gateway":"10.2.0.2"}"#,
-            2,
-            "network blue: 10.1.0.0/30 is full (1 of 1), 10.2.0.0/30 is full (1 of 1)",
-        ),
-    ] {
-        let (mut store, mut agent) = blue(subnet);
-        let name: NetworkName = "blue".parse().unwrap();
-        let network = agent.snapshot.network(&name).unwrap().value.clone().unwrap();
-        let mut given = BTreeSet::new();
-        for n in 0..free {
-            let endpoint = attach(&mut store, &mut agent, &format!("e{n}"), minimal()).unwrap();
-            let address = endpoint.addresses[0];
-            let subnet = network.subnet_of(address).unwrap();
-            assert!(
-                subnet.admits(address) && subnet.range.contains(address),
-                "{address}"
-            );
-            assert!(given.insert(address), "{address} was given twice");
-        }
-        let refusal = attach(&mut store, &mut agent, "one-more", minimal()).unwrap_err();
-        assert_eq!(refusal.to_string(), message);
-        // The last free one is found, wherever it is.
-        for address in given {
-            let holder = agent
-                .snapshot
-                .members(&name)
-                .unwrap()
-                .owner_of_address(address)
-                .unwrap()
-                .0
-                .1
-                .clone();
-            let gone = claims::detach(&agent.snapshot, &endpoint(0, "blue", holder.as_str())).unwrap();
-            assert!(matches!(store.commit(&gone, agent.node()), Committed::Yes { .. }));
-            agent.sync(&store);
-            let again = attach(&mut store, &mut agent, holder.as_str(), minimal()).unwrap();
-            assert_eq!(&again.addresses[..], [address]);
-        }
-    }
-}
-
-#[test]
-fn a_wish_is_granted_or_refused_with_its_reason() {
-    let (mut store, mut agent) =
-        blue(r#"{"cidr":"10.1.0.0/24","range":"10.1.0.128/25","reserved":["10.1.0.40/29"]}"#);
-    // Outside of the range is allowed to who asks for it.
-    let endpoint = attach(&mut store, &mut agent, "a", wishing("10.1.0.9")).unwrap();
-    assert_eq!(endpoint.addresses[0].to_string(), "10.1.0.9");
-    assert_eq!(endpoint.mac.unwrap().to_string(), "02:42:0a:01:00:09");
-    for (address, message) in [
-        ("10.1.0.9", "10.1.0.9 is held by endpoint blue/host1/a"),
-        (
-            "10.2.0.9",
-            "10.2.0.9 is in none of the subnets of network blue: 10.1.0.0/24",
-        ),
-        (
-            "10.1.0.1",
-            "10.1.0.1 is not for endpoints: it is the gateway, the network or broadcast address, or reserved in 10.1.0.0/24",
-        ),
-        (
-            "10.1.0.0",
-            "10.1.0.0 is not for endpoints: it is the gateway, the network or broadcast address, or reserved in 10.1.0.0/24",
-        ),
-        (
-            "10.1.0.255",
-            "10.1.0.255 is not for endpoints: it is the gateway, the network or broadcast address, or reserved in 10.1.0.0/24",
-        ),
-        (
-            "10.1.0.41",
-            "10.1.0.41 is not for endpoints: it is the gateway, the network or broadcast address, or reserved in 10.1.0.0/24",
-        ),
-    ] {
-        let refusal = attach(&mut store, &mut agent, "b", wishing(address)).unwrap_err();
-        assert_eq!(refusal.to_string(), message);
-    }
-    let taken = EndpointDocument {
-        mac: Some("02:42:0a:01:00:09".to_owned()),
-        ..minimal()
-    };
-    let refusal = attach(&mut store, &mut agent, "b", taken).unwrap_err();
-    assert_eq!(
-        refusal.to_string(),
-        "02:42:0a:01:00:09 is the MAC of endpoint blue/host1/a"
-    );
-    let refusal = attach(&mut store, &mut agent, "a", minimal()).unwrap_err();
-    assert_eq!(refusal.to_string(), "endpoint blue/host1/a exists already");
-    let nowhere = EndpointRef {
-        network: "red".parse().unwrap(),
-        ..self::endpoint(0, "blue", "a")
-    };
-    let refusal = claims::attach(&agent.snapshot, &nowhere, minimal(), &BTreeSet::new()).unwrap_err();
-    assert_eq!(
-        refusal.to_string(),
-        "network red does not exist, or its record is not valid"
-    );
-    let refusal = claims::detach(&agent.snapshot, &nowhere).unwrap_err();
-    assert_eq!(refusal.to_string(), "there is no endpoint red/host1/a");
-}
-
-#[test]
-fn addresses_that_are_being_claimed_are_not_chosen() {
-    let (_, agent) = blue(r#"{"cidr":"10.1.0.0/29"}"#);
-    let mut taken = BTreeSet::new();
-    for n in 0..5 {
-        let name = endpoint(0, "blue", &format!("e{n}"));
-        let transaction = claims::attach(&agent.snapshot, &name, minimal(), &taken).unwrap();
-        let address = transaction.writes.iter().find_map(|write| match write {
-            Write::Put(Key::Address(_, address), _) => Some(*address),
-            _ => None,
-        });
-        assert!(taken.insert(address.unwrap()));
-    }
-    let name = endpoint(0, "blue", "e5");
-    assert!(matches!(
-        claims::attach(&agent.snapshot, &name, minimal(), &taken),
-        Err(Refusal::Full { .. })
-    ));
-    // Who wishes for one may still race for it.
-    let wished = claims::attach(&agent.snapshot, &name, wishing("10.1.0.2"), &taken);
-    assert!(wished.is_ok());
-}
-
-#[test]
-fn a_network_with_endpoints_cannot_be_deleted_nor_attached_to_once_it_is() {
-    let (mut store, mut agent) = blue(r#"{"cidr":"10.1.0.0/29"}"#);
-    let (network, node) = ("blue".parse().unwrap(), agent.node().clone());
-    agent.book.clear();
-    // Both are worked out from the same view; either may arrive first.
-    let attach_it = claims::attach(
-        &agent.snapshot,
-        &endpoint(0, "blue", "a"),
-        minimal(),
-        &BTreeSet::new(),
-    )
-    .unwrap();
-    let delete_it = claims::delete_network(&agent.snapshot, &network).unwrap();
-    let mut other = store.clone();
-    assert!(matches!(store.commit(&attach_it, &node), Committed::Yes { .. }));
-    assert!(matches!(store.commit(&delete_it, &node), Committed::No { .. }));
-    assert!(matches!(other.commit(&delete_it, &node), Committed::Yes { .. }));
-    assert!(matches!(other.commit(&attach_it, &node), Committed::No { .. }));
-    assert_eq!(other.entries().count(), 0, "the VNI went with it");
-    assert_eq!(key("networks/blue"), Key::Network(network));
-}
-
-#[test]
-fn a_claim_that_cannot_be_read_is_a_claim() {
-    let (mut store, mut agent) = blue(r#"{"cidr":"10.1.0.0/30","gateway":"10.1.0.1"}"#);
-    store.put(&Store::key("addresses/blue/10.1.0.2"), b"what?");
-    agent.sync(&store);
-    let refusal = attach(&mut store, &mut agent, "a", wishing("10.1.0.2")).unwrap_err();
-    assert_eq!(
-        refusal.to_string(),
-        "10.1.0.2 is held by whoever, for its claim cannot be read: delete the record addresses/blue/10.1.0.2"
-    );
-    let refusal = attach(&mut store, &mut agent, "a", minimal()).unwrap_err();
-    assert_eq!(refusal.to_string(), "network blue: 10.1.0.0/30 is full (1 of 1)");
 }

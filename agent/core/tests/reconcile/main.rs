@@ -3,7 +3,7 @@
 //!
 //! `store` and `kernel` are the models, `agent` ties one host's core between them, `naive` says once more,
 //! without any index or increment, what a host should hold. `cases` are stories in files; `convergence`,
-//! `bytes` and `claims` are properties.
+//! `bytes` and `claims` are properties, `choices` are examples.
 
 #[cfg(test)]
 mod agent;
@@ -11,6 +11,8 @@ mod agent;
 mod bytes;
 #[cfg(test)]
 mod cases;
+#[cfg(test)]
+mod choices;
 #[cfg(test)]
 mod claims;
 #[cfg(test)]

@@ -120,11 +120,19 @@ impl Store {
             Guard::Absent(key) => self.read(key).is_none(),
             Guard::Unchanged(key, revision) => self.read(key).is_some_and(|e| e.mod_revision == *revision),
             Guard::Empty(scope) => self.list(&directory(&prefix, node, scope)).is_empty(),
+            Guard::Settled(scope, revision) => {
+                let there = self.list(&directory(&prefix, node, scope));
+                there.iter().all(|e| e.mod_revision <= *revision)
+            }
         });
         if !holds {
             let now = transaction.guards.iter().map(|guard| match guard {
                 Guard::Absent(key) | Guard::Unchanged(key, _) => self.read(key).cloned(),
                 Guard::Empty(scope) => self.list(&directory(&prefix, node, scope)).into_iter().next(),
+                Guard::Settled(scope, _) => {
+                    let there = self.list(&directory(&prefix, node, scope));
+                    there.into_iter().max_by_key(|e| e.mod_revision)
+                }
             });
             return Committed::No {
                 revision: self.revision,
