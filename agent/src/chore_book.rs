@@ -35,6 +35,8 @@ fn again_pause(times: u32) -> Duration {
 struct Task {
     due: Instant,
     attempts: u32,
+    /// How often another agent was faster.
+    lost: u32,
     running: bool,
 }
 
@@ -59,6 +61,7 @@ impl ChoreBook {
         let task = self.tasks.entry(chore).or_insert(Task {
             due,
             attempts: 0,
+            lost: 0,
             running: false,
         });
         if rank == 0 {
@@ -120,8 +123,14 @@ impl ChoreBook {
             // Losing again and again means a crowd: then even a fresh view is no reason to press on.
             let crowd = task.attempts.saturating_sub(3).min(8);
             task.attempts += 1;
+            task.lost += 1;
             task.due = now + Duration::from_millis(u64::from((1_u32 << crowd) - 1));
         }
+    }
+
+    /// How often another agent was faster at this one.
+    pub(crate) fn lost(&self, chore: &Chore) -> u32 {
+        self.tasks.get(chore).map_or(0, |task| task.lost)
     }
 
     /// The networks whose endpoints and claims have to stay in view for what is owed.
@@ -175,7 +184,8 @@ impl ChoreBook {
 
 fn claims(transaction: &Transaction) -> impl Iterator<Item = (&NetworkName, IpAddr)> {
     transaction.writes.iter().filter_map(|write| match write {
-        Write::Put(Key::Address(network, address), _) => Some((network, *address)),
+        Write::Put(Key::Address(network, address), _)
+        | Write::PutLeased(Key::Address(network, address), ..) => Some((network, *address)),
         _ => None,
     })
 }

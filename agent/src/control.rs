@@ -85,19 +85,30 @@ fn refusal_error(refusal: Refusal, what: &Subject) -> ApiError {
             what: what.clone(),
             why,
         },
-        Refusal::Full { network, subnets } => {
-            let pool: Vec<String> = subnets.iter().map(|(net, ..)| net.to_string()).collect();
+        Refusal::Full { network, subnets, .. } => {
+            let pool: Vec<String> = subnets.iter().map(|s| s.net.to_string()).collect();
+            let few = |n: u128| u64::try_from(n).unwrap_or(u64::MAX);
             ApiError::Full {
                 what: Subject::network(network.as_str()),
                 pool: pool.join(", "),
-                used: subnets.iter().map(|(_, used, _)| used).sum(),
-                capacity: subnets.iter().map(|(.., size)| size).sum(),
+                used: few(subnets.iter().map(|s| s.used).sum()),
+                capacity: few(subnets.iter().map(|s| s.size).sum()),
+                why,
             }
         }
-        Refusal::InUse(network) => ApiError::Conflict {
+        Refusal::InUse(network) | Refusal::Strands { network, .. } => ApiError::Conflict {
             what: Subject::network(network.as_str()),
             why,
         },
+        Refusal::NoReservation(..) => ApiError::Conflict {
+            what: what.clone(),
+            why,
+        },
+        Refusal::ReservationExists(network, (node, id)) => ApiError::AlreadyExists {
+            what: Subject::endpoint(network.as_str(), node.as_str(), id.as_str()),
+        },
+        Refusal::NoSuchFamily(..) => ApiError::invalid("families", why),
+        Refusal::Invalid { field, why, .. } => ApiError::invalid(field, why),
     }
 }
 
@@ -208,20 +219,21 @@ impl AgentControl {
     }
 
     /// Makes transactions from the view until one happens. `make` is called in the loop with the view as it
-    /// is then.
+    /// is then, and with how often another writer was faster.
     async fn write(
         &self,
         call: &Call,
         what: &Subject,
-        make: impl Fn(&Reconciler) -> Result<Transaction, Refusal> + Clone + Send + 'static,
+        make: impl Fn(&Reconciler, u32) -> Result<Transaction, Refusal> + Clone + Send + 'static,
     ) -> Result<(), ApiError> {
         let mut pause = Duration::from_millis(1);
+        let mut lost = 0;
         loop {
             let make = make.clone();
             let asker = self.asker.clone();
             let made = self
                 .ask(move |r| {
-                    let transaction = make(r)?;
+                    let transaction = make(r, lost)?;
                     r.book.begin_claims(&transaction);
                     Ok(UnderWay { asker, transaction })
                 })
@@ -279,6 +291,7 @@ impl AgentControl {
                     why: "other writers kept changing the same records".to_owned(),
                 });
             }
+            lost += 1;
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(50));
         }
@@ -371,7 +384,7 @@ impl Control for AgentControl {
             .map_err(|e| record_error(e, "spec."))?;
         let subject = Subject::network(name.as_str());
         let made = name.clone();
-        self.write(&call, &subject, move |r| {
+        self.write(&call, &subject, move |r, _| {
             claims::create_network(&r.snapshot, &made, &document)
         })
         .await?;
@@ -423,7 +436,7 @@ impl Control for AgentControl {
         }
         let _pin = self.view_of(&call, &name).await?;
         let deleted = name.clone();
-        self.write(&call, &what, move |r| {
+        self.write(&call, &what, move |r, _| {
             claims::delete_network(&r.snapshot, &deleted)
         })
         .await
@@ -490,9 +503,9 @@ impl Control for AgentControl {
                     );
                     return Err(ApiError::Conflict { what, why });
                 }
-                self.write(&call, &what, move |r| {
-                    let taken = r.book.claiming(&made.network);
-                    claims::attach(&r.snapshot, &made, document.clone(), &taken)
+                self.write(&call, &what, move |r, lost| {
+                    let choosing = r.choosing(&made.network, lost);
+                    claims::attach(&r.snapshot, &made, document.clone(), None, &choosing)
                 })
                 .await?;
             }

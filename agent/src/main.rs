@@ -3,6 +3,7 @@
 mod chore_book;
 mod config;
 mod control;
+mod cooldown;
 mod detachments;
 mod drift;
 mod history;

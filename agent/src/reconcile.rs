@@ -35,6 +35,7 @@ use weft_store_schema::{EndpointId, EndpointRef, Key, NetworkName};
 
 use crate::{
     chore_book::ChoreBook,
+    cooldown::Cooldowns,
     detachments::Detachments,
     drift,
     history::History,
@@ -169,6 +170,8 @@ pub(crate) struct Reconciler {
     pub(crate) applied_revision: i64,
     /// What is being claimed and owed.
     pub(crate) book: ChoreBook,
+    /// Which releases of addresses have cooled down.
+    cooldowns: Cooldowns,
     /// Where events are published.
     pub(crate) events: EventHub,
     /// The store.
@@ -290,6 +293,7 @@ impl Reconciler {
             counters: Counters::default(),
             applied_revision: 0,
             book: ChoreBook::default(),
+            cooldowns: Cooldowns::default(),
             events,
             store,
             kernel,
@@ -374,6 +378,10 @@ impl Reconciler {
     fn after_records(&mut self) {
         self.problems
             .replace(Source::Record, self.snapshot.problems().values());
+        let networks = self.snapshot.networks();
+        let in_use = networks.filter_map(|(_, slot)| Some(slot.value.as_ref()?.cooldown));
+        self.cooldowns
+            .note(&in_use.collect(), self.snapshot.revision(), Instant::now());
         self.end_detachments();
         self.run_chores();
         self.update_interest();

@@ -96,16 +96,18 @@ pub enum ApiError {
         why: String,
     },
     /// There is nothing left to hand out. gRPC: RESOURCE_EXHAUSTED with QuotaFailure.
-    #[error("{what}: {pool} is full ({used} of {capacity})")]
+    #[error("{why}")]
     Full {
         /// The object that hands out.
         what: Subject,
         /// What it hands out from: "10.1.0.0/29".
         pool: String,
-        /// How many are in use.
-        used: u128,
-        /// How many can be in use.
-        capacity: u128,
+        /// How many are in use, at most 2^64 - 1.
+        used: u64,
+        /// How many can be in use, at most 2^64 - 1.
+        capacity: u64,
+        /// What is full, with its object and how full it is.
+        why: String,
     },
     /// Something that is needed is away; the same call may succeed later. gRPC: UNAVAILABLE with RetryInfo.
     #[error("{what} is not available: {why}")]
@@ -222,15 +224,13 @@ impl From<ApiError> for Status {
                 pool,
                 used,
                 capacity,
+                why,
             } => {
                 put("pool", pool);
                 put("used", &used.to_string());
                 put("capacity", &capacity.to_string());
                 about(&mut details, what, "is full");
-                details.add_quota_failure_violation(
-                    what.to_string(),
-                    format!("{pool} is full ({used} of {capacity})"),
-                );
+                details.add_quota_failure_violation(what.to_string(), shortened(why));
             }
             ApiError::Unavailable { what, .. } => {
                 put("what", what);
@@ -273,6 +273,7 @@ mod tests {
             pool: "10.1.0.0/29".to_owned(),
             used: 5,
             capacity: 5,
+            why: "network blue: 10.1.0.0/29 is full (5 of 5)".to_owned(),
         };
         assert_eq!(full.to_string(), "network blue: 10.1.0.0/29 is full (5 of 5)");
         let late = ApiError::DeadlineExceeded {

@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, time::Duration};
 use tokio::time::Instant;
 use weft_core::{
     chores::{self, Chore},
+    claims::Choosing,
     dirty::Dirty,
     problem::Problem,
     record::{Change, Committed, Connection, Entry, Guard, Scope, Transaction, Write},
@@ -121,12 +122,11 @@ impl Reconciler {
         }
         let now = Instant::now();
         for chore in self.book.due(now) {
-            let network = match &chore {
-                Chore::CompleteEndpoint(endpoint) => Some(&endpoint.network),
-                _ => None,
+            let choosing = match &chore {
+                Chore::CompleteEndpoint(endpoint) => self.choosing(&endpoint.network, self.book.lost(&chore)),
+                _ => Choosing::default(),
             };
-            let taken = network.map(|n| self.book.claiming(n)).unwrap_or_default();
-            let transaction = chores::transaction(&self.snapshot, &peer, &chore, &taken);
+            let transaction = chores::transaction(&self.snapshot, &peer, &chore, &choosing);
             if let Chore::CompleteEndpoint(endpoint) = &chore {
                 let key = Key::Endpoint(endpoint.clone()).to_string();
                 let value = self
@@ -158,6 +158,20 @@ impl Reconciler {
                     });
                 }
             }
+        }
+    }
+
+    /// What matters beyond the records where an address of a network is chosen. `lost` is how often another agent
+    /// was faster.
+    pub(crate) fn choosing(&self, network: &NetworkName, lost: u32) -> Choosing {
+        let slot = self.snapshot.network(network);
+        let cooldown = slot.and_then(|s| Some(s.value.as_ref()?.cooldown));
+        Choosing {
+            claiming: self.book.claiming(network),
+            cooled_to: self
+                .cooldowns
+                .cooled_to(cooldown.unwrap_or_default(), Instant::now()),
+            lost,
         }
     }
 
@@ -274,7 +288,7 @@ pub(crate) fn news(transaction: &Transaction, present: Vec<Option<Entry>>) -> Ve
         .guards
         .iter()
         .zip(present)
-        .filter(|(guard, _)| !matches!(guard, Guard::Empty(_)))
+        .filter(|(guard, _)| !matches!(guard, Guard::Empty(_) | Guard::Settled(..)))
         .filter_map(|(_, entry)| entry.map(Change::Put))
         .collect()
 }
