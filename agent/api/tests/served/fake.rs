@@ -65,6 +65,7 @@ impl Control for Fake {
                 pool: "10.1.0.0/29".to_owned(),
                 used: 5,
                 capacity: 5,
+                why: "network full: 10.1.0.0/29 is full (5 of 5)".to_owned(),
             }),
             "away" => Err(ApiError::Unavailable {
                 what: "the store".to_owned(),
