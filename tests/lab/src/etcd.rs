@@ -1,4 +1,4 @@
-//! The lab's etcd: members that can be stopped, killed and frozen, and reads and writes by `etcdctl`.
+//! The lab's etcd: members that can be stopped, killed and frozen, asked how they are, and reads and writes by `etcdctl`.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::process::Process;
 use crate::record::LabRecord;
+use crate::watch::Watch;
 use crate::{Namespace, eventually, tools};
 
 /// One member of the lab's etcd cluster.
@@ -31,6 +32,18 @@ impl EtcdMember {
             netns: Namespace::named(&format!("{}{name}", lab.prefix())),
             process: Process::new(&lab.run_dir(), &name, log),
         }
+    }
+
+    /// Its number, from 1.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Its addresses on the underlay, IPv4 first: clients and the other members reach it there.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.lab.etcd_addresses(self.number)
     }
 
     /// The namespace it runs in.
@@ -121,6 +134,71 @@ impl EtcdMember {
         .with_context(|| format!("log of etcd:\n{}", self.process.log_tail()))
     }
 
+    /// What it says of itself and of who leads, as far as it knows: one that is cut off from the others may still
+    /// name a leader of before.
+    ///
+    /// # Errors
+    /// When it does not answer within two seconds.
+    pub fn status(&self) -> Result<MemberStatus> {
+        let args = ["endpoint", "status", "--write-out=json"];
+        let text = self.etcdctl(&[&args[..], &["--dial-timeout=1s", "--command-timeout=2s"]].concat())?;
+        let [answer]: [StatusAnswer; 1] =
+            serde_json::from_str(&text).with_context(|| format!("answer of etcdctl: {text:?}"))?;
+        Ok(MemberStatus {
+            member: answer.status.header.member_id,
+            leader: answer.status.leader,
+            revision: answer.status.header.revision,
+        })
+    }
+
+    /// Runs `etcdctl` against this member alone; answers its standard output.
+    ///
+    /// # Errors
+    /// When etcdctl fails; the text holds its standard error.
+    pub fn etcdctl(&self, args: &[&str]) -> Result<String> {
+        etcdctl_at(&self.netns, &[self.endpoint()], args, b"")
+    }
+
+    /// Reads all keys that start with `prefix` through this member, at one revision that is not older than the call.
+    ///
+    /// # Errors
+    /// When it does not answer within `patience`, which it cannot without a majority.
+    pub fn read(&self, prefix: &str, patience: Duration) -> Result<Reading> {
+        let dial = format!("--dial-timeout={}ms", patience.as_millis());
+        let command = format!("--command-timeout={}ms", patience.as_millis());
+        let args = [
+            "get",
+            "--write-out=json",
+            &dial,
+            &command,
+            "--prefix",
+            "--",
+            prefix,
+        ];
+        reading(&self.etcdctl(&args)?)
+    }
+
+    /// Follows all keys that start with `prefix` through this member, from `revision` on (1 for all that ever was).
+    ///
+    /// # Errors
+    /// When etcdctl cannot be started.
+    pub fn watch(&self, prefix: &str, revision: i64) -> Result<Watch> {
+        let mut command = self.netns.command("etcdctl");
+        command
+            .env("ETCDCTL_API", "3")
+            .env_remove("ETCDCTL_ENDPOINTS")
+            .arg(format!("--endpoints={}", self.endpoint()))
+            .args([
+                "watch",
+                "--write-out=json",
+                "--prefix",
+                &format!("--rev={revision}"),
+            ])
+            // No "--" here: what follows that is a command to etcdctl watch.
+            .arg(prefix);
+        Watch::start(command)
+    }
+
     /// Ends it by SIGTERM and waits.
     ///
     /// # Errors
@@ -189,6 +267,39 @@ impl EtcdMember {
     }
 }
 
+/// How a member is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemberStatus {
+    /// Its own id.
+    pub member: u64,
+    /// The id of the member that leads, as it knows; 0 for none.
+    pub leader: u64,
+    /// The store's revision that it has got to.
+    pub revision: i64,
+}
+
+#[derive(Deserialize)]
+struct StatusAnswer {
+    #[serde(rename = "Status")]
+    status: StatusOfMember,
+}
+
+#[derive(Deserialize)]
+struct StatusOfMember {
+    header: Header,
+    #[serde(default)]
+    leader: u64,
+}
+
+/// Keys of one revision of the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    /// The revision.
+    pub revision: i64,
+    /// The keys, in order.
+    pub keys: Vec<KeyValue>,
+}
+
 /// A key as etcd holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyValue {
@@ -219,12 +330,22 @@ impl KeyValue {
 /// `etcdctl get --write-out=json`: bytes are in base64, zero fields are left out.
 #[derive(Deserialize)]
 struct Answer {
+    header: Header,
     #[serde(default)]
     kvs: Vec<AnswerKeyValue>,
 }
 
 #[derive(Deserialize)]
-struct AnswerKeyValue {
+struct Header {
+    #[serde(default)]
+    member_id: u64,
+    #[serde(default)]
+    revision: i64,
+}
+
+/// A key as etcdctl writes it in JSON.
+#[derive(Deserialize)]
+pub(crate) struct AnswerKeyValue {
     key: String,
     #[serde(default)]
     value: String,
@@ -238,17 +359,11 @@ struct AnswerKeyValue {
     lease: i64,
 }
 
-pub(crate) fn get(lab: &LabRecord, key: &str, as_prefix: bool) -> Result<Vec<KeyValue>> {
-    let prefix: &[&str] = if as_prefix { &["--prefix"] } else { &[] };
-    let text = etcdctl(
-        lab,
-        &[&["get", "--write-out=json"], prefix, &["--", key]].concat(),
-        b"",
-    )?;
-    let answer: Answer =
-        serde_json::from_str(&text).with_context(|| format!("answer of etcdctl: {text:?}"))?;
-    let decoded = answer.kvs.into_iter().map(|kv| {
-        Ok(KeyValue {
+impl TryFrom<AnswerKeyValue> for KeyValue {
+    type Error = anyhow::Error;
+
+    fn try_from(kv: AnswerKeyValue) -> Result<Self> {
+        Ok(Self {
             key: String::from_utf8(decode_base64(&kv.key)?).context("a key that is not UTF-8")?,
             value: decode_base64(&kv.value)?,
             create_revision: kv.create_revision,
@@ -256,8 +371,30 @@ pub(crate) fn get(lab: &LabRecord, key: &str, as_prefix: bool) -> Result<Vec<Key
             version: kv.version,
             lease: kv.lease,
         })
-    });
-    decoded.collect()
+    }
+}
+
+pub(crate) fn get(lab: &LabRecord, key: &str, as_prefix: bool) -> Result<Vec<KeyValue>> {
+    let prefix: &[&str] = if as_prefix { &["--prefix"] } else { &[] };
+    let text = etcdctl(
+        lab,
+        &[&["get", "--write-out=json"], prefix, &["--", key]].concat(),
+        b"",
+    )?;
+    Ok(reading(&text)?.keys)
+}
+
+fn reading(text: &str) -> Result<Reading> {
+    let answer: Answer =
+        serde_json::from_str(text).with_context(|| format!("answer of etcdctl: {text:?}"))?;
+    Ok(Reading {
+        revision: answer.header.revision,
+        keys: answer
+            .kvs
+            .into_iter()
+            .map(KeyValue::try_from)
+            .collect::<Result<_>>()?,
+    })
 }
 
 pub(crate) fn etcdctl(lab: &LabRecord, args: &[&str], input: &[u8]) -> Result<String> {

@@ -37,10 +37,11 @@ mod record;
 mod teardown;
 mod tools;
 mod wait;
+mod watch;
 
 pub use build::LabBuilder;
 pub use container::Container;
-pub use etcd::{EtcdMember, KeyValue};
+pub use etcd::{EtcdMember, KeyValue, MemberStatus, Reading};
 pub use host::Host;
 pub use namespace::Namespace;
 pub use probe::{PingStream, PingSummary};
@@ -48,6 +49,7 @@ pub use record::{LabRecord, Underlay, labs};
 pub use teardown::{Swept, down, sweep};
 pub use tools::{bin_dir, require_root_and_tools};
 pub use wait::eventually;
+pub use watch::{KeyEvent, Watch};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -169,6 +171,37 @@ impl Lab {
                     self.members.len()
                 );
             })
+    }
+
+    /// All etcd members, in order.
+    #[must_use]
+    pub fn etcd_members(&self) -> &[EtcdMember] {
+        &self.members
+    }
+
+    /// The etcd member that leads: one that says so of itself and whom another one agrees with, if there are others.
+    ///
+    /// # Errors
+    /// When no member that answers leads, for example during an election.
+    pub fn etcd_leader(&self) -> Result<&EtcdMember> {
+        let known: Vec<_> = self
+            .members
+            .iter()
+            .filter(|member| member.pid().is_some())
+            .filter_map(|member| Some((member, member.status().ok()?)))
+            .collect();
+        let votes = |id: u64| known.iter().filter(|(_, status)| status.leader == id).count();
+        // One that was cut off still takes itself for the leader for a while, alone.
+        let majority = self.members.len() / 2 + 1;
+        let leader = known
+            .iter()
+            .find(|(_, status)| status.leader == status.member && votes(status.member) >= majority);
+        leader.map(|(member, _)| *member).with_context(|| {
+            format!(
+                "nobody leads: {:?}",
+                known.iter().map(|(_, s)| s).collect::<Vec<_>>()
+            )
+        })
     }
 
     /// Client URLs of all etcd members, as hosts of the lab reach them.

@@ -1,6 +1,8 @@
 //! A network namespace by its path: run programs in it, look at it, run code in it.
 
+use std::fmt::Write as _;
 use std::fs::File;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,6 +10,9 @@ use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
 
 use crate::tools;
+
+/// The nftables table that cuts connections: not a name of the product's.
+const CUT: &str = "weft-lab-cut";
 
 /// A network namespace, named by the file it is mounted on. The namespace need not exist (yet).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +103,36 @@ impl Namespace {
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// Drops every packet to and from these addresses, silently, as a broken path does: connections stay open and
+    /// hear nothing. Replaces what was dropped before.
+    ///
+    /// # Errors
+    /// When nft fails.
+    pub fn cut_off(&self, addresses: &[IpAddr]) -> Result<()> {
+        let mut script = format!("table inet {CUT}\ndelete table inet {CUT}\ntable inet {CUT} {{\n");
+        for (chain, hook, side) in [("heard", "input", "saddr"), ("said", "output", "daddr")] {
+            writeln!(script, "chain {chain} {{ type filter hook {hook} priority -400;")?;
+            for address in addresses {
+                let family = if address.is_ipv4() { "ip" } else { "ip6" };
+                writeln!(script, "{family} {side} {address} drop")?;
+            }
+            writeln!(script, "}}")?;
+        }
+        writeln!(script, "}}")?;
+        tools::run_with_input(self.command("nft").args(["-f", "-"]), script.as_bytes())
+            .map(drop)
+            .with_context(|| format!("script:\n{script}"))
+    }
+
+    /// Takes [`Namespace::cut_off`] back. Does nothing where nothing is cut off.
+    ///
+    /// # Errors
+    /// When nft fails.
+    pub fn reconnect(&self) -> Result<()> {
+        let script = format!("table inet {CUT}\ndelete table inet {CUT}\n");
+        tools::run_with_input(self.command("nft").args(["-f", "-"]), script.as_bytes()).map(drop)
     }
 
     /// Moves the calling thread into the namespace for the rest of its life.

@@ -6,10 +6,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-const TOOLS: [(&str, &str); 6] = [
+const TOOLS: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("bridge", "iproute2"),
     ("nsenter", "util-linux"),
+    ("nft", "nftables"),
     ("ping", "iputils-ping"),
     ("etcd", "etcd-server"),
     ("etcdctl", "etcd-client"),

@@ -414,3 +414,76 @@ fn impossible_labs_are_refused() {
         assert!(builder.build().is_err());
     }
 }
+
+#[test]
+fn three_members_elect_another_leader_and_keep_what_was_written() -> Result<()> {
+    let lab = Lab::builder().hosts(1).etcd_members(3).build()?;
+    let first = eventually(SOON, "somebody leads", || Ok(lab.etcd_leader()?.number()))?;
+    lab.put("/a", "1")?;
+    lab.etcd(first).kill9()?;
+    let second = eventually(SOON, "another one leads", || Ok(lab.etcd_leader()?.number()))?;
+    assert_ne!(first, second);
+    let reading = lab.etcd(second).read("/", SOON)?;
+    assert_eq!(
+        (reading.keys.len(), reading.keys[0].value.as_slice()),
+        (1, &b"1"[..])
+    );
+    lab.etcd(first).start()?;
+    let status = lab.etcd(first).status()?;
+    assert_ne!(status.leader, status.member, "it follows");
+    assert_eq!(status.revision, reading.revision);
+    lab.close()
+}
+
+#[test]
+fn a_watch_tells_whole_revisions_in_order() -> Result<()> {
+    let lab = Lab::builder().hosts(1).build()?;
+    lab.put("/a/1", "one")?;
+    lab.put("/a/2", "two")?;
+    lab.del_prefix("/a/")?;
+    let watch = lab.etcd(1).watch("/a/", 1)?;
+    let mut events = Vec::new();
+    eventually(SOON, "all four changes", || {
+        events.extend(watch.next(SOON)?);
+        ensure!(events.len() == 4, "{events:?}");
+        Ok(())
+    })?;
+    let told: Vec<_> = events
+        .iter()
+        .map(|e| (e.deleted, e.kv.key.as_str(), e.kv.text().unwrap_or_default()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (false, "/a/1", "one".to_owned()),
+            (false, "/a/2", "two".to_owned()),
+            (true, "/a/1", String::new()),
+            (true, "/a/2", String::new())
+        ]
+    );
+    assert_eq!(events[2].kv.mod_revision, events[3].kv.mod_revision);
+    lab.etcd(1).kill9()?;
+    // The client behind it tries again for good; dropping it is what ends it.
+    drop(watch);
+    lab.close()
+}
+
+#[test]
+fn a_cut_is_silent_and_can_be_mended() -> Result<()> {
+    let lab = Lab::builder().hosts(2).underlay(Underlay::Dual).build()?;
+    let (here, there) = (lab.host(1), lab.host(2));
+    here.netns().cut_off(&there.addresses())?;
+    for address in there.addresses() {
+        assert!(!here.ping(address), "{address} answers");
+    }
+    for address in here.addresses() {
+        assert!(!there.ping(address), "{address} answers");
+    }
+    here.netns().cut_off(&[])?;
+    here.netns().reconnect()?;
+    here.netns().reconnect()?;
+    for address in there.addresses() {
+        ensure!(here.ping(address), "{address} does not answer");
+    }
+    lab.close()
+}
