@@ -114,7 +114,11 @@ impl EtcdMember {
         self.wait_ready()
     }
 
-    pub(crate) fn wait_ready(&self) -> Result<()> {
+    /// Waits until it answers reads.
+    ///
+    /// # Errors
+    /// As [`EtcdMember::start`].
+    pub fn wait_ready(&self) -> Result<()> {
         eventually(
             Duration::from_secs(20),
             &format!("etcd{} answers", self.number),

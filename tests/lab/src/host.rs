@@ -247,12 +247,20 @@ impl Host {
         tools::run(command.arg("--config").arg(self.config_path()).arg("--teardown"))
     }
 
+    /// Where the operator's command lies.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn weft_path(&self) -> Result<PathBuf> {
+        self.binary("weft")
+    }
+
     /// Runs the operator's command against this host's agent; answers whatever comes of it.
     ///
     /// # Errors
     /// When it cannot be started; a failure of the command itself is in the status.
     pub fn weft_output(&self, args: &[&str]) -> Result<Output> {
-        let mut command = self.netns.command(self.binary("weft")?);
+        let mut command = self.netns.command(self.weft_path()?);
         command
             .arg("--socket")
             .arg(self.socket())

@@ -1,0 +1,301 @@
+//! The records of the store at one revision, read as anybody may read them, and what must hold among them at every
+//! revision. Pure. It must not know how an agent decides anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use serde_json::Value;
+
+/// Where the records lie.
+pub const PREFIX: &str = "/weft/v1/";
+
+/// The name of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name {
+    /// Its network.
+    pub network: String,
+    /// Its node.
+    pub node: String,
+    /// Its id.
+    pub id: String,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.network, self.node, self.id)
+    }
+}
+
+/// What an endpoint's record says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Endpoint {
+    /// Path of its container's namespace.
+    pub netns: String,
+    /// The addresses that it holds.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Its MAC address, lower case; empty while it has none.
+    pub mac: String,
+    /// The revision at which the record was created.
+    pub created: i64,
+}
+
+/// All records of one revision that the checks are about. Keys of other kinds are passed over.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Records {
+    /// Networks, with their VNI once they have one.
+    pub networks: BTreeMap<String, Option<u64>>,
+    /// Endpoints.
+    pub endpoints: BTreeMap<Name, Endpoint>,
+    /// Who holds an address of a network, as `<node>/<id>`; `None` for a reservation, which no endpoint has adopted.
+    pub claims: BTreeMap<(String, IpAddr), Option<String>>,
+    /// Which network holds a VNI.
+    pub vnis: BTreeMap<u64, String>,
+    /// The first underlay address of each node.
+    pub peers: BTreeMap<String, String>,
+    /// Keys whose value could not be understood, and why: nobody writes such here.
+    pub bad: BTreeMap<String, String>,
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+impl Records {
+    /// Takes in a key that was put.
+    pub fn put(&mut self, key: &str, value: &[u8], created: i64) {
+        self.delete(key);
+        if let Err(why) = self.try_put(key, value, created) {
+            self.bad.insert(key.to_owned(), why);
+        }
+    }
+
+    fn try_put(&mut self, key: &str, value: &[u8], created: i64) -> Result<(), String> {
+        let parts: Vec<&str> = key.strip_prefix(PREFIX).unwrap_or(key).split('/').collect();
+        if !["networks", "endpoints", "addresses", "vnis", "peers"].contains(&parts[0]) {
+            return Ok(());
+        }
+        let value: Value = serde_json::from_slice(value).map_err(|error| error.to_string())?;
+        match parts.as_slice() {
+            ["networks", network] => {
+                self.networks.insert((*network).to_owned(), value["vni"].as_u64());
+            }
+            ["endpoints", network, node, id] => {
+                let name = Name {
+                    network: (*network).to_owned(),
+                    node: (*node).to_owned(),
+                    id: (*id).to_owned(),
+                };
+                let listed = value["addresses"].as_array().into_iter().flatten();
+                let addresses: Result<_, _> = listed.map(|a| text(a).parse::<IpAddr>()).collect();
+                let endpoint = Endpoint {
+                    netns: text(&value["attachment"]["netns"]),
+                    addresses: addresses.map_err(|error| format!("addresses: {error}"))?,
+                    mac: text(&value["mac"]).to_lowercase(),
+                    created,
+                };
+                self.endpoints.insert(name, endpoint);
+            }
+            ["addresses", network, address] => {
+                let address = address.parse().map_err(|error| format!("{address}: {error}"))?;
+                let holder = value["endpoint"].as_str().map(str::to_owned);
+                if holder.is_none() && value["reservation"].is_null() {
+                    return Err("neither an endpoint nor a reservation".to_owned());
+                }
+                self.claims.insert(((*network).to_owned(), address), holder);
+            }
+            ["vnis", vni] => {
+                let vni = vni.parse().map_err(|error| format!("{vni}: {error}"))?;
+                self.vnis.insert(vni, text(&value["network"]));
+            }
+            ["peers", node] => {
+                self.peers.insert((*node).to_owned(), text(&value["vteps"][0]));
+            }
+            _ => return Err("no key of weft's".to_owned()),
+        }
+        Ok(())
+    }
+
+    /// Takes in a key that was deleted.
+    pub fn delete(&mut self, key: &str) {
+        self.bad.remove(key);
+        let parts: Vec<&str> = key.strip_prefix(PREFIX).unwrap_or(key).split('/').collect();
+        match parts.as_slice() {
+            ["networks", network] => drop(self.networks.remove(*network)),
+            ["endpoints", network, node, id] => drop(self.endpoints.remove(&Name {
+                network: (*network).to_owned(),
+                node: (*node).to_owned(),
+                id: (*id).to_owned(),
+            })),
+            ["addresses", network, address] => {
+                if let Ok(address) = address.parse() {
+                    self.claims.remove(&((*network).to_owned(), address));
+                }
+            }
+            ["vnis", vni] => {
+                if let Ok(vni) = vni.parse() {
+                    self.vnis.remove(&vni);
+                }
+            }
+            ["peers", node] => drop(self.peers.remove(*node)),
+            _ => {}
+        }
+    }
+
+    /// What does not hold although it must at every revision, as each change is one transaction:
+    /// no address is named by two endpoints of a network; every address that an endpoint names is claimed by it;
+    /// every claim's endpoint exists and names the address; a VNI and its network name each other.
+    ///
+    /// This is so for storms that write through agents. An operator who deletes an endpoint's record by hand leaves its
+    /// claims, until the node's agent has taken the address off the interface and gives them up.
+    #[must_use]
+    pub fn violations(&self) -> Vec<String> {
+        let mut wrong: Vec<String> = self
+            .bad
+            .iter()
+            .map(|(key, why)| format!("{key} cannot be read: {why}"))
+            .collect();
+        let mut named: BTreeMap<(&str, IpAddr), &Name> = BTreeMap::new();
+        for (name, endpoint) in &self.endpoints {
+            for address in &endpoint.addresses {
+                if let Some(other) = named.insert((&name.network, *address), name) {
+                    wrong.push(format!("{address} is in the records of both {other} and {name}"));
+                }
+                let mine = format!("{}/{}", name.node, name.id);
+                match self.claims.get(&(name.network.clone(), *address)) {
+                    Some(Some(holder)) if *holder == mine => {}
+                    Some(Some(holder)) => {
+                        wrong.push(format!("{name} names {address}, which {holder} has claimed"));
+                    }
+                    Some(None) => wrong.push(format!("{name} names {address}, which is only reserved")),
+                    None => wrong.push(format!("{name} names {address}, which nobody has claimed")),
+                }
+            }
+        }
+        for ((network, address), holder) in &self.claims {
+            let Some(holder) = holder else { continue };
+            let (node, id) = holder.split_once('/').unwrap_or((holder, ""));
+            let name = Name {
+                network: network.clone(),
+                node: node.to_owned(),
+                id: id.to_owned(),
+            };
+            match self.endpoints.get(&name) {
+                None => wrong.push(format!(
+                    "{address} of {network} is claimed by {holder}, which does not exist"
+                )),
+                Some(endpoint) if !endpoint.addresses.contains(address) => {
+                    wrong.push(format!("{address} is claimed by {name}, which does not name it"));
+                }
+                Some(_) => {}
+            }
+        }
+        for (network, vni) in &self.networks {
+            let Some(vni) = vni else { continue };
+            if self.vnis.get(vni) != Some(network) {
+                let holder = self.vnis.get(vni);
+                wrong.push(format!(
+                    "network {network} has VNI {vni}, which {holder:?} has claimed"
+                ));
+            }
+        }
+        for (vni, network) in &self.vnis {
+            if self.networks.get(network) != Some(&Some(*vni)) {
+                let has = self.networks.get(network);
+                wrong.push(format!(
+                    "VNI {vni} is claimed by network {network}, which has {has:?}"
+                ));
+            }
+        }
+        wrong
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sound() -> Records {
+        let mut records = Records::default();
+        for (key, value) in [
+            ("networks/blue", r#"{"subnets":[{"cidr":"10.1.0.0/24"}],"vni":7}"#),
+            ("vnis/7", r#"{"network":"blue"}"#),
+            (
+                "endpoints/blue/host1/a",
+                r#"{"attachment":{"netns":"/run/netns/a"},"addresses":["10.1.0.2","fd00::2"],"mac":"02:42:0A:01:00:02"}"#,
+            ),
+            ("addresses/blue/10.1.0.2", r#"{"endpoint":"host1/a"}"#),
+            ("addresses/blue/fd00::2", r#"{"endpoint":"host1/a"}"#),
+            ("addresses/blue/10.1.0.9", r#"{"reservation":"host1/x"}"#),
+            ("alive/host1", "any"),
+        ] {
+            records.put(&format!("{PREFIX}{key}"), value.as_bytes(), 3);
+        }
+        records
+    }
+
+    #[track_caller]
+    fn finds(change: impl FnOnce(&mut Records), words: &str) {
+        let mut records = sound();
+        change(&mut records);
+        let wrong = records.violations();
+        assert!(wrong.iter().any(|text| text.contains(words)), "{wrong:?}");
+    }
+
+    #[test]
+    fn what_is_sound_passes() {
+        assert_eq!(sound().violations(), Vec::<String>::new());
+        assert_eq!(
+            sound().endpoints.values().next().unwrap().mac,
+            "02:42:0a:01:00:02"
+        );
+    }
+
+    #[test]
+    fn each_kind_of_damage_is_found() {
+        finds(
+            |r| r.delete("/weft/v1/addresses/blue/fd00::2"),
+            "fd00::2, which nobody has claimed",
+        );
+        finds(
+            |r| r.delete("/weft/v1/endpoints/blue/host1/a"),
+            "claimed by host1/a, which does not exist",
+        );
+        finds(
+            |r| {
+                r.put(
+                    "/weft/v1/endpoints/blue/host2/b",
+                    br#"{"addresses":["10.1.0.2"]}"#,
+                    4,
+                );
+            },
+            "in the records of both",
+        );
+        finds(
+            |r| {
+                r.put(
+                    "/weft/v1/addresses/blue/10.1.0.2",
+                    br#"{"endpoint":"host2/b"}"#,
+                    4,
+                );
+            },
+            "which host2/b has claimed",
+        );
+        finds(
+            |r| {
+                r.put(
+                    "/weft/v1/addresses/blue/10.1.0.3",
+                    br#"{"endpoint":"host1/a"}"#,
+                    4,
+                );
+            },
+            "which does not name it",
+        );
+        finds(|r| r.delete("/weft/v1/vnis/7"), "has VNI 7");
+        finds(
+            |r| r.delete("/weft/v1/networks/blue"),
+            "VNI 7 is claimed by network blue",
+        );
+        finds(|r| r.put("/weft/v1/vnis/8", b"[", 4), "vnis/8 cannot be read");
+    }
+}
