@@ -38,6 +38,8 @@ struct Task {
     /// How often another agent was faster.
     lost: u32,
     running: bool,
+    /// Waits for the kernel, not for a time.
+    withheld: bool,
 }
 
 /// What is owed.
@@ -63,6 +65,7 @@ impl ChoreBook {
             attempts: 0,
             lost: 0,
             running: false,
+            withheld: false,
         });
         if rank == 0 {
             task.due = task.due.min(due);
@@ -80,16 +83,34 @@ impl ChoreBook {
 
     /// When the next one is due.
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        self.tasks.values().filter(|t| !t.running).map(|t| t.due).min()
+        let waiting = self.tasks.values().filter(|t| !t.running && !t.withheld);
+        waiting.map(|t| t.due).min()
     }
 
     /// What is due.
     pub(crate) fn due(&self, now: Instant) -> Vec<Chore> {
         self.tasks
             .iter()
-            .filter(|(_, t)| !t.running && t.due <= now)
+            .filter(|(_, t)| !t.running && !t.withheld && t.due <= now)
             .map(|(chore, _)| chore.clone())
             .collect()
+    }
+
+    /// Notes that a chore must wait until the kernel has done something first.
+    pub(crate) fn withhold(&mut self, chore: &Chore) {
+        if let Some(task) = self.tasks.get_mut(chore) {
+            task.withheld = true;
+        }
+    }
+
+    /// Notes that the kernel has done something: what waited for it is looked at again. Says whether anything did.
+    pub(crate) fn release_withheld(&mut self) -> bool {
+        let mut any = false;
+        for task in self.tasks.values_mut().filter(|t| t.withheld) {
+            task.withheld = false;
+            any = true;
+        }
+        any
     }
 
     /// Notes that a chore is under way.
@@ -193,6 +214,24 @@ fn claims(transaction: &Transaction) -> impl Iterator<Item = (&NetworkName, IpAd
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_for_the_kernel_is_due_once_it_has_moved() {
+        let mut book = ChoreBook::default();
+        let chore = Chore::DetachEndpoint(weft_store_schema::EndpointRef {
+            network: "blue".parse().unwrap(),
+            node: "host1".parse().unwrap(),
+            id: "web".parse().unwrap(),
+        });
+        let now = Instant::now();
+        book.add(chore.clone(), 0, now);
+        book.withhold(&chore);
+        book.add(chore.clone(), 0, now);
+        assert!(book.due(now).is_empty() && book.next_due().is_none());
+        assert_eq!(book.networks().count(), 1, "its records stay in view");
+        assert!(book.release_withheld() && !book.release_withheld());
+        assert_eq!(book.due(now), [chore]);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_chore_runs_once_at_a_time_and_ever_less_often() {

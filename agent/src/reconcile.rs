@@ -728,7 +728,12 @@ impl Reconciler {
             self.history.note(position, false);
         }
         self.report();
+        self.run_withheld_chores();
         self.bump();
+    }
+
+    fn is_applying(&self) -> bool {
+        matches!(self.busy, Some(Busy::Applying { .. }))
     }
 
     fn repaired(&mut self, network: &NetworkName, op: &Op) {

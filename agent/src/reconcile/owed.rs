@@ -8,6 +8,7 @@ use weft_core::{
     chores::{self, Chore},
     claims::Choosing,
     dirty::Dirty,
+    ownership::port_name,
     problem::Problem,
     record::{Change, Committed, Connection, Entry, Guard, Scope, Transaction, Write},
     snapshot::Snapshot,
@@ -122,6 +123,10 @@ impl Reconciler {
         }
         let now = Instant::now();
         for chore in self.book.due(now) {
+            if self.is_on_the_host(&chore) {
+                self.book.withhold(&chore);
+                continue;
+            }
             let choosing = match &chore {
                 Chore::CompleteEndpoint(endpoint) => self.choosing(&endpoint.network, self.book.lost(&chore)),
                 _ => Choosing::default(),
@@ -172,6 +177,43 @@ impl Reconciler {
                 .cooldowns
                 .cooled_to(cooldown.unwrap_or_default(), Instant::now()),
             lost,
+        }
+    }
+
+    /// Whether what a chore gives up may still be on this host's interfaces, so that it must not be given up yet:
+    /// another host may have the address a moment later, and this agent may be stopped or killed at any moment.
+    fn is_on_the_host(&self, chore: &Chore) -> bool {
+        let (holder, address) = match chore {
+            Chore::DetachEndpoint(endpoint) => (endpoint.clone(), None),
+            Chore::ReleaseAddress(network, address) => {
+                let claim = self
+                    .snapshot
+                    .members(network)
+                    .and_then(|members| members.claim(*address)?.value.as_ref())
+                    .filter(|claim| claim.node == self.node.name);
+                let Some(claim) = claim else { return false };
+                (self.own_endpoint(network, &claim.id), Some(*address))
+            }
+            _ => return false,
+        };
+        // What is being done now, or was found at the start and not looked at yet, is not in what is observed.
+        if !self.is_adopted() || self.is_applying() {
+            return true;
+        }
+        let Some(network) = self.observed.networks.get(&holder.network) else {
+            return false;
+        };
+        let interface = network.interfaces.get(&holder.id);
+        match (address, interface) {
+            (Some(address), Some(interface)) => interface.addresses.iter().any(|net| net.addr() == address),
+            _ => network.ports.contains_key(&port_name(&holder)),
+        }
+    }
+
+    /// Looks again at what waited for the kernel.
+    pub(super) fn run_withheld_chores(&mut self) {
+        if self.book.release_withheld() {
+            self.run_chores();
         }
     }
 

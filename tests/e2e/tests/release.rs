@@ -1,0 +1,90 @@
+//! Giving addresses up: another host may have one as soon as its claim is gone, so it must be off the interface before.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use weft_e2e::{Cluster, SOON, Station};
+
+/// Puts as many endpoints on host1 as make a pass over them take longer than a transaction.
+fn many(cluster: &Cluster) -> Result<Vec<Station>> {
+    cluster.network("blue", &["10.1.0.0/24", "fd00:1::/64"])?;
+    let mut stations = Vec::new();
+    for n in 0..24 {
+        stations.push(cluster.endpoint("blue", 1, &format!("e{n}"))?);
+    }
+    cluster.settle(&mut stations)?;
+    weft_lab::eventually(SOON, "all have their addresses", || {
+        for station in &stations {
+            let there = station.container.addresses()?;
+            ensure!(there.len() == 2, "{} has {there:?}", station.id);
+        }
+        Ok(())
+    })?;
+    Ok(stations)
+}
+
+/// Hears of each claim that is given up and looks into its container at that moment.
+fn claims_outlive_addresses(
+    cluster: &Cluster,
+    stations: &[Station],
+    give_up: impl FnOnce() + Send,
+) -> Result<()> {
+    let mut held: BTreeMap<IpAddr, &Station> = BTreeMap::new();
+    for station in stations {
+        held.extend(station.addresses.iter().map(|address| (*address, station)));
+    }
+    let revision = cluster.etcd(1).status()?.revision;
+    let watch = cluster.etcd(1).watch("/weft/v1/addresses/blue/", revision + 1)?;
+    std::thread::scope(|scope| {
+        scope.spawn(give_up);
+        let end = Instant::now() + SOON;
+        while !held.is_empty() && Instant::now() < end {
+            for event in watch.next(Duration::from_millis(100))? {
+                let address: IpAddr = event.kv.key.rsplit('/').next().unwrap_or_default().parse()?;
+                let Some(station) = held.remove(&address).filter(|_| event.deleted) else {
+                    continue;
+                };
+                // A socket can be bound to what is on an interface only; faster than a program that lists addresses.
+                let bound = station
+                    .container
+                    .netns()
+                    .within(|| UdpSocket::bind((address, 0)))?;
+                ensure!(
+                    bound.is_err(),
+                    "the claim of {address} is gone and {} still has it",
+                    station.id
+                );
+            }
+        }
+        ensure!(held.is_empty(), "still claimed: {:?}", held.keys());
+        Ok(())
+    })
+}
+
+#[test]
+fn a_detached_endpoints_claims_outlive_its_interface() -> Result<()> {
+    let cluster = Cluster::of(1)?;
+    let stations = many(&cluster)?;
+    claims_outlive_addresses(&cluster, &stations, || {
+        std::thread::scope(|scope| {
+            for station in &stations {
+                let host = cluster.host(1);
+                scope.spawn(|| host.weft(&["endpoint", "detach", "blue", &station.id]).map(drop));
+            }
+        });
+    })?;
+    cluster.close()
+}
+
+#[test]
+fn a_deleted_records_claims_outlive_its_interface() -> Result<()> {
+    let cluster = Cluster::of(1)?;
+    let stations = many(&cluster)?;
+    claims_outlive_addresses(&cluster, &stations, || {
+        // Whether it was done is seen by the claims.
+        let _ = cluster.del_prefix("/weft/v1/endpoints/blue/host1/");
+    })?;
+    cluster.close()
+}
