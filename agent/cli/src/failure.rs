@@ -3,6 +3,7 @@
 //! In: gRPC statuses and errors of the socket. Out: text for people, JSON for programs, and the exit status.
 
 use std::collections::BTreeMap;
+use std::error::Error as _;
 use std::io;
 use std::path::Path;
 
@@ -160,8 +161,11 @@ impl Failure {
     pub(crate) fn refused(action: &str, status: &Status) -> Self {
         let details = status.get_error_details();
         let info = details.error_info().filter(|info| info.domain == "weft");
+        // What the agent answers says so; the rest is this side's own, of a connection that it lost.
+        let broken = info.is_none().then(|| broken_by(status)).flatten();
         let code = match (info.map(|info| info.reason.as_str()), status.code()) {
             (Some("FULL"), _) => Code::Full,
+            _ if broken.is_some() => Code::Unavailable,
             (_, tonic::Code::InvalidArgument | tonic::Code::OutOfRange) => Code::InvalidArgument,
             (_, tonic::Code::NotFound) => Code::NotFound,
             (_, tonic::Code::AlreadyExists) => Code::AlreadyExists,
@@ -179,11 +183,12 @@ impl Failure {
             kind: resource.resource_type.clone(),
             name: resource.resource_name.clone(),
         });
-        let why = match (code, status.code()) {
-            (_, tonic::Code::Unimplemented) => {
+        let why = match (&broken, code, status.code()) {
+            (Some(broken), ..) => broken,
+            (_, _, tonic::Code::Unimplemented) => {
                 "the agent does not know this call; is it older than this command?"
             }
-            (Code::DeadlineExceeded, tonic::Code::Cancelled) => "no answer in time",
+            (_, Code::DeadlineExceeded, tonic::Code::Cancelled) => "no answer in time",
             _ => status.message(),
         };
         let about = About {
@@ -217,6 +222,24 @@ impl Failure {
         // Strings and maps of strings always serialize.
         serde_json::to_string(&envelope).unwrap_or_default() + "\n"
     }
+}
+
+/// Why the connection to the agent broke, if that is what happened: the agent ended before it had answered. What was
+/// asked for may have been done or not.
+fn broken_by(status: &Status) -> Option<String> {
+    let mut causes = Vec::new();
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<tonic::TimeoutExpired>() {
+            return None;
+        }
+        causes.push(error.to_string());
+        cause = error.source();
+    }
+    let deepest = causes.pop()?;
+    Some(format!(
+        "the agent ended the connection before it had answered ({deepest}); it may have been done"
+    ))
 }
 
 /// Whose a socket is.

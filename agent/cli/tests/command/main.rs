@@ -7,7 +7,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::Command;
 
 use fake::Agent;
@@ -151,6 +151,32 @@ async fn an_agent_that_is_not_there_is_said_so() {
         own,
         "its own version it knows"
     );
+}
+
+/// Killed in the middle of a call, an agent leaves it open whether it was done: nobody's fault, to be asked again.
+#[tokio::test]
+async fn an_agent_that_ends_before_it_has_answered_is_unavailable() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("weftd.sock");
+    let listener = tokio::net::UnixListener::bind(&socket).expect("a socket");
+    // At once, and after the request was read: the two come out of the client in different ways.
+    for bytes in [0, 100] {
+        let agent = async {
+            let (mut stream, _) = listener.accept().await.expect("a call");
+            let mut request = vec![0; bytes];
+            stream.read_exact(&mut request).await.expect("its beginning");
+        };
+        let mut command = weft();
+        command
+            .arg("--socket")
+            .arg(&socket)
+            .args(["-o", "json", "network", "inspect", "blue"]);
+        let ((), done) = tokio::join!(agent, output(&mut command));
+        let text = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(5), "after {bytes} bytes: {text}");
+        assert!(text.contains("\"unavailable\""), "{text}");
+        assert!(bytes == 0 || text.contains("before it had answered"), "{text}");
+    }
 }
 
 #[tokio::test]
