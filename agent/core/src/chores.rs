@@ -135,6 +135,9 @@ pub fn transaction(
         Chore::CompleteNetwork(network) => Ok(complete_network(snapshot, network)),
         Chore::FreeVni(vni) => Ok(free_vni(snapshot, *vni)),
         Chore::CompleteEndpoint(endpoint) if snapshot.awaits_detach(endpoint) => Ok(None),
+        // A claim that has not been listed yet is not one that is missing: the endpoint would be given another address.
+        // The listing that is still to come makes all of the network's endpoints looked at again.
+        Chore::CompleteEndpoint(endpoint) if !snapshot.knows_claims(&endpoint.network) => Ok(None),
         Chore::CompleteEndpoint(endpoint) => claims::complete(snapshot, endpoint, choosing),
         Chore::DetachEndpoint(endpoint) if !snapshot.awaits_detach(endpoint) => Ok(None),
         // Without the claims in view they would stay behind.

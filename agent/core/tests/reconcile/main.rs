@@ -3,7 +3,7 @@
 //!
 //! `store` and `kernel` are the models, `agent` ties one host's core between them, `naive` says once more,
 //! without any index or increment, what a host should hold. `cases` are stories in files; `convergence`,
-//! `bytes` and `claims` are properties, `choices` are examples.
+//! `bytes` and `claims` are properties, `choices` are examples; `partial` is about a view that is not whole yet.
 
 #[cfg(test)]
 mod agent;
@@ -23,6 +23,8 @@ mod damage;
 mod kernel;
 #[cfg(test)]
 mod naive;
+#[cfg(test)]
+mod partial;
 #[cfg(test)]
 mod records;
 #[cfg(test)]
