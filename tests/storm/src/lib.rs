@@ -238,6 +238,7 @@ fn rounds(
             break;
         }
         settled::check(cluster, places, witness, verdict)?;
+        settled::restart(cluster.host(rng.usize(1..=storm.hosts)), verdict)?;
     }
     gate.close();
     if verdict.is_over() {

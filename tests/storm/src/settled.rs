@@ -19,8 +19,8 @@ use crate::worker::{Belief, Place};
 
 /// How long agents may take to find etcd again and catch up.
 const CATCHING_UP: Duration = Duration::from_secs(30);
-/// How long two containers may take to hear of each other, where a stale neighbour entry of their own has to age.
-const TALKING: Duration = Duration::from_secs(10);
+/// How long a container may take to be answered by another one.
+const TALKING: Duration = Duration::from_secs(4);
 /// How many containers of each network are pinged by each other.
 const SAMPLE: usize = 8;
 
@@ -70,6 +70,25 @@ pub fn check(lab: &Lab, places: &[Place], witness: &Witness<'_>, verdict: &Verdi
         verdict.violated(why);
     }
     talk(places, &records, verdict)
+}
+
+/// Restarts an agent while nothing changes: it adopts all that is there and writes nothing.
+///
+/// # Errors
+/// When the agent does not start.
+pub fn restart(host: &Host, verdict: &Verdict) -> Result<()> {
+    host.kill9()?;
+    host.start_weftd()?;
+    let status = status(host)?;
+    verdict.count("settled", "restarts at rest", 1);
+    if status["netlink_writes"]["total"] != 0 {
+        verdict.violated(format!(
+            "{} was restarted while nothing changed, and wrote {}",
+            host.node(),
+            status["netlink_writes"]
+        ));
+    }
+    Ok(())
 }
 
 // The seam for `weft audit -o json`: called here for one host, its findings would be one more thing that must be empty,
@@ -274,15 +293,15 @@ fn talk(places: &[Place], records: &Records, verdict: &Verdict) -> Result<()> {
         // From all hosts in turn; the records are in the order of hosts.
         let step = stations.len().div_ceil(SAMPLE).max(1);
         stations = stations.into_iter().step_by(step).collect();
-        let start = Instant::now();
-        let silent = unanswered(&stations, TALKING)?;
-        verdict.count(
-            "settled",
-            "pairs that talked",
-            (stations.len() * stations.len().saturating_sub(1)) as u64,
-        );
-        if start.elapsed() > Duration::from_secs(2) {
-            verdict.count("settled", "times that took over 2 s to talk", 1);
+        let pairs = stations.len() * stations.len().saturating_sub(1);
+        verdict.count("settled", "pairs that talked", pairs as u64);
+        let mut silent = unanswered(&stations, TALKING)?;
+        if !silent.is_empty() {
+            let stale = forget_stale(&stations, records)?;
+            if stale > 0 {
+                verdict.count("settled", "stale neighbour entries of containers", stale);
+                silent = unanswered(&stations, TALKING)?;
+            }
         }
         if !silent.is_empty() {
             verdict.violated(format!(
@@ -291,4 +310,38 @@ fn talk(places: &[Place], records: &Records, verdict: &Verdict) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Has containers forget neighbours whose address was given to an endpoint with another MAC since they last talked, and
+/// answers how many there were.
+///
+/// Such an entry is the container's own, made when it talked to the holder of before. weft answers questions for a
+/// neighbour but does not announce one, so the container finds out by itself: after 15 to 45 s in which it takes the
+/// entry for confirmed, and 8 s of probing. Until weft announces neighbours this is counted, not forbidden.
+fn forget_stale(stations: &[Station], records: &Records) -> Result<u64> {
+    let mut stale = 0;
+    for station in stations {
+        let macs: BTreeMap<String, &str> = records
+            .endpoints
+            .iter()
+            .filter(|(name, _)| name.network == station.network)
+            .flat_map(|(_, e)| e.addresses.iter().map(|a| (a.to_string(), e.mac.as_str())))
+            .collect();
+        let entries = station
+            .container
+            .netns()
+            .ip_json(&["neigh", "show", "dev", "eth0"])?;
+        for entry in entries.as_array().into_iter().flatten() {
+            let (Some(address), Some(mac)) = (entry["dst"].as_str(), entry["lladdr"].as_str()) else {
+                continue;
+            };
+            if macs.get(address).is_some_and(|wanted| *wanted != mac) {
+                stale += 1;
+                station
+                    .container
+                    .exec(&["ip", "neigh", "del", address, "dev", "eth0"])?;
+            }
+        }
+    }
+    Ok(stale)
 }

@@ -15,8 +15,10 @@ use crate::{Network, containers};
 
 /// What a command gives the agent to be done.
 const TIMEOUT: &str = "5s";
-/// After this, a command that had [`TIMEOUT`] has not kept it.
+/// After this many seconds, a command that had [`TIMEOUT`] has not kept it.
 const HANGS: &str = "12";
+/// The same for commands about networks, which give the agent 30 seconds.
+const NETWORK_HANGS: &str = "40";
 
 /// What the owner of a container believes of it, by the answers it got.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,10 +119,10 @@ pub(crate) const CLEAR: [&str; 5] = [
     "full",
 ];
 
-fn call(host: &Host, args: &[&str]) -> Result<Answer> {
+fn call(host: &Host, limit: &str, args: &[&str]) -> Result<Answer> {
     let mut command = host.netns().command("timeout");
     let output = command
-        .args(["--signal=KILL", HANGS])
+        .args(["--signal=KILL", limit])
         .arg(host.weft_path()?)
         .arg("--socket")
         .arg(host.socket())
@@ -213,7 +215,7 @@ impl Worker<'_> {
 
     fn told(&self, place: &Place, what: &str, args: &[&str]) -> Result<Answer> {
         let start = Instant::now();
-        let answer = call(self.host, args)?;
+        let answer = call(self.host, HANGS, args)?;
         let took = start.elapsed();
         let word = match &answer {
             Answer::Done(_) => "ok",
@@ -329,7 +331,7 @@ pub(crate) fn make_networks(
         } else {
             args.extend(["delete", &name]);
         }
-        let word = match call(host, &args)? {
+        let word = match call(host, NETWORK_HANGS, &args)? {
             Answer::Done(_) => "ok".to_owned(),
             Answer::Refused(code) => code.to_owned(),
             // Somebody else was faster.
