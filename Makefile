@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo lab-up lab-down clean-lab test fmt lint check install
+.PHONY: help setup build release demo lab-up lab-down clean-lab test storm fmt lint check install
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -50,6 +50,10 @@ test: setup ## all tests, end to end included, on real network namespaces and a 
 	    cargo test --workspace --locked --no-run; \
 	    $(AS_ROOT) cargo test --workspace --locked --no-fail-fast; \
 	fi
+
+storm: setup ## attach and detach on four hosts while agents and etcd are killed, stopped and cut off (SECONDS=60, SEED=…)
+	cargo build --locked -p weftd -p weft-cli -p weft-storm
+	$(AS_ROOT) $(TARGET)/debug/weft-storm --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
 fmt: ## format
 	cargo fmt --all

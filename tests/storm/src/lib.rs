@@ -121,7 +121,9 @@ impl Storm {
 }
 
 fn evidence(seed: u64) -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    // Tests run in the directory of their crate, the command anywhere.
+    let beside = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target"));
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(beside, PathBuf::from);
     target.join("storm").join(format!("seed-{seed}"))
 }
 
