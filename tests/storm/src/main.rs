@@ -28,7 +28,9 @@ struct Args {
 
 fn main() -> ExitCode {
     match storm(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        // As a shell has it for a program that was interrupted: nothing was found, nor was it looked for to the end.
+        Ok(false) => ExitCode::from(130),
         Err(error) => {
             eprintln!("storm: {error:#}");
             ExitCode::FAILURE
@@ -36,7 +38,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn storm(args: &Args) -> Result<()> {
+/// Whether it came to its end.
+fn storm(args: &Args) -> Result<bool> {
     // Before any thread, as all inherit it: signals are for the thread below alone.
     let mut signals = SigSet::empty();
     signals.extend([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
@@ -54,5 +57,6 @@ fn storm(args: &Args) -> Result<()> {
         hosts: usize::from(args.hosts),
         ..Storm::long(seed, Duration::from_secs(args.seconds))
     };
-    run(&storm, &verdict, &|text| println!("{text}"))
+    run(&storm, &verdict, &|text| println!("{text}"))?;
+    Ok(!verdict.is_over())
 }
