@@ -234,6 +234,18 @@ impl Lab {
         etcd::etcdctl(&self.record, &["put", "--", key], value).map(drop)
     }
 
+    /// Writes a key if it does not exist; answers whether it was written.
+    ///
+    /// # Errors
+    /// When etcdctl fails. Then it may have been written all the same.
+    pub fn create(&self, key: &str, value: &str) -> Result<bool> {
+        // Keys and values are quoted as in Go, of which JSON is a part.
+        let (key, value) = (serde_json::to_string(key)?, serde_json::to_string(value)?);
+        let script = format!("create({key}) = \"0\"\n\nput {key} {value}\n\n\n");
+        let args = ["--command-timeout=2s", "--dial-timeout=1s", "txn"];
+        Ok(etcd::etcdctl(&self.record, &args, script.as_bytes())?.starts_with("SUCCESS"))
+    }
+
     /// Reads a key's value; `None` when it does not exist.
     ///
     /// # Errors

@@ -436,6 +436,15 @@ fn three_members_elect_another_leader_and_keep_what_was_written() -> Result<()> 
 }
 
 #[test]
+fn a_key_is_created_once() -> Result<()> {
+    let lab = Lab::builder().hosts(1).build()?;
+    assert!(lab.create("/a/1", r#"{"a": "b c", "d": [1]}"#)?);
+    assert!(!lab.create("/a/1", "2")?);
+    assert_eq!(lab.get("/a/1")?.as_deref(), Some(r#"{"a": "b c", "d": [1]}"#));
+    lab.close()
+}
+
+#[test]
 fn a_watch_tells_whole_revisions_in_order() -> Result<()> {
     let lab = Lab::builder().hosts(1).build()?;
     lab.put("/a/1", "one")?;

@@ -310,6 +310,7 @@ fn workers<'a>(
             .collect();
         for number in 0..storm.workers {
             workers.push(Worker {
+                lab: cluster,
                 host,
                 places: here.iter().skip(number).step_by(storm.workers).copied().collect(),
                 networks: storm.networks.clone(),

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use fastrand::Rng;
 use serde_json::Value;
-use weft_lab::{Container, Host};
+use weft_e2e::Cluster;
+use weft_lab::{Container, Host, Lab};
 
 use crate::verdict::{Verdict, lock};
 use crate::{Network, containers};
@@ -161,6 +162,8 @@ fn addresses(endpoint: &Value) -> BTreeSet<IpAddr> {
 /// One who attaches and detaches at its places, all on one host.
 #[derive(Debug)]
 pub struct Worker<'a> {
+    /// The lab.
+    pub lab: &'a Lab,
     /// Its host.
     pub host: &'a Host,
     /// Its places.
@@ -195,6 +198,7 @@ impl Worker<'_> {
             belief = lock(&place.belief).clone();
         }
         let new = match belief {
+            Belief::Free { .. } if self.rng.u32(0..6) == 0 => self.write_record(place),
             Belief::Free { .. } => self.attach(place)?,
             Belief::Attached { id, .. } => self.detach(place, &[id], false)?,
             // Whoever got an error asks again, or gives up and cleans up.
@@ -295,6 +299,23 @@ impl Worker<'_> {
             id: id.clone(),
             addresses: answered,
         })
+    }
+
+    /// Writes the least that is an endpoint, as an operator does, if there is none; the agent completes it. What came of
+    /// it, the next call to the agent shows.
+    fn write_record(&mut self, place: &Place) -> Belief {
+        let id = &place.ids[self.rng.usize(0..2)];
+        let key = Cluster::endpoint_key(&place.network, place.host, id);
+        let record = place.container.endpoint_record(&[]);
+        let word = match self.lab.create(&key, &record) {
+            Ok(true) => "ok",
+            Ok(false) => "exists",
+            Err(_) => "no answer",
+        };
+        self.verdict.count("records written by hand", word, 1);
+        let at = self.verdict.elapsed().as_secs_f64();
+        lock(&place.calls).push(format!("{at:.3} s: etcdctl txn put {key}: {word}"));
+        Belief::Unclear
     }
 
     fn detach(&mut self, place: &Place, ids: &[String], doubtful: bool) -> Result<Belief> {
