@@ -261,10 +261,7 @@ impl Host {
     /// When it cannot be started; a failure of the command itself is in the status.
     pub fn weft_output(&self, args: &[&str]) -> Result<Output> {
         let mut command = self.netns.command(self.weft_path()?);
-        command
-            .arg("--socket")
-            .arg(self.socket())
-            .args(args)
+        tools::apart(command.arg("--socket").arg(self.socket()).args(args))
             .output()
             .context("starting weft")
     }

@@ -1,6 +1,7 @@
 //! The programs the lab shells out to, and where the product's binaries lie. Fails clearly when one is missing:
 //! a lab is never skipped silently.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -71,13 +72,21 @@ pub fn bin_dir() -> Result<PathBuf> {
     Ok(dir.to_path_buf())
 }
 
+/// Keeps Ctrl-C in the terminal from a command: it is for the lab's owner, who then ends everything in order, and a
+/// command cut short in between would look like a failure.
+pub(crate) fn apart(command: &mut Command) -> &mut Command {
+    command.process_group(0)
+}
+
 /// Runs a command to its end and answers its standard output.
 ///
 /// # Errors
 /// When it cannot be started or fails; the text holds the command and its standard error.
 pub(crate) fn run(command: &mut Command) -> Result<String> {
     let what = format!("{command:?}");
-    let output = command.output().with_context(|| format!("starting {what}"))?;
+    let output = apart(command)
+        .output()
+        .with_context(|| format!("starting {what}"))?;
     crate::successful(&what, &output)
 }
 
@@ -90,7 +99,7 @@ pub(crate) fn run_with_input(command: &mut Command, input: &[u8]) -> Result<Stri
     use std::process::Stdio;
 
     let what = format!("{command:?}");
-    let mut child = command
+    let mut child = apart(command)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -48,7 +48,7 @@ struct Event {
 
 impl Watch {
     pub(crate) fn start(mut command: Command) -> Result<Self> {
-        let mut child = command
+        let mut child = crate::tools::apart(&mut command)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::os::unix::process::CommandExt as _;
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -96,9 +97,18 @@ impl Gate {
         }
         state.1 += 1;
         drop(state);
+        let _inside = Inside(self);
         job();
-        lock(&self.state).1 -= 1;
-        self.changed.notify_all();
+    }
+}
+
+/// One who is inside; out again also when it panics, so that nobody waits for it for good.
+struct Inside<'a>(&'a Gate);
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).1 -= 1;
+        self.0.changed.notify_all();
     }
 }
 
@@ -129,6 +139,8 @@ fn call(host: &Host, limit: &str, args: &[&str]) -> Result<Answer> {
         .arg(host.socket())
         .args(["-o", "json"])
         .args(args)
+        // Ctrl-C in the terminal is for the storm, not for what it has called.
+        .process_group(0)
         .output()
         .context("starting weft")?;
     let (out, err) = (
