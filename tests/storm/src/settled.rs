@@ -5,9 +5,11 @@
 //! for anything but how it is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use weft_e2e::{Fdb, Station, fdb, neighbours, status, unanswered};
 use weft_lab::{Host, Lab, Namespace, eventually};
 
@@ -96,6 +98,7 @@ pub fn restart(host: &Host, verdict: &Verdict) -> Result<()> {
 fn agrees(lab: &Lab, places: &[Place], records: &Records) -> Result<()> {
     let wrong = records.violations();
     ensure!(wrong.is_empty(), "{wrong:?}");
+    let mut without = BTreeSet::new();
     for host in lab.hosts() {
         let status = status(host)?;
         let node = host.node();
@@ -105,16 +108,19 @@ fn agrees(lab: &Lab, places: &[Place], records: &Records) -> Result<()> {
             status["store"]
         );
         ensure!(
-            status["problems"] == serde_json::json!([]),
-            "{node}: {}",
-            status["problems"]
-        );
-        ensure!(
             status["held_deletions"].is_null(),
             "{node}: {}",
             status["held_deletions"]
         );
+        for problem in status["problems"].as_array().into_iter().flatten() {
+            let name = no_room(problem, records);
+            without.insert(name.with_context(|| format!("{node}: {problem}"))?);
+        }
     }
+    // Those are not carried: nothing of them is to be seen but their records.
+    let mut carried = records.clone();
+    carried.endpoints.retain(|name, _| !without.contains(name));
+    let records = &carried;
     let mut by_container: BTreeMap<&str, &Endpoint> = BTreeMap::new();
     for (name, endpoint) in &records.endpoints {
         let other = by_container.insert(&endpoint.netns, endpoint);
@@ -142,6 +148,31 @@ fn agrees(lab: &Lab, places: &[Place], records: &Records) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The endpoint whose problem it is that its network has no address left, where that is so: its record, written by hand,
+/// waits for one. Nothing else may be a problem when all is settled.
+fn no_room(problem: &Value, records: &Records) -> Option<Name> {
+    let mut parts = problem["key"]
+        .as_str()?
+        .strip_prefix("endpoints/")?
+        .splitn(3, '/');
+    let mut next = || parts.next().unwrap_or_default().to_owned();
+    let name = Name {
+        network: next(),
+        node: next(),
+        id: next(),
+    };
+    let (_, counts) = problem["message"].as_str()?.rsplit_once(" is full (")?;
+    let (used, size) = counts.trim_end_matches(')').split_once(" of ")?;
+    let size: usize = size.parse().ok()?;
+    let claims = |v4: bool| {
+        let of = |(network, address): &&(String, IpAddr)| *network == name.network && address.is_ipv4() == v4;
+        records.claims.keys().filter(of).count()
+    };
+    let is_full = used == size.to_string() && (claims(true) == size || claims(false) == size);
+    let has_none = records.endpoints.get(&name)?.addresses.is_empty();
+    (is_full && has_none).then_some(name)
 }
 
 /// Bridge, tunnel and neighbours of a network on a host.
