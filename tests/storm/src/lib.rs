@@ -34,6 +34,10 @@ use crate::worker::{Belief, Gate, Place, Worker};
 
 /// The members of etcd.
 const MEMBERS: usize = 3;
+/// When an agent is paused for longer than its lease lives, and after how long another one. They take most of a minute,
+/// in which little else happens.
+const FIRST_LONG_PAUSE: Duration = Duration::from_secs(20);
+const EVERY: Duration = Duration::from_secs(180);
 /// How often progress is told.
 const PROGRESS: Duration = Duration::from_secs(2);
 
@@ -84,7 +88,7 @@ pub struct Storm {
     pub containers: usize,
     /// Workers on each host.
     pub workers: usize,
-    /// Agents are also paused for longer than their lease lives, once a minute.
+    /// Agents are also paused for longer than their lease lives, once in three minutes.
     pub long_pauses: bool,
     /// Where evidence of a failure goes.
     pub evidence: PathBuf,
@@ -223,12 +227,8 @@ fn rounds(
     let mut round = 0;
     while verdict.elapsed() - begun < storm.lasts && !verdict.is_over() {
         round += 1;
-        let minutes = (verdict.elapsed() - begun).as_secs() / 60;
-        // In the middle of each minute.
-        let long = storm.long_pauses
-            && minutes >= long_pauses
-            && (verdict.elapsed() - begun).as_secs() >= 60 * long_pauses + 20;
-        long_pauses += u64::from(long);
+        let long = storm.long_pauses && verdict.elapsed() - begun >= FIRST_LONG_PAUSE + EVERY * long_pauses;
+        long_pauses += u32::from(long);
         let faults = choice::round(&mut rng, storm.hosts, MEMBERS, long);
         let told: Vec<String> = faults.iter().map(ToString::to_string).collect();
         say(&format!("round {round}: {}", told.join(", ")));
