@@ -20,7 +20,7 @@ pub mod worker;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -276,6 +276,7 @@ fn places(cluster: &Cluster, storm: &Storm) -> Result<Vec<Place>> {
                             network: (*network).clone(),
                             container,
                             ids: [format!("c{n}-a"), format!("c{n}-b")],
+                            current: AtomicUsize::new(0),
                             belief: Mutex::new(Belief::Free { doubtful: false }),
                             calls: Mutex::default(),
                         });

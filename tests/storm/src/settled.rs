@@ -279,7 +279,7 @@ fn promises(places: &[Place], records: &Records, verdict: &Verdict) -> Vec<Strin
             .collect();
         let belief = lock(&place.belief).clone();
         let good = match (&belief, there.as_slice()) {
-            (Belief::Attached { id, addresses }, [(there, endpoint)]) => {
+            (Belief::Attached { id, addresses, .. }, [(there, endpoint)]) => {
                 id == *there && *addresses == endpoint.addresses
             }
             (Belief::Free { .. }, []) | (Belief::Unclear, [] | [_]) => true,
@@ -289,6 +289,7 @@ fn promises(places: &[Place], records: &Records, verdict: &Verdict) -> Vec<Strin
             }
             _ => false,
         };
+        place.settle(!there.is_empty());
         if !good {
             let calls = lock(&place.calls).clone();
             let calls = &calls[calls.len().saturating_sub(8)..];

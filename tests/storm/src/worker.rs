@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::unix::process::CommandExt as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,7 @@ const NETWORK_HANGS: &str = "40";
 pub enum Belief {
     /// Nothing is attached.
     Free {
-        /// An attach was given up on before it was detached: the store may carry it out later, which is allowed (a
+        /// An attach was given up on since all was settled last: the store may carry it out later, which is allowed (a
         /// request that was given up on may still lie in a frozen member of etcd, or in a connection that was cut).
         doubtful: bool,
     },
@@ -37,6 +38,8 @@ pub enum Belief {
         id: String,
         /// Its addresses, as answered.
         addresses: BTreeSet<IpAddr>,
+        /// As for [`Belief::Free`].
+        doubtful: bool,
     },
     /// The last answer was an error: anything may be.
     Unclear,
@@ -53,10 +56,32 @@ pub struct Place {
     pub container: Container,
     /// The ids of its endpoints, one of which is attached at a time.
     pub ids: [String; 2],
+    /// Which of them. Not changed while there is doubt about it: with both in the store, it would be the agent's choice
+    /// which of them has the container.
+    pub current: AtomicUsize,
     /// What its worker believes.
     pub belief: Mutex<Belief>,
     /// The last calls and their answers, for the report of a failure.
     pub calls: Mutex<Vec<String>>,
+}
+
+impl Place {
+    /// The id that is attached, or would be.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.ids[self.current.load(Ordering::Relaxed)]
+    }
+
+    /// Takes in that all is settled: nothing that was asked for before is still to come. `there` says whether the
+    /// endpoint has a record.
+    pub fn settle(&self, there: bool) {
+        let mut belief = lock(&self.belief);
+        match &mut *belief {
+            Belief::Free { .. } if there => *belief = Belief::Unclear,
+            Belief::Free { doubtful } | Belief::Attached { doubtful, .. } => *doubtful = false,
+            Belief::Unclear => {}
+        }
+    }
 }
 
 /// Lets workers through while it is open, and waits until none is inside.
@@ -210,12 +235,20 @@ impl Worker<'_> {
             belief = lock(&place.belief).clone();
         }
         let new = match belief {
-            Belief::Free { .. } if self.rng.u32(0..6) == 0 => self.write_record(place),
-            Belief::Free { .. } => self.attach(place)?,
-            Belief::Attached { id, .. } => self.detach(place, &[id], false)?,
+            Belief::Free { doubtful } => {
+                if !doubtful {
+                    place.current.store(self.rng.usize(0..2), Ordering::Relaxed);
+                }
+                if self.rng.u32(0..6) == 0 {
+                    self.write_record(place)
+                } else {
+                    self.attach(place, doubtful)?
+                }
+            }
+            Belief::Attached { doubtful, .. } => self.detach(place, doubtful)?,
             // Whoever got an error asks again, or gives up and cleans up.
-            Belief::Unclear if self.rng.bool() => self.attach(place)?,
-            Belief::Unclear => self.detach(place, &place.ids, true)?,
+            Belief::Unclear if self.rng.bool() => self.attach(place, true)?,
+            Belief::Unclear => self.detach(place, true)?,
         };
         let failed = new == Belief::Unclear;
         *lock(&place.belief) = new;
@@ -264,8 +297,8 @@ impl Worker<'_> {
         Ok(answer)
     }
 
-    fn attach(&mut self, place: &Place) -> Result<Belief> {
-        let id = &place.ids[self.rng.usize(0..2)];
+    fn attach(&mut self, place: &Place, doubtful: bool) -> Result<Belief> {
+        let id = place.id();
         let path = place.container.path();
         let mut args = vec![
             "endpoint",
@@ -308,15 +341,16 @@ impl Worker<'_> {
             ));
         }
         Ok(Belief::Attached {
-            id: id.clone(),
+            id: id.to_owned(),
             addresses: answered,
+            doubtful,
         })
     }
 
     /// Writes the least that is an endpoint, as an operator does, if there is none; the agent completes it. What came of
     /// it, the next call to the agent shows.
     fn write_record(&mut self, place: &Place) -> Belief {
-        let id = &place.ids[self.rng.usize(0..2)];
+        let id = place.id();
         let key = Cluster::endpoint_key(&place.network, place.host, id);
         let record = place.container.endpoint_record(&[]);
         let word = match self.lab.create(&key, &record) {
@@ -330,15 +364,20 @@ impl Worker<'_> {
         Belief::Unclear
     }
 
-    fn detach(&mut self, place: &Place, ids: &[String], doubtful: bool) -> Result<Belief> {
-        for id in ids {
-            let args = ["endpoint", "detach", &place.network, id, "--timeout", TIMEOUT];
-            let Answer::Done(answer) = self.told(place, "detach", &args)? else {
-                return Ok(Belief::Unclear);
-            };
-            if answer["record_pending"] == true {
-                self.verdict.count("detach", "of them with the record pending", 1);
-            }
+    fn detach(&mut self, place: &Place, doubtful: bool) -> Result<Belief> {
+        let args = [
+            "endpoint",
+            "detach",
+            &place.network,
+            place.id(),
+            "--timeout",
+            TIMEOUT,
+        ];
+        let Answer::Done(answer) = self.told(place, "detach", &args)? else {
+            return Ok(Belief::Unclear);
+        };
+        if answer["record_pending"] == true {
+            self.verdict.count("detach", "of them with the record pending", 1);
         }
         Ok(Belief::Free { doubtful })
     }
