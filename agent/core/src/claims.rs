@@ -162,13 +162,9 @@ pub fn complete(
         ],
         writes: Vec::new(),
     };
+    // What it held besides stays claimed, also what the record no longer told of: it may still be on the
+    // interface. A chore gives it up once it is not.
     claim_all(&mut transaction, members, name, &addresses, &[]);
-    // All of it, also what the record no longer told of.
-    for given_up in members.claimed_by(&member) {
-        if !addresses.contains(&given_up) {
-            give_up(&mut transaction, snapshot, &name.network, given_up);
-        }
-    }
     let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let Ok(record) = set_fields(
         raw,

@@ -88,3 +88,17 @@ fn a_deleted_records_claims_outlive_its_interface() -> Result<()> {
     })?;
     cluster.close()
 }
+
+#[test]
+fn an_address_that_is_exchanged_is_claimed_until_it_is_off_the_interface() -> Result<()> {
+    let cluster = Cluster::of(1)?;
+    let stations = many(&cluster)?;
+    claims_outlive_addresses(&cluster, &stations, || {
+        for (n, station) in stations.iter().enumerate() {
+            let (v4, v6) = (format!("10.1.0.{}", 20 + n), format!("fd00:1::aaaa:{n}"));
+            // Whether it was done is seen by the claims.
+            let _ = cluster.put(&station.key(), &station.container.endpoint_record(&[&v4, &v6]));
+        }
+    })?;
+    cluster.close()
+}
