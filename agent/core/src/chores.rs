@@ -101,6 +101,14 @@ pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Ch
         }
         let touched = dirty.touched_networks().into_iter();
         chores.extend(touched.cloned().map(Chore::ForgetReleased));
+        for (network, members) in snapshot.all_members().filter(|_| !dirty.peers.is_empty()) {
+            // Those of nodes whose records have come or gone.
+            let left = members.claims().filter(|(_, slot)| {
+                let holder = slot.value.as_ref().map(|claim| &claim.node);
+                holder.is_some_and(|node| dirty.peers.contains(node))
+            });
+            chores.extend(left.map(|(address, _)| Chore::ReleaseAddress(network.clone(), *address)));
+        }
         for (network, addresses) in &dirty.addresses {
             chores.extend(
                 addresses
@@ -143,9 +151,19 @@ pub fn transaction(
         // Without the claims in view they would stay behind.
         Chore::DetachEndpoint(endpoint) if !snapshot.knows_claims(&endpoint.network) => Ok(None),
         Chore::DetachEndpoint(endpoint) => Ok(claims::detach(snapshot, endpoint).ok()),
+        Chore::ReleaseAddress(network, address) if is_anothers(snapshot, network, *address) => Ok(None),
         Chore::ReleaseAddress(network, address) => Ok(claims::release_orphan(snapshot, network, *address)),
         Chore::ForgetReleased(network) => Ok(forget_released(snapshot, network)),
     }
+}
+
+/// Whether a claim is another node's to give up: its agent may be down, and the address still be on an interface there.
+/// Only what is left of a node that has no record any more is anybody's.
+fn is_anothers(snapshot: &Snapshot, network: &NetworkName, address: IpAddr) -> bool {
+    let claim = snapshot
+        .members(network)
+        .and_then(|members| members.claim(address)?.value.as_ref());
+    claim.is_some_and(|claim| claim.node != *snapshot.node() && snapshot.peer_slot(&claim.node).is_some())
 }
 
 /// How many other agents are before this one in doing a chore that is nobody's own. All agents see the same

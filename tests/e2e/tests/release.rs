@@ -102,3 +102,50 @@ fn an_address_that_is_exchanged_is_claimed_until_it_is_off_the_interface() -> Re
     })?;
     cluster.close()
 }
+
+/// An operator deletes the record of an endpoint whose agent is down: its container has the address until the agent is
+/// back, so nobody else may have it.
+#[test]
+fn nobody_gives_up_the_claims_of_a_host_that_is_down() -> Result<()> {
+    let cluster = Cluster::of(2)?;
+    cluster.network("blue", &["10.1.0.0/24"])?;
+    let mut stations = vec![
+        cluster.endpoint("blue", 1, "a")?,
+        cluster.endpoint("blue", 2, "b")?,
+    ];
+    cluster.up(&mut stations)?;
+    let address = stations[0].addresses[0];
+    cluster.host(1).kill9()?;
+    cluster.del(&stations[0].key())?;
+    let heir = cluster.container("heir")?;
+    let path = heir.path();
+    let wish = address.to_string();
+    let attach = [
+        "endpoint",
+        "attach",
+        "blue",
+        &path,
+        "--id",
+        "heir",
+        "--address",
+        &wish,
+    ];
+    // Longer than another agent would wait for its turn to clear away what nobody's is.
+    let end = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < end {
+        let output = cluster.host(2).weft_output(&attach)?;
+        ensure!(
+            !output.status.success(),
+            "{:?} and {:?} both have {address}",
+            stations[0].container.addresses()?,
+            heir.addresses()?
+        );
+    }
+    cluster.host(1).start_weftd()?;
+    weft_lab::eventually(SOON, "the agent is back and gives the address up", || {
+        cluster.host(2).weft(&attach).map(drop)
+    })?;
+    let there = stations[0].container.addresses()?;
+    ensure!(!there.contains(&address), "{there:?}");
+    cluster.close()
+}
