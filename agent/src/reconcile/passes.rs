@@ -1,0 +1,432 @@
+//! Passes: look at the kernel where something happened, plan, have the plan applied, remember what came of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, time::Instant};
+use weft_core::{
+    dataplane::Observed,
+    desired::Assessment,
+    diff,
+    dirty::Dirty,
+    plan::{Op, Outcome, Plan},
+    problem::Problem,
+};
+use weft_kernel::KernelError;
+use weft_proto::v1::{self, EventKind};
+use weft_store_schema::{EndpointId, EndpointRef, Key, NetworkName};
+
+use super::{Reconciler, chain};
+use crate::{
+    drift,
+    look::{self, Entries},
+    problems::Source,
+};
+
+/// The first pause before something that the kernel refused is tried again.
+pub(super) const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LONGEST_RETRY: Duration = Duration::from_secs(15);
+
+/// Something that the kernel refused, to be tried again.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) retry_at: Instant,
+    pub(super) pause: Duration,
+}
+
+/// What a failure is about.
+pub(super) type FailureOf = (NetworkName, Option<EndpointId>);
+
+/// What the kernel's thread is doing for us.
+pub(super) enum Busy {
+    Looking {
+        look: Dirty,
+        because: Because,
+        answer: oneshot::Receiver<Look>,
+    },
+    Applying {
+        dirty: Dirty,
+        /// See [`Reconciler::plan`].
+        expected: Option<Plan>,
+        revision: i64,
+        answer: oneshot::Receiver<Applied>,
+    },
+}
+
+/// Why a pass is made: decides whether what it finds is somebody else's doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Because {
+    /// Records changed, or something is tried again.
+    Wanted,
+    /// It is time to look at everything.
+    Routine,
+    /// The kernel said that something changed.
+    Noticed,
+}
+
+/// What the kernel's thread saw.
+pub(crate) struct Look {
+    /// Networks that are there.
+    pub(crate) observed: Observed,
+    /// Networks that were looked at, there or not.
+    pub(crate) networks: BTreeSet<NetworkName>,
+    /// Single entries that were looked at.
+    pub(crate) entries: Vec<Entries>,
+    /// What could not be seen, with its subject.
+    pub(crate) errors: Vec<(String, KernelError)>,
+}
+
+pub(super) struct Applied {
+    plan: Plan,
+    outcome: Outcome<KernelError>,
+}
+/// What the kernel's thread has to tell.
+pub(super) enum Answer {
+    Looked(Look),
+    Applied(Applied),
+    /// The kernel's thread is gone, which only a bug in it can do.
+    Lost,
+}
+
+/// Waits for the kernel's thread; for ever while it has nothing to do.
+pub(super) async fn answered(busy: &mut Option<Busy>) -> Answer {
+    match busy {
+        Some(Busy::Looking { answer, .. }) => answer.await.map_or(Answer::Lost, Answer::Looked),
+        Some(Busy::Applying { answer, .. }) => answer.await.map_or(Answer::Lost, Answer::Applied),
+        None => std::future::pending().await,
+    }
+}
+
+impl Reconciler {
+    /// Gives the kernel's thread the next thing to do, if it has none and there is one.
+    pub(super) fn step(&mut self) {
+        if self.busy.is_some() {
+            return;
+        }
+        // Asked first: the moment that it may, there is everything to look at.
+        let may_write = self.may_write();
+        if !self.look.is_empty() && (!self.looked || may_write) {
+            let look = std::mem::take(&mut self.look);
+            let because = std::mem::replace(&mut self.look_because, Because::Wanted);
+            let places = look::places(&self.snapshot, &look);
+            let part = look.clone();
+            let known: Vec<NetworkName> = self.observed.networks.keys().cloned().collect();
+            let answer = self
+                .kernel
+                .run(move |kernel| look::look(kernel, &part, &places, &known));
+            self.busy = Some(Busy::Looking {
+                look,
+                because,
+                answer,
+            });
+        } else if may_write && !self.dirty.is_empty() {
+            let dirty = std::mem::take(&mut self.dirty);
+            self.plan(dirty, None);
+        }
+    }
+
+    /// The kernel is written only when all that is wanted has been listed and all that is there has been
+    /// seen.
+    fn may_write(&mut self) -> bool {
+        if !self.adopted && self.looked && self.underlay.is_some() && self.snapshot.is_complete(&self.scopes)
+        {
+            // Container ends could not be looked for before the records told where they are.
+            self.adopted = true;
+            self.look.everything = true;
+            self.dirty = Dirty::default();
+            self.compare_history();
+        }
+        self.adopted
+    }
+
+    /// What the kernel has and the records do not is swept only if the store goes on from what was known before
+    /// this agent started.
+    fn compare_history(&mut self) {
+        let Some(position) = self
+            .snapshot
+            .position()
+            .filter(|_| !self.observed.networks.is_empty())
+        else {
+            return;
+        };
+        let no_networks = || {
+            let suspicious = self.history.is_empty() && self.snapshot.networks().next().is_none();
+            suspicious.then(|| "the store has no network at all, and this host carries some".to_owned())
+        };
+        if let Some(because) = self.history.contradicts(position).or_else(no_networks) {
+            self.snapshot.distrust(because);
+        }
+    }
+
+    /// Lets go of what is held, on an operator's word: how much that was, or that nothing was.
+    pub(crate) fn accept_deletions(&mut self) -> Option<usize> {
+        self.snapshot.held_because()?;
+        let count = self.snapshot.held_keys().len();
+        let dirty = self.snapshot.release_held();
+        tracing::warn!(count, "held deletions were confirmed");
+        self.take_in(dirty);
+        self.after_records();
+        Some(count)
+    }
+
+    /// Makes and hands over a plan. `expected` is what it would have been before the kernel was looked at;
+    /// whatever it holds beyond that repairs what somebody else changed.
+    fn plan(&mut self, dirty: Dirty, expected: Option<Plan>) {
+        let Some(host) = self.host() else {
+            self.dirty.merge(dirty);
+            return;
+        };
+        let revision = self.snapshot.revision();
+        let (plan, assessment) = diff::plan(&self.snapshot, &host, &self.observed, &dirty);
+        self.assess(assessment);
+        self.counters.passes += 1;
+        self.counters.full_passes += u64::from(dirty.everything);
+        if plan.is_empty() {
+            let applied = Applied {
+                plan,
+                outcome: Outcome::default(),
+            };
+            self.on_applied(&dirty, expected.as_ref(), revision, applied);
+            return;
+        }
+        tracing::debug!(operations = plan.len(), "applying");
+        let answer = self.kernel.run(move |kernel| {
+            let outcome = kernel.apply(&plan);
+            Applied { plan, outcome }
+        });
+        self.busy = Some(Busy::Applying {
+            dirty,
+            expected,
+            revision,
+            answer,
+        });
+    }
+
+    pub(super) fn on_answer(&mut self, answer: Answer) {
+        match (self.busy.take(), answer) {
+            (Some(Busy::Looking { look, because, .. }), Answer::Looked(seen)) => {
+                self.on_looked(look, because, seen);
+            }
+            (
+                Some(Busy::Applying {
+                    dirty,
+                    expected,
+                    revision,
+                    ..
+                }),
+                Answer::Applied(applied),
+            ) => {
+                self.on_applied(&dirty, expected.as_ref(), revision, applied);
+            }
+            _ => {
+                tracing::error!(
+                    "the kernel's thread has ended; restarting the agent is all that helps, forwarding stays"
+                );
+                std::process::abort();
+            }
+        }
+    }
+
+    fn on_looked(&mut self, look: Dirty, because: Because, seen: Look) {
+        for (subject, error) in &seen.errors {
+            tracing::warn!(subject, error = %chain(error), "cannot see all of the kernel's state");
+        }
+        // What was to be done before the look is no repair: the records want it, whoever touched the kernel.
+        let expected = match self.host() {
+            Some(host) if self.adopted && because != Because::Wanted => {
+                let before = || diff::plan(&self.snapshot, &host, &self.observed, &look).0;
+                Some(self.expected.take().unwrap_or_else(before))
+            }
+            _ => None,
+        };
+        let again = look::merge(&mut self.observed, &look, seen);
+        if !again.is_empty() {
+            self.expected = expected;
+            self.look_because = self.look_because.max(because);
+            self.look.networks.extend(again);
+            self.look.merge(look);
+            return;
+        }
+        let first = !self.looked;
+        self.looked = true;
+        if first {
+            self.update_interest();
+        }
+        if self.adopted {
+            self.plan(look, expected);
+        }
+    }
+
+    fn on_applied(&mut self, dirty: &Dirty, expected: Option<&Plan>, revision: i64, applied: Applied) {
+        let Applied { plan, outcome } = applied;
+        let undone = |network: &NetworkName, op: &Op| {
+            outcome.failed.iter().any(|(n, o, _)| n == network && o == op)
+                || outcome.held_back.iter().any(|(n, o)| n == network && o == op)
+        };
+        let all_done = outcome.failed.is_empty() && outcome.held_back.is_empty();
+        for (network, ops) in &plan.networks {
+            for op in ops {
+                if all_done || !undone(network, op) {
+                    self.observed.record(network, op);
+                    *self.counters.operations.entry(drift::kind(op)).or_default() += 1;
+                    let is_repair =
+                        |expected: &Plan| !expected.networks.get(network).is_some_and(|ops| ops.contains(op));
+                    if expected.is_some_and(is_repair) {
+                        self.repaired(network, op);
+                    }
+                }
+            }
+        }
+        self.counters.writes += outcome.writes;
+        self.note_failures(dirty, &plan, outcome.failed);
+        if self.dirty.is_empty() {
+            self.applied_revision = self.applied_revision.max(revision);
+        }
+        self.update_states(dirty);
+        if plan
+            .networks
+            .values()
+            .flatten()
+            .any(|op| matches!(op, Op::CreateNamespace | Op::DeleteNamespace))
+        {
+            self.update_interest();
+        }
+        if let Some(ready) = self.ready.take_if(|_| self.adopted) {
+            tracing::info!(
+                networks = self.observed.networks.len(),
+                writes = self.counters.writes,
+                revision = self.applied_revision,
+                "first pass done"
+            );
+            // Whoever waits for it may have gone: then the agent is stopping.
+            let _ = ready.send(());
+        }
+        let held = self.snapshot.held_because().map(|because| {
+            let message = format!("{because}; what it no longer has is kept here: put the records back, or confirm with 'weft resync --accept'");
+            Problem::new("(store)", message)
+        });
+        self.problems.set(Source::Host, "(store)", held);
+        if let Some(position) = self
+            .snapshot
+            .position()
+            .filter(|_| self.snapshot.held_because().is_none())
+        {
+            self.history.note(position, false);
+        }
+        self.report();
+        self.run_withheld_chores();
+        self.bump();
+    }
+
+    /// Whether a plan is under way.
+    pub(super) fn is_applying(&self) -> bool {
+        matches!(self.busy, Some(Busy::Applying { .. }))
+    }
+
+    fn repaired(&mut self, network: &NetworkName, op: &Op) {
+        let kind = drift::kind(op);
+        let object = drift::object(network, op);
+        tracing::warn!(network = %network, kind, object, "repaired what was changed behind weft's back");
+        *self.counters.drift.entry(kind).or_default() += 1;
+        self.events.publish(v1::Event {
+            kind: EventKind::DriftRepaired.into(),
+            network: network.to_string(),
+            node: self.node.name.to_string(),
+            message: format!("repaired {object}"),
+            subject: Some(v1::event::Subject::Drift(v1::Drift {
+                kind: kind.to_owned(),
+                object,
+                found: String::new(),
+            })),
+            ..v1::Event::default()
+        });
+    }
+
+    /// Remembers what the kernel refused, forgets what it refuses no more.
+    fn note_failures(&mut self, dirty: &Dirty, plan: &Plan, failed: Vec<(NetworkName, Op, KernelError)>) {
+        let mut now_failing: BTreeMap<FailureOf, String> = BTreeMap::new();
+        for (network, op, error) in failed {
+            let of = (network, drift::endpoint_of(&op).cloned());
+            if let (network, Some(id)) = &of
+                && self.snapshot.endpoint(&self.own_endpoint(network, id)).is_none()
+            {
+                // Deleted while the plan was under way: what is left of it goes with the next one.
+                continue;
+            }
+            let text = format!("{}; it is tried again", chain(&error));
+            if error.needs_look() {
+                self.look.networks.insert(of.0.clone());
+            }
+            now_failing.entry(of).or_insert(text);
+        }
+        let covered: Vec<FailureOf> = self
+            .failures
+            .keys()
+            .filter(|(network, id)| {
+                dirty.everything
+                    || dirty.networks.contains(network)
+                    || plan.networks.contains_key(network) && id.is_none()
+                    || id.as_ref().is_some_and(|id| {
+                        dirty.links.contains(network)
+                            || dirty
+                                .endpoints
+                                .iter()
+                                .any(|e| e.network == *network && e.id == *id && e.node == self.node.name)
+                    })
+            })
+            .filter(|of| !now_failing.contains_key(*of))
+            .cloned()
+            .collect();
+        for of in covered {
+            self.failures.remove(&of);
+            self.problems.set(Source::Kernel, &self.key_of(&of), None);
+        }
+        let now = Instant::now();
+        for (of, message) in now_failing {
+            let key = self.key_of(&of);
+            let pause = self
+                .failures
+                .get(&of)
+                .map_or(FIRST_RETRY, |f| (f.pause * 2).min(LONGEST_RETRY));
+            self.failures.insert(
+                of,
+                Failure {
+                    retry_at: now + pause,
+                    pause,
+                },
+            );
+            self.problems
+                .set(Source::Kernel, &key, Some(Problem::new(&key, message)));
+        }
+    }
+
+    /// The full name of an endpoint of this host.
+    pub(super) fn own_endpoint(&self, network: &NetworkName, id: &EndpointId) -> EndpointRef {
+        EndpointRef {
+            network: network.clone(),
+            node: self.node.name.clone(),
+            id: id.clone(),
+        }
+    }
+
+    fn key_of(&self, (network, id): &FailureOf) -> String {
+        match id {
+            Some(id) => Key::Endpoint(self.own_endpoint(network, id)),
+            None => Key::Network(network.clone()),
+        }
+        .to_string()
+    }
+
+    fn assess(&mut self, assessment: Assessment) {
+        if assessment.complete {
+            self.problems
+                .replace(Source::Assessment, assessment.by_key.values().flatten());
+        } else {
+            for (key, problem) in assessment.by_key {
+                self.problems.set(Source::Assessment, &key, problem);
+            }
+        }
+    }
+}
