@@ -30,6 +30,16 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// The revision of the change.
+    pub fn revision(&self) -> i64 {
+        match self {
+            Self::Put(entry) => entry.mod_revision,
+            Self::Deleted { mod_revision, .. } => *mod_revision,
+        }
+    }
+}
+
 /// A part of the key space that is watched as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {

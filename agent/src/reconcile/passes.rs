@@ -82,6 +82,7 @@ pub(super) struct Applied {
     plan: Plan,
     outcome: Outcome<KernelError>,
 }
+
 /// What the kernel's thread has to tell.
 pub(super) enum Answer {
     Looked(Look),

@@ -172,6 +172,19 @@ impl Store {
         self.presence.status(status);
     }
 
+    /// The lease of this node's presence, while it is held: what is put under it is gone when the agent is. It may
+    /// end at any time, and another take its place.
+    pub fn lease(&self) -> Option<i64> {
+        self.members.health.lock().lease
+    }
+
+    /// Asks to be told as soon as it is certain that everything up to a revision has been handed over:
+    /// [`Progress`](weft_core::record::StoreEvent::Progress) comes then, at this revision or a later one. Once
+    /// for all who ask until then; it comes by itself sooner or later.
+    pub fn expect(&self, revision: i64) {
+        self.signals.expected(revision);
+    }
+
     /// How the connection does.
     pub fn health(&self) -> Health {
         self.members.health.lock().clone()

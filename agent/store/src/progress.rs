@@ -5,8 +5,13 @@
 //! believed; two are, if some time lies between them and no event: whatever waited when the first was sent
 //! is sent before the second, as etcd has nothing else to send until we ask again. And an answer to a question
 //! asked before a watch was created says nothing about that watch; such answers are counted and passed over.
+//!
+//! Who waits for one revision need not wait for that. etcd hands the changes of all watches of a stream to one
+//! queue, in the order of their revisions, except while a watch is catching up after it was created, or had no room
+//! in the queue. So an event tells that everything before it has been sent, if no watch was created lately and the
+//! stream is not so busy that the queue may have been full; if it is, a moment later.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
@@ -30,6 +35,33 @@ pub(crate) struct Progress {
     asked_at: Option<Instant>,
     candidate: Option<(i64, Instant)>,
     certain: i64,
+    /// The newest revision that an event of this stream had.
+    newest: i64,
+    /// When the last watch was confirmed.
+    confirmed_at: Option<Instant>,
+    /// When the last messages with events came, [`CROWD`] at most.
+    lately: VecDeque<Instant>,
+    /// A revision that was passed, and when that was first seen.
+    passed: Option<(i64, Instant)>,
+}
+
+/// etcd serves watches that are catching up every 100 ms.
+const CATCH_UP: Duration = Duration::from_millis(250);
+/// Messages within [`CROWD_TIME`] that are no more than fit into etcd's queue for a stream (128).
+const CROWD: usize = 100;
+const CROWD_TIME: Duration = Duration::from_millis(50);
+/// etcd tries every 10 ms to get rid of what had no room in the queue.
+const CROWD_PAUSE: Duration = Duration::from_millis(50);
+
+/// Whether all up to a revision has been received, going by the order of events.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum InOrder {
+    /// Everything up to this revision, or more, has been received.
+    Certain(i64),
+    /// It can be said at this time.
+    Later(Instant),
+    /// Only etcd can say.
+    Unknown,
 }
 
 impl Progress {
@@ -43,12 +75,21 @@ impl Progress {
             asked_at: None,
             candidate: None,
             certain: 0,
+            newest: 0,
+            confirmed_at: None,
+            lately: VecDeque::with_capacity(CROWD),
+            passed: None,
         }
     }
 
     /// Whether an answer may move the revision that a watch is resumed from.
     pub(crate) fn trusted(&self) -> bool {
         self.trusted
+    }
+
+    /// Everything up to this revision is known to have been received.
+    pub(crate) fn certain(&self) -> i64 {
+        self.certain
     }
 
     /// Until when an answer is waited for before asking again, if one is.
@@ -69,6 +110,11 @@ impl Progress {
         self.asked_at = Some(now);
     }
 
+    /// A watch was confirmed.
+    pub(crate) fn confirmed(&mut self, now: Instant) {
+        self.confirmed_at = Some(now);
+    }
+
     /// A watch is being created.
     pub(crate) fn created(&mut self) {
         self.void = self.open;
@@ -77,9 +123,40 @@ impl Progress {
         self.certain = 0;
     }
 
-    /// Events arrived.
-    pub(crate) fn events(&mut self) {
+    /// A message with events arrived; the newest of these has this revision.
+    pub(crate) fn events(&mut self, revision: i64, now: Instant) {
         self.candidate = None;
+        self.newest = self.newest.max(revision);
+        if self.lately.len() == CROWD {
+            self.lately.pop_front();
+        }
+        self.lately.push_back(now);
+    }
+
+    /// Whether everything up to a revision has been received, as far as the events tell. Nothing for what is
+    /// certain anyway.
+    pub(crate) fn in_order(&mut self, revision: i64, now: Instant) -> InOrder {
+        // What else was changed at the newest revision may be on its way.
+        if revision <= self.certain || self.newest <= revision {
+            return InOrder::Unknown;
+        }
+        let since = match self.passed {
+            Some((of, since)) if of == revision => since,
+            _ => now,
+        };
+        self.passed = Some((revision, since));
+        let crowd = self.lately.len() == CROWD && self.lately[0] + CROWD_TIME > since;
+        let caught_up = self.confirmed_at.map(|at| at + CATCH_UP);
+        let calm = crowd.then_some(since + CROWD_PAUSE);
+        match caught_up.max(calm).filter(|at| *at > now) {
+            Some(at) => InOrder::Later(at),
+            None => {
+                // Of the newest itself, parts may be on their way: events of one transaction come watch by watch.
+                self.certain = self.newest - 1;
+                self.passed = None;
+                InOrder::Certain(self.certain)
+            }
+        }
     }
 
     pub(crate) fn answered(&mut self, revision: i64, now: Instant) -> Answer {
@@ -168,7 +245,7 @@ mod tests {
         let mut progress = Progress::new(None, GAP);
         progress.asked(start);
         progress.answered(7, start);
-        progress.events();
+        progress.events(7, start);
         progress.asked(start);
         assert_eq!(
             progress.answered(7, start + GAP),
@@ -197,5 +274,61 @@ mod tests {
         assert_eq!(progress.waits_until(start + GAP, GAP), None);
         progress.asked(start + GAP);
         assert_eq!(progress.answered(9, start + GAP), Answer::Certain(9));
+    }
+
+    #[test]
+    fn an_event_tells_that_everything_before_it_has_come() {
+        let start = Instant::now();
+        let mut progress = Progress::new(Some("3.4.23"), GAP);
+        progress.confirmed(start);
+        let now = start + CATCH_UP;
+        assert_eq!(progress.in_order(6, now), InOrder::Unknown, "nothing has come");
+        progress.events(7, now);
+        assert_eq!(
+            progress.in_order(7, now),
+            InOrder::Unknown,
+            "a part of 7 may be missing"
+        );
+        assert_eq!(progress.in_order(6, now), InOrder::Certain(6));
+        assert_eq!(progress.in_order(6, now), InOrder::Unknown, "said already");
+    }
+
+    #[test]
+    fn an_event_tells_nothing_while_a_watch_may_be_catching_up() {
+        let start = Instant::now();
+        let mut progress = Progress::new(Some("3.4.23"), GAP);
+        progress.confirmed(start);
+        progress.events(7, start);
+        assert_eq!(progress.in_order(6, start), InOrder::Later(start + CATCH_UP));
+        progress.events(9, start + CATCH_UP / 2);
+        progress.confirmed(start + CATCH_UP / 2);
+        assert_eq!(
+            progress.in_order(6, start + CATCH_UP),
+            InOrder::Later(start + CATCH_UP * 3 / 2)
+        );
+        assert_eq!(
+            progress.in_order(6, start + CATCH_UP * 3 / 2),
+            InOrder::Certain(8)
+        );
+    }
+
+    #[test]
+    fn in_a_crowd_of_events_one_tells_a_moment_later() {
+        let start = Instant::now();
+        let mut progress = Progress::new(Some("3.4.23"), GAP);
+        for revision in 1..=200 {
+            progress.events(revision, start);
+        }
+        let later = start + CROWD_PAUSE;
+        assert_eq!(progress.in_order(150, start), InOrder::Later(later));
+        // More of them change nothing: what was passed stays passed.
+        for revision in 201..=400 {
+            progress.events(revision, start + CROWD_PAUSE / 2);
+        }
+        assert_eq!(
+            progress.in_order(150, start + CROWD_PAUSE / 2),
+            InOrder::Later(later)
+        );
+        assert_eq!(progress.in_order(150, later), InOrder::Certain(399));
     }
 }

@@ -44,6 +44,7 @@ pub(crate) struct Signals {
     wake: Notify,
     relist: AtomicBool,
     committed: AtomicI64,
+    expected: AtomicI64,
 }
 
 impl Signals {
@@ -54,6 +55,11 @@ impl Signals {
 
     pub(crate) fn committed(&self, revision: i64) {
         self.committed.fetch_max(revision, Ordering::Relaxed);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn expected(&self, revision: i64) {
+        self.expected.fetch_max(revision, Ordering::Relaxed);
         self.wake.notify_one();
     }
 }
@@ -190,6 +196,7 @@ impl Watcher {
                 return End::Lost(failure);
             }
         };
+        session.expected = self.signals.expected.load(Ordering::Relaxed);
         let end = loop {
             if let Err(end) = self.step(&mut session, pauses).await {
                 break end;

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
-use weft_core::record::{Scope, StoreEvent};
+use weft_core::record::{Change, Scope, StoreEvent};
 use weft_core::snapshot::directory;
 
 use super::{End, Pauses, Watcher};
@@ -18,7 +18,7 @@ use crate::{
     follow::{Follow, Listing, Reason},
     interest::Generation,
     members::Line,
-    progress::{Answer, Progress},
+    progress::{Answer, InOrder, Progress},
     read::Lists,
     stream::{Message, Stream},
 };
@@ -38,6 +38,8 @@ pub(super) struct Session {
     news: bool,
     /// A revision that somebody waits for.
     awaited: i64,
+    /// The same, of those who wait for others' changes.
+    pub(super) expected: i64,
 }
 
 impl Session {
@@ -54,6 +56,7 @@ impl Session {
             ask_at: now + settle,
             news: true,
             awaited: 0,
+            expected: 0,
         }
     }
 }
@@ -111,6 +114,12 @@ impl Watcher {
         if committed > session.awaited {
             session.awaited = committed;
             // Somebody waits for it; many commits at a time are served by one question.
+            session.ask_at = session.ask_at.min(Instant::now() + timing.settle / 20);
+        }
+        let expected = self.signals.expected.load(Ordering::Relaxed);
+        if expected > session.expected {
+            session.expected = expected;
+            session.awaited = session.awaited.max(expected);
             session.ask_at = session.ask_at.min(Instant::now() + timing.settle / 20);
         }
     }
@@ -180,8 +189,9 @@ impl Watcher {
 
     /// Asks for progress when it is time, and gives up a silent stream. When to look again.
     async fn tend_clock(&mut self, session: &mut Session) -> Result<Instant, Failure> {
-        let timing = &self.members.config().timing;
         let now = Instant::now();
+        let expected = self.tell_expected(session, now);
+        let timing = &self.members.config().timing;
         let mut next = self.refresh_at.unwrap_or(now + timing.progress);
         if session.running.is_none()
             && self
@@ -191,6 +201,7 @@ impl Watcher {
         {
             next = next.min(self.list_not_before);
         }
+        next = next.min(expected.unwrap_or(next));
         if let Some(stream) = &mut session.stream {
             let silent_at = session.heard + timing.silence;
             if now >= silent_at {
@@ -202,7 +213,13 @@ impl Watcher {
                 return Err(Failure::new(Verdict::Lost, &session.line.url, why));
             }
             if now >= session.ask_at && self.outbox.has_room() {
-                session.ask_at = match session.progress.waits_until(now, timing.progress) {
+                // A question that comes while a watch is catching up is passed over.
+                let patience = if session.awaited > session.progress.certain() {
+                    timing.settle
+                } else {
+                    timing.progress
+                };
+                session.ask_at = match session.progress.waits_until(now, patience) {
                     Some(until) => until,
                     None => {
                         stream.ask_progress().await?;
@@ -215,6 +232,28 @@ impl Watcher {
             next = next.min(silent_at).min(session.ask_at);
         }
         Ok(next)
+    }
+
+    /// Tells that all up to an expected revision has been handed over, if the order of events says so; else when
+    /// to look again.
+    fn tell_expected(&mut self, session: &mut Session, now: Instant) -> Option<Instant> {
+        if !self.all_current() {
+            return None;
+        }
+        match session.progress.in_order(session.expected, now) {
+            InOrder::Certain(revision) => {
+                self.members.health.lock().progress = revision;
+                self.outbox.push(StoreEvent::Progress { revision }, self.newest);
+                None
+            }
+            InOrder::Later(at) => Some(at),
+            InOrder::Unknown => None,
+        }
+    }
+
+    /// Whether the changes of all that is wanted reach us as they happen.
+    fn all_current(&self) -> bool {
+        self.interest.newest() == self.newest && self.follows.values().all(Follow::is_current)
     }
 
     fn take_message(
@@ -241,10 +280,13 @@ impl Watcher {
             Message::Confirmed(scope) => {
                 if let Some(follow) = self.follows.get_mut(&scope) {
                     follow.confirmed = true;
+                    session.progress.confirmed(now);
                 }
             }
             Message::Changes(scope, changes) => {
-                session.progress.events();
+                if let Some(newest) = changes.iter().map(Change::revision).max() {
+                    session.progress.events(newest, now);
+                }
                 session.news = true;
                 session.ask_at = session.ask_at.min(now + timing.settle);
                 if let Some(follow) = self.follows.get_mut(&scope) {
@@ -305,7 +347,7 @@ impl Watcher {
                 if session.awaited > revision {
                     session.news = true;
                 }
-                if self.interest.newest() == self.newest && self.follows.values().all(Follow::is_current) {
+                if self.all_current() {
                     if session.progress.trusted() {
                         for follow in self.follows.values_mut() {
                             follow.up_to(revision);

@@ -412,3 +412,67 @@ async fn stopping_ends_the_events() {
         .unwrap_err();
     assert!(error.to_string().contains("stopping"), "{error}");
 }
+
+/// Questions of agents to one another hang on this: an answer that is too early loses packets, one that never comes
+/// while anything happens is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_expected_is_told_amid_changes_and_never_too_early() {
+    let etcd = Etcd::one().await;
+    let (store, events) = open(config(&[etcd.url()])).await;
+    let mut reader = Reader::new(events);
+    store.want(basic_scopes().into());
+    reader.listed(&basic_scopes()).await;
+    let written = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let writers: Vec<_> = (0..6)
+        .map(|writer| {
+            let (client, written) = (etcd.client(), std::sync::Arc::clone(&written));
+            let written_by = async move |client: etcd_client::Client| {
+                let mut kv = client.kv_client();
+                for n in 0_usize.. {
+                    let directory = ["networks", "peers"][n % 2];
+                    let key = format!("/weft/v1/{directory}/w{writer}-{}", n % 50);
+                    let answer = kv.put(key, n.to_string(), None).await.unwrap();
+                    written.lock().unwrap().push(answer.header().unwrap().revision());
+                }
+            };
+            (client, written_by)
+        })
+        .collect();
+    let mut running = Vec::new();
+    for (client, written_by) in writers {
+        let client = client.await;
+        running.push(tokio::spawn(async move { written_by(client).await }));
+    }
+    let received = |reader: &Reader| -> usize {
+        [Scope::Networks, Scope::Peers]
+            .iter()
+            .map(|s| reader.copy(s).changes)
+            .sum()
+    };
+    let (before, mut told, mut slowest) = (received(&reader), Vec::new(), Duration::ZERO);
+    assert_eq!(before, 0);
+    for _ in 0..20 {
+        let expected = etcd.put("networks/asked", "now").await - 1;
+        written.lock().unwrap().push(expected + 1);
+        let start = Instant::now();
+        store.expect(expected);
+        reader
+            .until("it is told", |reader| reader.progress >= expected)
+            .await;
+        slowest = slowest.max(start.elapsed());
+        told.push((reader.progress, received(&reader)));
+    }
+    for writer in &running {
+        writer.abort();
+    }
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    let written = written.lock().unwrap();
+    assert!(written.len() > 200, "{} changes are no storm", written.len());
+    for (progress, received) in told {
+        let known = written.iter().filter(|revision| **revision <= progress).count();
+        assert!(
+            received >= known,
+            "at {progress}, {received} changes had come of {known}"
+        );
+    }
+}
