@@ -3,7 +3,10 @@
 //! In: the problems that a source sees, whole or one by one. Out: the present set, a log line and an event
 //! for each change. It decides nothing.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::SystemTime,
+};
 
 use weft_api::EventHub;
 use weft_core::problem::Problem;
@@ -95,6 +98,15 @@ impl Problems {
             .keys()
             .filter(move |(s, _)| *s == source)
             .map(|(_, key)| key)
+    }
+
+    /// The keys of records that are wrong by themselves or beside others, whatever the kernel does.
+    pub(crate) fn bad_records(&self) -> BTreeSet<String> {
+        let present = self.present.keys();
+        present
+            .filter(|(source, _)| matches!(source, Source::Record | Source::Assessment | Source::Claim))
+            .map(|(_, key)| key.clone())
+            .collect()
     }
 
     /// What is wrong with one key; the most telling first.

@@ -4,6 +4,7 @@
 //! thread, transactions handed to the store, status. A pass is one round of look (only if something happened
 //! in the kernel) → plan → apply; while it runs, events go on being taken in, and the next pass has them all.
 
+mod barriers;
 mod owed;
 mod passes;
 mod states;
@@ -21,6 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use weft_api::EventHub;
 use weft_core::{
+    barrier::Reached,
     dataplane::Observed,
     desired::look_into,
     dirty::Dirty,
@@ -42,6 +44,7 @@ use crate::{
     node::{Node, Underlay},
     problems::{Problems, Source},
 };
+use barriers::Answers;
 use owed::ChoreDone;
 pub(crate) use owed::{news, own_changes};
 pub(crate) use passes::Look;
@@ -107,8 +110,8 @@ pub(crate) struct Reconciler {
     pub(crate) problems: Problems,
     /// Figures.
     pub(crate) counters: Counters,
-    /// Every record up to this revision is in the kernel, or its failure is among the problems.
-    pub(crate) applied_revision: i64,
+    /// How far the records are known, and the kernel follows them.
+    pub(crate) reached: Reached,
     /// What is being claimed and owed.
     pub(crate) book: ChoreBook,
     /// Which releases of addresses have cooled down.
@@ -132,12 +135,15 @@ pub(crate) struct Reconciler {
     underlay_due: Option<Instant>,
     busy: Option<Busy>,
     looked: bool,
+    /// The last pass was made for what happened in the kernel.
+    look_was_last: bool,
     adopted: bool,
     failures: BTreeMap<FailureOf, Failure>,
     states: BTreeMap<EndpointRef, v1::EndpointState>,
     next_full: Instant,
     changed: watch::Sender<u64>,
     chores_done: mpsc::UnboundedSender<ChoreDone>,
+    answers: Answers,
     ready: Option<oneshot::Sender<()>>,
 }
 
@@ -169,11 +175,13 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) {
     let (chores_done, mut chore_results) = mpsc::unbounded_channel();
-    let mut reconciler = Reconciler::new(parts, changed, chores_done);
+    let (answers, mut answer_results) = Answers::new();
+    let mut reconciler = Reconciler::new(parts, changed, chores_done, answers);
     reconciler.find_underlay().await;
     reconciler.update_interest();
     loop {
         reconciler.step();
+        reconciler.answer_questions();
         let wake = reconciler.next_wake();
         tokio::select! {
             () = stop.cancelled() => break,
@@ -186,6 +194,7 @@ pub(crate) async fn run(
                 reconciler.after_records();
             }
             Some(done) = chore_results.recv() => reconciler.on_chore_done(done),
+            Some(answered) = answer_results.recv() => reconciler.on_answered(answered),
             notices = notifications.next() => reconciler.on_notices(notices),
             Some(ask) = asks.recv() => ask(&mut reconciler),
             result = answered(&mut reconciler.busy) => reconciler.on_answer(result),
@@ -196,7 +205,12 @@ pub(crate) async fn run(
 }
 
 impl Reconciler {
-    fn new(parts: Parts, changed: watch::Sender<u64>, chores_done: mpsc::UnboundedSender<ChoreDone>) -> Self {
+    fn new(
+        parts: Parts,
+        changed: watch::Sender<u64>,
+        chores_done: mpsc::UnboundedSender<ChoreDone>,
+        answers: Answers,
+    ) -> Self {
         let Parts {
             node,
             store,
@@ -217,7 +231,7 @@ impl Reconciler {
             underlay: None,
             problems: Problems::new(events.clone()),
             counters: Counters::default(),
-            applied_revision: 0,
+            reached: Reached::default(),
             book: ChoreBook::default(),
             cooldowns: Cooldowns::default(),
             events,
@@ -235,12 +249,14 @@ impl Reconciler {
             underlay_due: None,
             busy: None,
             looked: false,
+            look_was_last: false,
             adopted: false,
             failures: BTreeMap::new(),
             states: BTreeMap::new(),
             next_full,
             changed,
             chores_done,
+            answers,
             ready: Some(ready),
             node,
         }
@@ -259,9 +275,16 @@ impl Reconciler {
                 if !self.scopes.contains(&scope) {
                     return;
                 }
+                let before = self.snapshot.position();
                 let dirty = self
                     .snapshot
                     .apply_listing(&scope, cluster_id, revision, &entries);
+                if before
+                    .zip(self.snapshot.position())
+                    .is_some_and(|(b, now)| b.0 != now.0 || b.1 > now.1)
+                {
+                    self.reached.begin_anew();
+                }
                 self.bump();
                 dirty
             }
@@ -274,9 +297,7 @@ impl Reconciler {
             }
             StoreEvent::Progress { revision } => {
                 self.snapshot.saw(revision);
-                if self.busy.is_none() && self.dirty.is_empty() && self.adopted {
-                    self.applied_revision = self.applied_revision.max(revision);
-                }
+                self.reached.is_informed_to(revision);
                 return;
             }
             StoreEvent::Connection(connection) => {
@@ -430,7 +451,8 @@ impl Reconciler {
     fn next_wake(&self) -> Instant {
         let failures = self.failures.values().map(|f| f.retry_at).min();
         let chores = self.book.next_due().filter(|_| self.is_connected());
-        [Some(self.next_full), failures, self.underlay_due, chores]
+        let answers = self.answers.next_due().filter(|_| self.is_connected());
+        [Some(self.next_full), failures, self.underlay_due, chores, answers]
             .into_iter()
             .flatten()
             .min()

@@ -245,7 +245,7 @@ pub(crate) fn status(r: &Reconciler) -> v1::AgentStatus {
             last_error: health.last_error.unwrap_or_default(),
             last_error_time: None,
         }),
-        applied_revision: r.applied_revision,
+        applied_revision: r.reached.newest_applied(),
         counts: Some(v1::StatusCounts {
             networks: count(r.snapshot.networks().count()),
             local_networks: count(r.observed.networks.len()),

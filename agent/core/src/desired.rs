@@ -164,6 +164,24 @@ pub fn desired(
     (desired, assessment)
 }
 
+/// Whether a network that this host takes part in can be carried, and its devices are in the kernel as they should be.
+pub fn is_carried(snapshot: &Snapshot, host: &Host, observed: &Observed, name: &NetworkName) -> bool {
+    let mtu = underlay_mtu(snapshot, host);
+    let pass = Pass { snapshot, host, mtu };
+    let (Some((network, vni)), Some(there)) = (pass.carried(name), observed.networks.get(name)) else {
+        return false;
+    };
+    let wanted = pass.devices(network, vni);
+    let mut tunnels = wanted.tunnels.iter();
+    there.bridge.as_ref() == Some(&wanted.bridge) && tunnels.all(|(f, t)| there.tunnels.get(f) == Some(t))
+}
+
+/// Whether this host knows a way to another one's endpoints.
+pub fn has_path(snapshot: &Snapshot, host: &Host, node: &NodeName) -> bool {
+    let mtu = underlay_mtu(snapshot, host);
+    matches!(Pass { snapshot, host, mtu }.vtep(node), Vtep::At(_))
+}
+
 /// The MTU inside a network that does not set its own: one value for all hosts, so that no path through the
 /// overlay is narrower than what endpoints believe.
 fn underlay_mtu(snapshot: &Snapshot, host: &Host) -> u16 {

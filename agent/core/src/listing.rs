@@ -70,7 +70,7 @@ impl Snapshot {
                 | Scope::Endpoints(network)
                 | Scope::Addresses(network)
                 | Scope::Released(network) => drop(dirty.networks.insert(network.clone())),
-                Scope::Removed | Scope::Barriers(_) | Scope::Passed => {}
+                Scope::Removed | Scope::Barriers(_) | Scope::Passed | Scope::PassedTo(_) => {}
             }
         }
         self.store = Some(match self.store {
@@ -352,6 +352,8 @@ impl Snapshot {
                     .filter(|((of, _), _)| of == network)
                     .map(|((of, b), s)| (Key::Barrier(of.clone(), b.clone()), s.mod_revision, s.held)),
             ),
+            // The directory is within the one of all answers, which knows of them.
+            Scope::PassedTo(_) => {}
             Scope::Passed => known.extend(
                 self.passed
                     .iter()

@@ -1,7 +1,7 @@
 //! Records as they arrive from the store and as they are written to it, as values. The store's client
 //! carries them out; nothing here knows etcd's API.
 
-use weft_store_schema::{Key, NetworkName};
+use weft_store_schema::{BarrierRef, Key, NetworkName};
 
 /// One key's state at a revision, undecoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +63,8 @@ pub enum Scope {
     Barriers(NetworkName),
     /// Answers to this node's questions.
     Passed,
+    /// Answers to one question: to be deleted with it, and not watched.
+    PassedTo(BarrierRef),
 }
 
 /// What the store tells the reconcile loop.

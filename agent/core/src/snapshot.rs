@@ -121,6 +121,11 @@ impl Snapshot {
         self.barriers.iter()
     }
 
+    /// A question to all who take part in a network.
+    pub fn barrier(&self, network: &NetworkName, barrier: &BarrierRef) -> Option<&Slot<BarrierDocument>> {
+        self.barriers.get(&(network.clone(), barrier.clone()))
+    }
+
     /// The nodes that have answered one of this node's questions.
     pub fn passed(&self, barrier: &BarrierRef) -> impl Iterator<Item = &NodeName> {
         self.passed
@@ -369,5 +374,6 @@ pub fn directory(prefix: &Prefix, node: &NodeName, scope: &Scope) -> String {
         Scope::Released(network) => prefix.released_of(network),
         Scope::Barriers(network) => prefix.barriers_of(network),
         Scope::Passed => prefix.passed_to(node),
+        Scope::PassedTo(barrier) => prefix.passed_of(barrier),
     }
 }

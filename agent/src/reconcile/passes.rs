@@ -7,6 +7,7 @@ use std::{
 
 use tokio::{sync::oneshot, time::Instant};
 use weft_core::{
+    barrier::Mark,
     dataplane::Observed,
     desired::Assessment,
     diff,
@@ -50,7 +51,8 @@ pub(super) enum Busy {
         dirty: Dirty,
         /// See [`Reconciler::plan`].
         expected: Option<Plan>,
-        revision: i64,
+        /// See [`Reconciler::plan`].
+        covers: Option<Mark>,
         answer: oneshot::Receiver<Applied>,
     },
 }
@@ -108,7 +110,10 @@ impl Reconciler {
         }
         // Asked first: the moment that it may, there is everything to look at.
         let may_write = self.may_write();
-        if !self.look.is_empty() && (!self.looked || may_write) {
+        // In turns: neither what others do to the kernel nor what happens to the records may starve the other.
+        let records_turn = self.look_was_last && may_write && !self.dirty.is_empty();
+        if !self.look.is_empty() && (!self.looked || may_write) && !records_turn {
+            self.look_was_last = true;
             let look = std::mem::take(&mut self.look);
             let because = std::mem::replace(&mut self.look_because, Because::Wanted);
             let places = look::places(&self.snapshot, &look);
@@ -123,9 +128,19 @@ impl Reconciler {
                 answer,
             });
         } else if may_write && !self.dirty.is_empty() {
+            self.look_was_last = false;
             let dirty = std::mem::take(&mut self.dirty);
-            self.plan(dirty, None);
+            let covers = self.mark();
+            self.plan(dirty, None, Some(covers));
         }
+        if self.adopted && self.busy.is_none() && self.dirty.is_empty() {
+            // Nothing in the records is left to be done.
+            self.reached.apply(self.mark());
+        }
+    }
+
+    fn mark(&self) -> Mark {
+        self.reached.mark(self.snapshot.revision())
     }
 
     /// The kernel is written only when all that is wanted has been listed and all that is there has been
@@ -173,13 +188,13 @@ impl Reconciler {
     }
 
     /// Makes and hands over a plan. `expected` is what it would have been before the kernel was looked at;
-    /// whatever it holds beyond that repairs what somebody else changed.
-    fn plan(&mut self, dirty: Dirty, expected: Option<Plan>) {
+    /// whatever it holds beyond that repairs what somebody else changed. `covers` is the state of the records that
+    /// is in the kernel when it is applied, if it is made for all that they made dirty.
+    fn plan(&mut self, dirty: Dirty, expected: Option<Plan>, covers: Option<Mark>) {
         let Some(host) = self.host() else {
             self.dirty.merge(dirty);
             return;
         };
-        let revision = self.snapshot.revision();
         let (plan, assessment) = diff::plan(&self.snapshot, &host, &self.observed, &dirty);
         self.assess(assessment);
         self.counters.passes += 1;
@@ -189,7 +204,7 @@ impl Reconciler {
                 plan,
                 outcome: Outcome::default(),
             };
-            self.on_applied(&dirty, expected.as_ref(), revision, applied);
+            self.on_applied(&dirty, expected.as_ref(), covers, applied);
             return;
         }
         tracing::debug!(operations = plan.len(), "applying");
@@ -200,7 +215,7 @@ impl Reconciler {
         self.busy = Some(Busy::Applying {
             dirty,
             expected,
-            revision,
+            covers,
             answer,
         });
     }
@@ -214,12 +229,12 @@ impl Reconciler {
                 Some(Busy::Applying {
                     dirty,
                     expected,
-                    revision,
+                    covers,
                     ..
                 }),
                 Answer::Applied(applied),
             ) => {
-                self.on_applied(&dirty, expected.as_ref(), revision, applied);
+                self.on_applied(&dirty, expected.as_ref(), covers, applied);
             }
             _ => {
                 tracing::error!(
@@ -245,6 +260,7 @@ impl Reconciler {
         let again = look::merge(&mut self.observed, &look, seen);
         if !again.is_empty() {
             self.expected = expected;
+            self.look_was_last = false;
             self.look_because = self.look_because.max(because);
             self.look.networks.extend(again);
             self.look.merge(look);
@@ -256,11 +272,12 @@ impl Reconciler {
             self.update_interest();
         }
         if self.adopted {
-            self.plan(look, expected);
+            let covers = (look.everything || self.dirty.is_empty()).then(|| self.mark());
+            self.plan(look, expected, covers);
         }
     }
 
-    fn on_applied(&mut self, dirty: &Dirty, expected: Option<&Plan>, revision: i64, applied: Applied) {
+    fn on_applied(&mut self, dirty: &Dirty, expected: Option<&Plan>, covers: Option<Mark>, applied: Applied) {
         let Applied { plan, outcome } = applied;
         let undone = |network: &NetworkName, op: &Op| {
             outcome.failed.iter().any(|(n, o, _)| n == network && o == op)
@@ -282,8 +299,8 @@ impl Reconciler {
         }
         self.counters.writes += outcome.writes;
         self.note_failures(dirty, &plan, outcome.failed);
-        if self.dirty.is_empty() {
-            self.applied_revision = self.applied_revision.max(revision);
+        if let Some(mark) = covers {
+            self.reached.apply(mark);
         }
         self.update_states(dirty);
         if plan
@@ -298,7 +315,7 @@ impl Reconciler {
             tracing::info!(
                 networks = self.observed.networks.len(),
                 writes = self.counters.writes,
-                revision = self.applied_revision,
+                revision = self.reached.newest_applied(),
                 "first pass done"
             );
             // Whoever waits for it may have gone: then the agent is stopping.

@@ -129,7 +129,7 @@ impl Reconciler {
     pub(super) fn report(&self) {
         let (local, remote) = self.endpoint_counts();
         let status = weft_store_schema::StatusDocument {
-            applied_revision: self.applied_revision,
+            applied_revision: self.reached.newest_applied(),
             networks: self.observed.networks.len() as u64,
             local_endpoints: local,
             remote_endpoints: remote,
