@@ -1,7 +1,9 @@
 //! The API's calls, carried out: questions are answered from the loop's state; changes are written to the
 //! store as records, and waited for until the loop has made them true.
 
-use std::{path::PathBuf, time::Duration};
+mod convergence;
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use weft_api::{ApiError, Call, Control, EndpointFilter, EventHub, EventStream, NodeFilter, Subject};
@@ -194,12 +196,18 @@ impl AgentControl {
             asker: self.asker.clone(),
             network: network.clone(),
         };
+        self.informed(call).await?;
+        Ok(pin)
+    }
+
+    /// Waits until all that is wanted is in view.
+    async fn informed(&self, call: &Call) -> Result<(), ApiError> {
         let patience = call.deadline.min(Instant::now() + STORE_PATIENCE);
         match self
             .wait(patience, |r| (r.is_connected() && r.is_informed()).then_some(()))
             .await?
         {
-            Some(()) => Ok(pin),
+            Some(()) => Ok(()),
             None => Err(self.no_store().await),
         }
     }
@@ -321,6 +329,24 @@ impl AgentControl {
         let entry = fetched.map_err(|error| store_error(&error))?.entry;
         self.ask(move |r| r.learn(&entry.map(Change::Put).into_iter().collect::<Vec<_>>()))
             .await
+    }
+
+    /// Waits for all hosts after an attach, which holds whatever comes of this.
+    async fn converge_attached(&self, call: &Call, name: &EndpointRef) -> Result<v1::Convergence, ApiError> {
+        const HOLDS: &str = "it is attached and works on this host";
+        match self.converge(call, &name.network).await {
+            Ok(Ok(converged)) => Ok(converged),
+            Ok(Err(behind)) => {
+                let behind = BTreeMap::from([(name.network.clone(), behind)]);
+                let done = format!("{HOLDS}; ");
+                Err(convergence::behind_error(call, subject(name), &done, &behind))
+            }
+            Err(ApiError::Unavailable { what, why }) => Err(ApiError::Unavailable {
+                what,
+                why: format!("{why}; {}: {HOLDS}", subject(name)),
+            }),
+            Err(error) => Err(error),
+        }
     }
 
     async fn remember_detach(&self, name: &EndpointRef) -> Result<(), ApiError> {
@@ -446,7 +472,8 @@ impl Control for AgentControl {
         &self,
         call: Call,
         request: v1::AttachEndpointRequest,
-    ) -> Result<v1::Endpoint, ApiError> {
+    ) -> Result<v1::AttachEndpointResponse, ApiError> {
+        let wait = request.wait;
         let id = if request.id.is_empty() {
             uuid::Uuid::new_v4().simple().to_string()[..12].to_owned()
         } else {
@@ -519,9 +546,18 @@ impl Control for AgentControl {
                 _ => None,
             })
             .await?;
-        drop(pin);
         match arrived {
-            Some(Ok(Some(endpoint))) => Ok(endpoint),
+            Some(Ok(Some(endpoint))) => {
+                let converged = match wait {
+                    true => Some(self.converge_attached(&call, &name).await?),
+                    false => None,
+                };
+                drop(pin);
+                Ok(v1::AttachEndpointResponse {
+                    endpoint: Some(endpoint),
+                    converged,
+                })
+            }
             Some(Ok(None)) => Err(ApiError::Conflict {
                 what,
                 why: "it was deleted while it was being attached".to_owned(),
@@ -544,6 +580,36 @@ impl Control for AgentControl {
                     },
                 })
             }
+        }
+    }
+
+    async fn wait_networks(
+        &self,
+        call: Call,
+        network: Option<String>,
+    ) -> Result<Vec<v1::Convergence>, ApiError> {
+        let (networks, what) = match network {
+            Some(name) => {
+                let name: NetworkName = parse("network", &name)?;
+                let what = Subject::network(name.as_str());
+                self.look_up_network(&call, &name).await?;
+                let known = name.clone();
+                if !self.ask(move |r| r.snapshot.network(&known).is_some()).await? {
+                    return Err(ApiError::NotFound { what });
+                }
+                (vec![name], what)
+            }
+            None => {
+                let all = |r: &mut Reconciler| r.snapshot.networks().map(|(n, _)| n.clone()).collect();
+                (self.ask(all).await?, Subject::new("networks", ""))
+            }
+        };
+        let _pins = self.view_of_all(&call, &networks).await?;
+        let (converged, behind) = self.converge_all(&call, networks).await?;
+        if behind.is_empty() {
+            Ok(converged)
+        } else {
+            Err(convergence::behind_error(&call, what, "", &behind))
         }
     }
 

@@ -29,6 +29,7 @@ fn holds_the_services_and_their_methods() {
         "Networks/List",
         "Networks/Get",
         "Networks/Delete",
+        "Networks/Wait",
         "Endpoints/Attach",
         "Endpoints/Detach",
         "Endpoints/List",

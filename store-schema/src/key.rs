@@ -241,6 +241,11 @@ impl Prefix {
         format!("{}passed/{node}/", self.0)
     }
 
+    /// The directory of the answers to one question.
+    pub fn passed_of(&self, barrier: &BarrierRef) -> String {
+        format!("{}passed/{barrier}/", self.0)
+    }
+
     /// Parses a full key.
     ///
     /// # Errors

@@ -98,12 +98,22 @@ pub trait Control: Send + Sync + 'static {
     ///
     /// Errors: `InvalidArgument`, `NotFound` (the network), `AlreadyExists` (the id, for another request),
     /// `Conflict` (the interface or a wished address is another's), `Full`, `Unavailable`,
-    /// `DeadlineExceeded`.
+    /// `DeadlineExceeded`, `Behind` (attached, but not everywhere).
     fn attach_endpoint(
         &self,
         call: Call,
         request: v1::AttachEndpointRequest,
-    ) -> impl Future<Output = Result<v1::Endpoint, ApiError>> + Send;
+    ) -> impl Future<Output = Result<v1::AttachEndpointResponse, ApiError>> + Send;
+
+    /// Waits until every host that takes part in a network, or in any network if none is named, has programmed what
+    /// was written before; in any order.
+    ///
+    /// Errors: `NotFound` (the network), `Unavailable`, `Behind`.
+    fn wait_networks(
+        &self,
+        call: Call,
+        network: Option<String>,
+    ) -> impl Future<Output = Result<Vec<v1::Convergence>, ApiError>> + Send;
 
     /// Removes an endpoint of this host, if there is one; returns when the local data plane is rid of it,
     /// with or without the store. Errors: `DeadlineExceeded`, `Internal`.

@@ -127,6 +127,19 @@ pub enum ApiError {
         /// What was still missing.
         why: String,
     },
+    /// The deadline passed before all hosts had caught up; what was begun goes on. gRPC: DEADLINE_EXCEEDED with the
+    /// hosts in the ErrorInfo.
+    #[error("{what}: not done after {:.1} s: {why}", waited.as_secs_f64())]
+    Behind {
+        /// What they were to catch up with.
+        what: Subject,
+        /// How long was waited.
+        waited: Duration,
+        /// What holds nevertheless, and the hosts with the reasons.
+        why: String,
+        /// The hosts' names.
+        hosts: Vec<String>,
+    },
     /// A failure of the agent or of the kernel. gRPC: INTERNAL.
     #[error("{what} failed")]
     Internal {
@@ -164,7 +177,7 @@ impl ApiError {
             Self::Conflict { .. } => "CONFLICT",
             Self::Full { .. } => "FULL",
             Self::Unavailable { .. } => "UNAVAILABLE",
-            Self::DeadlineExceeded { .. } => "DEADLINE_EXCEEDED",
+            Self::DeadlineExceeded { .. } | Self::Behind { .. } => "DEADLINE_EXCEEDED",
             Self::Internal { .. } => "INTERNAL",
         }
     }
@@ -177,7 +190,7 @@ impl ApiError {
             Self::Conflict { .. } => Code::FailedPrecondition,
             Self::Full { .. } => Code::ResourceExhausted,
             Self::Unavailable { .. } => Code::Unavailable,
-            Self::DeadlineExceeded { .. } => Code::DeadlineExceeded,
+            Self::DeadlineExceeded { .. } | Self::Behind { .. } => Code::DeadlineExceeded,
             Self::Internal { .. } => Code::Internal,
         }
     }
@@ -240,6 +253,17 @@ impl From<ApiError> for Status {
                 put("waited_ms", &waited.as_millis().to_string());
                 put("why", why);
                 about(&mut details, what, "was not done in time");
+            }
+            ApiError::Behind {
+                what,
+                waited,
+                why,
+                hosts,
+            } => {
+                put("waited_ms", &waited.as_millis().to_string());
+                put("why", why);
+                put("hosts", &hosts.join(","));
+                about(&mut details, what, "is not everywhere yet");
             }
             ApiError::Internal { what, .. } => put("what", what),
         }

@@ -287,6 +287,19 @@ impl<C: Control> networks_server::Networks for Service<C> {
         self.change(call, Subject::network(&name), work).await?;
         Ok(Response::new(v1::DeleteNetworkResponse {}))
     }
+
+    async fn wait(&self, request: Request<v1::WaitRequest>) -> Result<Response<v1::WaitResponse>, Status> {
+        let asked = asked_timeout(request.get_ref().timeout, self.shared.limits.longest_timeout)?;
+        let call = self.call(&request, asked);
+        let network = given(request.into_inner().network);
+        let what = network
+            .as_ref()
+            .map_or_else(|| Subject::new("networks", ""), Subject::network);
+        let work = self.control().wait_networks(call, network);
+        // It may take as long as a change, and must not keep others from looking.
+        let networks = self.change(call, what, work).await?;
+        Ok(Response::new(v1::WaitResponse { networks }))
+    }
 }
 
 #[tonic::async_trait]
@@ -307,10 +320,7 @@ impl<C: Control> endpoints_server::Endpoints for Service<C> {
             )?;
             self.control().attach_endpoint(call, request).await
         };
-        let endpoint = self.change(call, what, work).await?;
-        Ok(Response::new(v1::AttachEndpointResponse {
-            endpoint: Some(endpoint),
-        }))
+        self.change(call, what, work).await.map(Response::new)
     }
 
     async fn detach(

@@ -100,14 +100,44 @@ impl Control for Fake {
         &self,
         call: Call,
         request: v1::AttachEndpointRequest,
-    ) -> Result<v1::Endpoint, ApiError> {
+    ) -> Result<v1::AttachEndpointResponse, ApiError> {
         let left = call.deadline.saturating_duration_since(Instant::now());
-        Ok(v1::Endpoint {
+        let converged = request.wait.then(|| v1::Convergence {
+            network: request.network.clone(),
+            revision: 7,
+            hosts: vec!["host1".to_owned()],
+        });
+        let endpoint = v1::Endpoint {
             network: request.network,
             id: request.id,
             message: left.as_secs_f64().round().to_string(),
             ..Default::default()
+        };
+        Ok(v1::AttachEndpointResponse {
+            endpoint: Some(endpoint),
+            converged,
         })
+    }
+
+    async fn wait_networks(
+        &self,
+        call: Call,
+        network: Option<String>,
+    ) -> Result<Vec<v1::Convergence>, ApiError> {
+        match network {
+            None => Ok(Vec::new()),
+            Some(network) if network == "late" => Err(ApiError::Behind {
+                what: Subject::network(network),
+                waited: call.deadline - call.started,
+                why: "not caught up: host2 (its agent is not running), host3".to_owned(),
+                hosts: vec!["host2".to_owned(), "host3".to_owned()],
+            }),
+            Some(network) => Ok(vec![v1::Convergence {
+                network,
+                revision: 7,
+                hosts: vec!["host1".to_owned(), "host2".to_owned()],
+            }]),
+        }
     }
 
     async fn detach_endpoint(
