@@ -83,6 +83,16 @@ pub(crate) enum Command {
     /// The hosts of the cluster
     #[command(subcommand)]
     Peer(PeerCommand),
+    /// Return when every host of a network has programmed all that was written before
+    #[command(
+        after_help = "Whoever has endpoints in the network is waited for, and its agent says when it has caught up. Then the first\n\
+                      packet between any two of its endpoints finds its way. A host that has not by the deadline is named, with\n\
+                      exit status 6; nothing is undone.\n\nExamples:\n  \
+                      weft wait blue\n  \
+                      weft wait --timeout 5s && echo all networks work\n  \
+                      weft -o json wait blue | jq '.[].hosts'"
+    )]
+    Wait(WaitArgs),
     /// How this host's agent is: its store, what it has programmed, what is wrong
     #[command(after_help = "Examples:\n  weft status\n  weft -o json status | jq '.problems[].key'")]
     Status,
@@ -179,7 +189,8 @@ pub(crate) enum EndpointCommand {
     /// Plug a container of this host into a network, and return when it works
     #[command(after_help = "Examples:\n  \
                       ip netns add web && weft endpoint attach blue web --id web\n  \
-                      weft endpoint attach blue /run/docker/netns/5f0c --address 10.1.0.9 --timeout 5s")]
+                      weft endpoint attach blue /run/docker/netns/5f0c --address 10.1.0.9 --timeout 5s\n  \
+                      weft endpoint attach blue web --wait && echo every host of blue reaches it")]
     Attach(AttachArgs),
     /// Unplug a container of this host; done already is fine
     Detach(DetachArgs),
@@ -226,6 +237,18 @@ pub(crate) struct AttachArgs {
     #[arg(long = "label", value_parser = key_value, value_name = "KEY=VALUE")]
     pub(crate) labels: Vec<(String, String)>,
     /// How long to wait until it works, at most 5m
+    #[arg(long, default_value = "30s", value_parser = timeout, value_name = "TIME")]
+    pub(crate) timeout: Duration,
+    /// Wait until every host of the network has programmed it, too; if some have not in time, it stays attached
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WaitArgs {
+    /// Only this network's hosts [default: those of all networks that have endpoints]
+    pub(crate) network: Option<String>,
+    /// How long to wait, at most 5m
     #[arg(long, default_value = "30s", value_parser = timeout, value_name = "TIME")]
     pub(crate) timeout: Duration,
 }
@@ -383,6 +406,16 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_is_for_one_network_or_for_all() {
+        let wait = |line: &str| match parse(line).unwrap().command {
+            Command::Wait(wait) => (wait.network, wait.timeout.as_secs()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(wait("weft wait"), (None, 30));
+        assert_eq!(wait("weft wait blue --timeout 5s"), (Some("blue".to_owned()), 5));
+    }
+
+    #[test]
     fn bad_values_are_refused() {
         for line in [
             "weft network create blue",
@@ -396,6 +429,8 @@ mod tests {
             "weft endpoint attach blue web --timeout 0s",
             "weft endpoint attach blue web --timeout 6m",
             "weft endpoint attach blue web --address 10.1.0.5/16",
+            "weft wait blue --timeout 10",
+            "weft wait blue red",
             "weft endpoint list --node a --local",
             "weft events --kind nonsense",
             "weft -o yaml status",

@@ -165,13 +165,31 @@ impl Client {
         &self,
         mut request: v1::AttachEndpointRequest,
         timeout: Duration,
-    ) -> Result<v1::Endpoint, Failure> {
+    ) -> Result<(v1::Endpoint, Option<v1::Convergence>), Failure> {
         let netns = request.attachment.as_ref().map_or("", |at| at.netns.as_str());
         let action = format!("attach {netns} to network {}", request.network);
         request.timeout = prost_types::Duration::try_from(timeout).ok();
         let request = timed(request, timeout + MARGIN);
         let answer = self.endpoints().attach(request).await.map_err(failed(&action))?;
-        filled(&action, answer.into_inner().endpoint)
+        let answer = answer.into_inner();
+        Ok((filled(&action, answer.endpoint)?, answer.converged))
+    }
+
+    pub(crate) async fn wait(
+        &self,
+        network: Option<String>,
+        timeout: Duration,
+    ) -> Result<Vec<v1::Convergence>, Failure> {
+        let action = match &network {
+            Some(network) => format!("wait for network {network}"),
+            None => "wait for the networks".to_owned(),
+        };
+        let request = v1::WaitRequest {
+            network: network.unwrap_or_default(),
+            timeout: prost_types::Duration::try_from(timeout).ok(),
+        };
+        let answer = self.networks().wait(timed(request, timeout + MARGIN)).await;
+        Ok(answer.map_err(failed(&action))?.into_inner().networks)
     }
 
     pub(crate) async fn detach_endpoint(

@@ -45,6 +45,9 @@ impl Code {
     }
 }
 
+/// The detail that names hosts that have not caught up.
+const BEHIND: &str = "hosts";
+
 /// A failed command.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Failure {
@@ -191,20 +194,32 @@ impl Failure {
             (_, Code::DeadlineExceeded, tonic::Code::Cancelled) => "no answer in time",
             _ => status.message(),
         };
+        let behind = info.filter(|info| info.metadata.contains_key(BEHIND)).map(|_| {
+            "'weft peer list' shows whose agents are alive, and 'weft status' on a host what it lacks; 'weft wait' waits \
+             on"
+                .to_owned()
+        });
         let about = About {
-            hint: hint(
-                code,
-                field.as_deref(),
-                resource.as_ref(),
-                info.and_then(|info| info.metadata.get("what")),
-            ),
+            hint: behind.or_else(|| {
+                hint(
+                    code,
+                    field.as_deref(),
+                    resource.as_ref(),
+                    info.and_then(|info| info.metadata.get("what")),
+                )
+            }),
             details: info
                 .map(|info| info.metadata.clone().into_iter().collect())
                 .unwrap_or_default(),
             field,
             resource,
         };
-        Self::new(code, format!("cannot {action}: {why}"), about)
+        let message = match about.details.contains_key(BEHIND) {
+            // It is done, here: only others have not caught up.
+            true => why.to_owned(),
+            false => format!("cannot {action}: {why}"),
+        };
+        Self::new(code, message, about)
     }
 
     /// For people: the failure, and on a line of its own what to do.

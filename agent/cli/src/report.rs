@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::output::{Paint, Tone, plain};
 use crate::table::{Lines, endpoint_tone, or_dash, problems, seconds};
-use crate::view::{Endpoint, Event, Network, Status, Subject, Tally, Versions};
+use crate::view::{Converged, Endpoint, Event, Network, Status, Subject, Tally, Versions};
 
 /// "Name:  value" lines.
 struct Sheet {
@@ -43,6 +43,12 @@ impl Sheet {
     fn render(self, paint: Paint) -> String {
         self.lines.render(paint)
     }
+}
+
+/// Who has caught up with a network.
+pub(crate) fn converged(converged: &Converged) -> String {
+    let hosts = converged.hosts.join(", ");
+    plain(&format!("network {}: caught up: {hosts}", converged.network)) + "\n"
 }
 
 pub(crate) fn network(network: &Network, paint: Paint) -> String {

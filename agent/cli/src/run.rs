@@ -17,7 +17,7 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{Paint, plain, print};
 use crate::progress::waiting;
-use crate::view::{self, Endpoint, Network, Peer};
+use crate::view::{self, Converged, Endpoint, Network, Peer};
 use crate::{report, subnet, table};
 
 /// How answers are printed.
@@ -68,6 +68,19 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
             let peers = waiting("listing peers", client.list_peers()).await?;
             let peers: Vec<Peer> = peers.into_iter().map(Peer::from).collect();
             printer.show(&peers[..], table::peers)
+        }
+        Command::Wait(args) => {
+            let client = Client::connect(socket).await?;
+            let what = match &args.network {
+                Some(network) => format!("waiting for the hosts of network {network}"),
+                None => "waiting for the hosts of all networks".to_owned(),
+            };
+            let done = waiting(&what, client.wait(args.network, args.timeout)).await?;
+            let done: Vec<Converged> = done.into_iter().map(Converged::from).collect();
+            printer.show(&done[..], |done, _| match done {
+                [] => "nothing to wait for: there are no endpoints\n".to_owned(),
+                done => done.iter().map(report::converged).collect(),
+            })
         }
         Command::Status => {
             let client = Client::connect(socket).await?;
@@ -125,9 +138,17 @@ async fn endpoint(command: EndpointCommand, socket: &Path, printer: &Printer) ->
             let request = attachment(args)?;
             let client = Client::connect(socket).await?;
             let what = format!("attaching to network {}", request.network);
-            let made = waiting(&what, client.attach_endpoint(request, timeout)).await?;
-            printer.show(&Endpoint::from(made), |made, paint| {
-                table::endpoints(std::slice::from_ref(made), paint)
+            let (made, converged) = waiting(&what, client.attach_endpoint(request, timeout)).await?;
+            let made = view::Attached {
+                endpoint: made.into(),
+                converged: converged.map(Converged::from),
+            };
+            printer.show(&made, |made, paint| {
+                let mut text = table::endpoints(std::slice::from_ref(&made.endpoint), paint);
+                if let Some(converged) = &made.converged {
+                    text.push_str(&report::converged(converged));
+                }
+                text
             })
         }
         EndpointCommand::Detach(args) => {
@@ -193,6 +214,7 @@ fn attachment(args: AttachArgs) -> Result<v1::AttachEndpointRequest, Failure> {
         mac: args.mac.unwrap_or_default(),
         labels: args.labels.into_iter().collect(),
         timeout: None,
+        wait: args.wait,
     })
 }
 

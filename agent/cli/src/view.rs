@@ -68,6 +68,24 @@ pub(crate) struct Endpoint {
     pub(crate) revision: i64,
 }
 
+/// What `endpoint attach` prints.
+#[derive(Debug, Serialize)]
+pub(crate) struct Attached {
+    #[serde(flatten)]
+    pub(crate) endpoint: Endpoint,
+    /// The hosts that have caught up; null without --wait.
+    pub(crate) converged: Option<Converged>,
+}
+
+/// A network whose hosts have caught up; `wait` prints an array of them, ordered by name.
+#[derive(Debug, Serialize)]
+pub(crate) struct Converged {
+    pub(crate) network: String,
+    /// The store's revision up to which they have programmed everything, at least.
+    pub(crate) revision: i64,
+    pub(crate) hosts: Vec<String>,
+}
+
 /// The container's end of an endpoint.
 #[derive(Debug, Serialize)]
 pub(crate) struct Attachment {
@@ -331,6 +349,16 @@ impl From<v1::Endpoint> for Endpoint {
             mtu: positive(endpoint.mtu),
             labels: endpoint.labels.into_iter().collect(),
             revision: endpoint.revision,
+        }
+    }
+}
+
+impl From<v1::Convergence> for Converged {
+    fn from(converged: v1::Convergence) -> Self {
+        Self {
+            network: converged.network,
+            revision: converged.revision,
+            hosts: converged.hosts,
         }
     }
 }

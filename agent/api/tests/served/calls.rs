@@ -404,6 +404,38 @@ async fn the_shorter_of_both_timeouts_is_the_deadline() {
 }
 
 #[tokio::test]
+async fn who_was_waited_for_and_who_is_behind_is_told() {
+    let served = Served::start();
+    let mut client = NetworksClient::new(served.channel().await);
+    let mut wait = async |network: &str, seconds: i64| {
+        let request = v1::WaitRequest {
+            network: network.to_owned(),
+            timeout: Some(prost_types::Duration { seconds, nanos: 0 }),
+        };
+        client
+            .wait(request)
+            .await
+            .map(|answer| answer.into_inner().networks)
+    };
+    assert_eq!(wait("blue", 3).await.unwrap()[0].hosts, ["host1", "host2"]);
+    assert!(wait("", 3).await.unwrap().is_empty());
+    assert_eq!(wait("blue", 0).await.unwrap_err().code(), Code::InvalidArgument);
+    let late = wait("late", 3).await.unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded);
+    assert_eq!(
+        late.message(),
+        "network late: not done after 3.0 s: not caught up: host2 (its agent is not running), host3"
+    );
+    let details = late.get_error_details();
+    let info = details.error_info().unwrap();
+    assert_eq!(
+        (info.reason.as_str(), info.metadata["hosts"].as_str()),
+        ("DEADLINE_EXCEEDED", "host2,host3")
+    );
+    assert_eq!(details.resource_info().unwrap().resource_name, "late");
+}
+
+#[tokio::test]
 async fn an_agent_that_never_answers_is_given_up() {
     let served = Served::with(|limits| limits.default_timeout = Duration::from_millis(50));
     let mut client = NetworksClient::new(served.channel().await);

@@ -155,6 +155,35 @@ impl Networks for Fake {
         }
     }
 
+    async fn wait(&self, request: Request<v1::WaitRequest>) -> Result<Response<v1::WaitResponse>, Status> {
+        let v1::WaitRequest { network, timeout } = request.into_inner();
+        assert!(timeout.is_some(), "the command always says how long");
+        let hosts = |hosts: &[&str]| hosts.iter().map(ToString::to_string).collect();
+        let passed = |network: &str, names: &[&str]| v1::Convergence {
+            network: network.to_owned(),
+            revision: 7,
+            hosts: hosts(names),
+        };
+        let networks = match network.as_str() {
+            "" => vec![passed("blue", &["host1", "host2"]), passed("red", &["host1"])],
+            "empty" => vec![],
+            "late" => {
+                let message =
+                    "network late: not done after 0.5 s: not caught up: host3 (its agent is not running)";
+                let mut details = ErrorDetails::new();
+                let hosts = [("hosts".to_owned(), "host3".to_owned())];
+                details.set_error_info("DEADLINE_EXCEEDED", "weft", hosts);
+                return Err(Status::with_error_details(
+                    Code::DeadlineExceeded,
+                    message,
+                    details,
+                ));
+            }
+            name => vec![passed(name, &["host1", "host2"])],
+        };
+        Ok(Response::new(v1::WaitResponse { networks }))
+    }
+
     async fn delete(
         &self,
         request: Request<v1::DeleteNetworkRequest>,
@@ -199,6 +228,11 @@ impl Endpoints for Fake {
                 |_| {},
             ));
         }
+        let converged = request.wait.then(|| v1::Convergence {
+            network: request.network.clone(),
+            revision: 7,
+            hosts: vec!["host1".to_owned(), "host2".to_owned()],
+        });
         let endpoint = v1::Endpoint {
             network: request.network,
             id: request.id,
@@ -212,6 +246,7 @@ impl Endpoints for Fake {
         };
         Ok(Response::new(v1::AttachEndpointResponse {
             endpoint: Some(endpoint),
+            converged,
         }))
     }
 

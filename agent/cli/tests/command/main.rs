@@ -93,6 +93,11 @@ async fn exit_statuses_tell_failures_apart() {
             6,
             "cannot attach /run/netns/slow to network blue",
         ),
+        (
+            "wait late",
+            6,
+            "weft: network late: not done after 0.5 s: not caught up: host3 (its agent is not running)\n",
+        ),
     ] {
         let (code, _, stderr) = run(&agent, line).await;
         assert_eq!(code, exit, "weft {line}: {stderr}");
@@ -317,6 +322,42 @@ async fn version_and_status_speak_of_the_agent() {
     let (code, stdout, _) = run(&agent, "status").await;
     assert_eq!(code, 0);
     assert!(stdout.contains("networks/red   subnets[0]"), "{stdout}");
+}
+
+#[tokio::test]
+async fn who_was_waited_for_is_told() {
+    let agent = Agent::start();
+    let (code, stdout, _) = run(&agent, "wait").await;
+    let both = "network blue: caught up: host1, host2\nnetwork red: caught up: host1\n";
+    assert_eq!((code, stdout.as_str()), (0, both));
+    let (code, stdout, _) = run(&agent, "wait empty").await;
+    assert_eq!(
+        (code, stdout.as_str()),
+        (0, "nothing to wait for: there are no endpoints\n")
+    );
+    let json = async |line: &str| -> Value {
+        let (code, stdout, stderr) = run(&agent, line).await;
+        assert_eq!(code, 0, "{line}: {stderr}");
+        serde_json::from_str(&stdout).unwrap()
+    };
+    let blue = serde_json::json!({"network": "blue", "revision": 7, "hosts": ["host1", "host2"]});
+    assert_eq!(json("-o json wait blue").await, serde_json::json!([blue]));
+    assert_eq!(
+        json("-o json endpoint attach blue web --wait").await["converged"],
+        blue
+    );
+    assert_eq!(
+        json("-o json endpoint attach blue web").await["converged"],
+        Value::Null
+    );
+    let (_, stdout, _) = run(&agent, "endpoint attach blue web --wait").await;
+    assert!(
+        stdout.ends_with("\nnetwork blue: caught up: host1, host2\n"),
+        "{stdout}"
+    );
+    let (_, _, stderr) = run(&agent, "-o json wait late").await;
+    let error: Value = serde_json::from_str(&stderr).unwrap();
+    assert_eq!(error["error"]["details"]["hosts"], "host3");
 }
 
 #[tokio::test]
