@@ -11,6 +11,7 @@ use weft_store_schema::{BarrierRef, EndpointId, Key, NetworkName, NodeName, Peer
 use crate::{
     dataplane::Observed,
     desired::{self, Host},
+    members::Members,
     record::Scope,
     snapshot::Snapshot,
 };
@@ -161,7 +162,7 @@ pub fn is_in_view(snapshot: &Snapshot, network: &NetworkName) -> bool {
 
 /// The hosts that a question about a network is to: those that have endpoints in it and an agent.
 pub fn participants(snapshot: &Snapshot, network: &NetworkName) -> BTreeSet<NodeName> {
-    let nodes = snapshot.members(network).into_iter().flat_map(|m| m.nodes());
+    let nodes = snapshot.members(network).into_iter().flat_map(Members::nodes);
     nodes
         .filter(|node| takes_part(snapshot, network, node))
         .cloned()
@@ -198,7 +199,7 @@ pub fn missing(
 /// Whether endpoints of a network were recorded without what their agents are to fill in, so that there will be more
 /// to program than there was when the question was put.
 pub fn any_incomplete(snapshot: &Snapshot, network: &NetworkName) -> bool {
-    let nodes = snapshot.members(network).into_iter().flat_map(|m| m.nodes());
+    let nodes = snapshot.members(network).into_iter().flat_map(Members::nodes);
     nodes.into_iter().any(|node| {
         incomplete(snapshot, network, node, &BTreeSet::new())
             .next()

@@ -17,7 +17,7 @@ use weft_core::{
 };
 use weft_kernel::KernelError;
 use weft_proto::v1::{self, EventKind};
-use weft_store_schema::{EndpointId, EndpointRef, Key, NetworkName};
+use weft_store_schema::{EndpointId, EndpointRef, Key, NetworkName, NodeName};
 
 use super::{Reconciler, chain};
 use crate::{
@@ -298,7 +298,7 @@ impl Reconciler {
             }
         }
         self.counters.writes += outcome.writes;
-        self.note_failures(dirty, &plan, outcome.failed);
+        self.note_failures(dirty, outcome.failed);
         if let Some(mark) = covers {
             self.reached.apply(mark);
         }
@@ -363,7 +363,7 @@ impl Reconciler {
     }
 
     /// Remembers what the kernel refused, forgets what it refuses no more.
-    fn note_failures(&mut self, dirty: &Dirty, plan: &Plan, failed: Vec<(NetworkName, Op, KernelError)>) {
+    fn note_failures(&mut self, dirty: &Dirty, failed: Vec<(NetworkName, Op, KernelError)>) {
         let mut now_failing: BTreeMap<FailureOf, String> = BTreeMap::new();
         for (network, op, error) in failed {
             let of = (network, drift::endpoint_of(&op).cloned());
@@ -382,18 +382,7 @@ impl Reconciler {
         let covered: Vec<FailureOf> = self
             .failures
             .keys()
-            .filter(|(network, id)| {
-                dirty.everything
-                    || dirty.networks.contains(network)
-                    || plan.networks.contains_key(network) && id.is_none()
-                    || id.as_ref().is_some_and(|id| {
-                        dirty.links.contains(network)
-                            || dirty
-                                .endpoints
-                                .iter()
-                                .any(|e| e.network == *network && e.id == *id && e.node == self.node.name)
-                    })
-            })
+            .filter(|of| tries_again(dirty, of, &self.node.name))
             .filter(|of| !now_failing.contains_key(*of))
             .cloned()
             .collect();
@@ -446,5 +435,53 @@ impl Reconciler {
                 self.problems.set(Source::Assessment, &key, problem);
             }
         }
+    }
+}
+
+/// Whether a pass over this much does again whatever has failed. One that merely has something to do in the network
+/// does not: what failed may be another entry.
+fn tries_again(dirty: &Dirty, (network, id): &FailureOf, node: &NodeName) -> bool {
+    let of_endpoint = |id: &EndpointId| {
+        let named = |e: &EndpointRef| e.network == *network && e.id == *id && e.node == *node;
+        dirty.links.contains(network) || dirty.endpoints.iter().any(named)
+    };
+    dirty.everything || dirty.networks.contains(network) || id.as_ref().is_some_and(of_endpoint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_over_only_when_what_failed_was_tried_again() {
+        let (blue, node): (NetworkName, NodeName) = ("blue".parse().unwrap(), "host1".parse().unwrap());
+        let (network, endpoint) = ((blue.clone(), None), (blue.clone(), Some("web".parse().unwrap())));
+        let again = |dirty: &Dirty| [&network, &endpoint].map(|of| tries_again(dirty, of, &node));
+        assert_eq!(again(&Dirty::everything()), [true, true]);
+        let mut whole = Dirty::default();
+        whole.networks.insert(blue.clone());
+        assert_eq!(again(&whole), [true, true]);
+        let mut links = Dirty::default();
+        links.links.insert(blue.clone());
+        assert_eq!(again(&links), [false, true]);
+        // Another entry of the network was refused, this one was not.
+        let mut entry = Dirty::default();
+        entry.mac(&blue, weft_store_schema::Mac::new([2, 0, 0, 0, 0, 1]).unwrap());
+        assert_eq!(again(&entry), [false, false]);
+        let mut mine = Dirty::default();
+        for (name, node) in [("web", "host2"), ("db", "host1")] {
+            mine.endpoints.insert(EndpointRef {
+                network: blue.clone(),
+                node: node.parse().unwrap(),
+                id: name.parse().unwrap(),
+            });
+        }
+        assert_eq!(again(&mine), [false, false]);
+        mine.endpoints.insert(EndpointRef {
+            network: blue.clone(),
+            node: node.clone(),
+            id: "web".parse().unwrap(),
+        });
+        assert_eq!(again(&mine), [false, true]);
     }
 }
