@@ -31,6 +31,7 @@ pub(crate) fn directory(scope: &Scope) -> String {
         Scope::Released(name) => format!("released/{name}/"),
         Scope::Barriers(name) => format!("barriers/{name}/"),
         Scope::Passed => "passed/host1/".to_owned(),
+        Scope::PassedTo(barrier) => format!("passed/{barrier}/"),
     }
 }
 
