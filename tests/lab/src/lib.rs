@@ -246,6 +246,22 @@ impl Lab {
         Ok(etcd::etcdctl(&self.record, &args, script.as_bytes())?.starts_with("SUCCESS"))
     }
 
+    /// Writes keys in one transaction, at most 128. No value may hold a single quote.
+    ///
+    /// # Errors
+    /// When etcdctl fails.
+    pub fn put_all(&self, records: &[(String, String)]) -> Result<()> {
+        // No compares, then what happens, then what happens otherwise.
+        let mut text = "\n".to_owned();
+        for (key, value) in records {
+            text.push_str(&format!("put {key} '{value}'\n"));
+        }
+        text.push_str("\n\n");
+        let said = etcd::etcdctl(&self.record, &["txn"], text.as_bytes())?;
+        ensure!(said.contains("SUCCESS"), "etcdctl txn: {said}");
+        Ok(())
+    }
+
     /// Reads a key's value; `None` when it does not exist.
     ///
     /// # Errors
