@@ -2,6 +2,7 @@
 //! store as records, and waited for until the loop has made them true.
 
 mod convergence;
+mod questions;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -17,6 +18,8 @@ use weft_store_schema::{
     AttachmentDocument, Endpoint, EndpointDocument, EndpointRef, Key, Kind, NetworkDocument, NetworkName,
     NodeName, RecordError, SubnetDocument,
 };
+
+pub(crate) use questions::Questions;
 
 use crate::{
     kernel_thread::KernelThread,
@@ -44,6 +47,8 @@ pub(crate) struct AgentControl {
     pub(crate) node: NodeName,
     /// Where the networks' namespaces are.
     pub(crate) netns_dir: PathBuf,
+    /// Questions to other hosts that are about to be put.
+    pub(crate) questions: Questions,
 }
 
 fn stopping() -> ApiError {

@@ -10,28 +10,21 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use weft_api::{ApiError, Call, Subject};
-use weft_core::{
-    barrier::Obstacle,
-    record::{Committed, Guard, Scope, Transaction, Write},
-};
+use weft_core::barrier::Obstacle;
 use weft_proto::v1;
-use weft_store::{Store, StoreError};
-use weft_store_schema::{BarrierDocument, BarrierRef, EndpointId, Key, Kind, NetworkName, NodeName, encode};
+use weft_store_schema::{Key, Kind, NetworkName, NodeName};
 
-use super::{AgentControl, Pin, STORE_PATIENCE, parse, store_error, until};
+use super::{
+    AgentControl, Pin,
+    questions::{PAUSE, Unasked},
+    store_error,
+};
 use crate::reconcile::Reconciler;
 
 /// How long etcd may take, past the deadline, to say whose agents are alive.
 const ALIVE_PATIENCE: Duration = Duration::from_millis(700);
-/// A lease is missing only for moments.
-const LEASE_PAUSE: Duration = Duration::from_millis(20);
-const FORGET_DEADLINE: Duration = Duration::from_secs(3);
-const FORGET_FIRST_PAUSE: Duration = Duration::from_millis(200);
-const FORGET_LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// By then, a request that was given up has happened or never will, but for frozen members.
-const LATE_REQUEST: Duration = Duration::from_secs(5);
 /// Networks asked about at a time.
 const AT_ONCE: usize = 64;
 /// Hosts named in one error.
@@ -50,68 +43,6 @@ enum Asked {
     /// It is gone, with the lease it was put under.
     Void,
     Late(Behind),
-}
-
-/// A question in the store, or perhaps there. It is taken out when this is dropped.
-struct Question {
-    store: Store,
-    network: NetworkName,
-    barrier: BarrierRef,
-    /// None while it is not known to be there.
-    revision: Option<i64>,
-}
-
-impl Question {
-    fn key(&self) -> Key {
-        Key::Barrier(self.network.clone(), self.barrier.clone())
-    }
-}
-
-impl Drop for Question {
-    fn drop(&mut self) {
-        let key = self.key();
-        let (store, barrier, revision) = (self.store.clone(), self.barrier.clone(), self.revision);
-        // Dropped also when the client leaves, where nothing can be awaited.
-        tokio::spawn(forget(store, key, barrier, revision));
-    }
-}
-
-/// Takes a question and its answers out of the store, however long that takes. What is left when the agent ends goes
-/// with its lease.
-async fn forget(store: Store, key: Key, barrier: BarrierRef, mut revision: Option<i64>) {
-    let mut pause = FORGET_FIRST_PAUSE;
-    let mut looked_late = false;
-    loop {
-        if revision.is_none()
-            && let Ok(fetched) = store.get(&key, FORGET_DEADLINE).await
-        {
-            revision = fetched.entry.map(|entry| entry.mod_revision);
-            if revision.is_none() {
-                if looked_late {
-                    return;
-                }
-                looked_late = true;
-                sleep(LATE_REQUEST).await;
-                continue;
-            }
-        }
-        if let Some(revision) = revision {
-            let transaction = Transaction {
-                guards: vec![Guard::Unchanged(key.clone(), revision)],
-                // At once: an answer is only put while the question is there.
-                writes: vec![
-                    Write::Delete(key.clone()),
-                    Write::DeleteAll(Scope::PassedTo(barrier.clone())),
-                ],
-            };
-            match store.commit(&transaction, FORGET_DEADLINE).await {
-                Ok(_) | Err(StoreError::Stopping { .. }) => return,
-                Err(_) => {}
-            }
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(FORGET_LONGEST_PAUSE);
-    }
 }
 
 impl AgentControl {
@@ -171,7 +102,7 @@ impl AgentControl {
                 Asked::Passed { again: true, .. } if !repeated => repeated = true,
                 Asked::Passed { converged, .. } => return Ok(Ok(converged)),
                 Asked::Late(behind) => return Ok(Err(behind)),
-                Asked::Void => sleep(LEASE_PAUSE).await,
+                Asked::Void => sleep(PAUSE).await,
             }
         }
     }
@@ -187,15 +118,16 @@ impl AgentControl {
         if self.wait(call.deadline, announced).await?.is_none() {
             return own_is_late("its own record is not in the store yet");
         }
-        let Some(question) = self.put_question(call, network).await? else {
-            return own_is_late("it could not put the question into the store");
+        let round = self.questions.join(network);
+        let question = match round.question(call, &self.questions, &self.store).await {
+            Ok(question) => question,
+            Err(Unasked::Late) => return own_is_late("it could not put the question into the store"),
+            Err(Unasked::Store(error)) => return Err(store_error(&error)),
         };
-        let Some(revision) = question.revision else {
-            return Ok(Asked::Void);
-        };
+        let revision = question.revision;
 
         // What is asked is known when the question has come back, after all that was there before it.
-        let (name, barrier) = (network.clone(), question.barrier.clone());
+        let (name, barrier) = (network.clone(), question.barrier().clone());
         let asked = self
             .wait(call.deadline, move |r| {
                 if r.snapshot.barrier(&name, &barrier).is_some() {
@@ -212,7 +144,7 @@ impl AgentControl {
         };
 
         let missing = {
-            let (name, barrier, hosts) = (network.clone(), question.barrier.clone(), hosts.clone());
+            let (name, barrier, hosts) = (network.clone(), question.barrier().clone(), hosts.clone());
             move |r: &mut Reconciler| r.missing(&name, &hosts, &barrier)
         };
         let nobody = missing.clone();
@@ -237,49 +169,6 @@ impl AgentControl {
                 Some(missing) => Ok(Asked::Late(self.reasons(missing).await)),
             },
         }
-    }
-
-    /// Puts a question into the store; none if that has not succeeded by the deadline.
-    async fn put_question(&self, call: &Call, network: &NetworkName) -> Result<Option<Question>, ApiError> {
-        let mut last = None;
-        while Instant::now() < call.deadline {
-            let Some(lease) = self.store.lease() else {
-                sleep(LEASE_PAUSE).await;
-                continue;
-            };
-            let id = uuid::Uuid::new_v4().simple().to_string();
-            let mut question = Question {
-                store: self.store.clone(),
-                network: network.clone(),
-                barrier: BarrierRef {
-                    node: self.node.clone(),
-                    id: parse::<EndpointId>("id", &id)?,
-                },
-                revision: None,
-            };
-            let value = encode(&BarrierDocument { version: None, lease });
-            let transaction = Transaction {
-                guards: vec![Guard::Absent(question.key())],
-                writes: vec![Write::PutLeased(question.key(), value, lease)],
-            };
-            let patience = until(call.deadline, STORE_PATIENCE);
-            match self.store.commit(&transaction, patience).await {
-                Ok(Committed::Yes { revision }) => {
-                    question.revision = Some(revision);
-                    return Ok(Some(question));
-                }
-                Ok(Committed::No { .. }) => {}
-                Err(error @ (StoreError::Unavailable { .. } | StoreError::Unknown { .. })) => {
-                    return Err(store_error(&error));
-                }
-                Err(error) => {
-                    // As when the lease has ended: there will be another.
-                    last = Some(error);
-                    sleep(LEASE_PAUSE).await;
-                }
-            }
-        }
-        last.map_or(Ok(None), |error| Err(store_error(&error)))
     }
 
     /// Why hosts have not answered, as far as this one can know.

@@ -107,6 +107,45 @@ fn the_first_packet_after_an_attach_is_answered() -> Result<()> {
     cluster.close()
 }
 
+/// Those who ask at the same time share questions, and each has its answer.
+#[test]
+fn many_at_once_are_all_answered() -> Result<()> {
+    let cluster = Cluster::of(3)?;
+    cluster.network("blue", &BOTH)?;
+    let standing = one_on_each(&cluster, &[1, 2, 3])?;
+    let containers: Vec<Container> = (0..36)
+        .map(|number| cluster.container(&format!("c{number}")))
+        .collect::<Result<_>>()?;
+    std::thread::scope(|scope| {
+        let attaching: Vec<_> = containers
+            .iter()
+            .enumerate()
+            .map(|(number, container)| {
+                let (cluster, standing) = (&cluster, &standing);
+                scope.spawn(move || {
+                    let host = cluster.host(number % 3 + 1);
+                    attach(host, "blue", container, &format!("c{number}"), &["--wait"])?;
+                    let from = &standing[(number + 1) % 3];
+                    for address in container.addresses()? {
+                        ensure!(
+                            from.ping(address),
+                            "attach {number} on {}: {address}",
+                            host.node()
+                        );
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        for one in attaching {
+            one.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+        }
+        anyhow::Ok(())
+    })?;
+    all_gone(&cluster)?;
+    cluster.close()
+}
+
 #[test]
 fn a_slow_host_is_waited_for() -> Result<()> {
     let cluster = Cluster::of(3)?;
