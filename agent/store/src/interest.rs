@@ -84,15 +84,11 @@ impl Interest {
             if state.live.contains_key(&scope) {
                 continue;
             }
-            if let Some(generation) = state.lingering.remove(&scope) {
-                // Wanted again before its stand-in was listed: it never stopped being watched.
-                state.listed.insert(scope.clone());
-                state.live.insert(scope, generation);
-            } else {
-                state.newest += 1;
-                let newest = state.newest;
-                state.live.insert(scope, newest);
-            }
+            // Also one that still lingers: who dropped it has forgotten what was in it.
+            state.lingering.remove(&scope);
+            state.newest += 1;
+            let newest = state.newest;
+            state.live.insert(scope, newest);
         }
         let State { live, lingering, .. } = &mut *state;
         lingering.retain(|scope, _| counterpart(scope).is_some_and(|other| live.contains_key(&other)));
@@ -180,8 +176,9 @@ mod tests {
         assert_eq!(interest.followed().len(), 1);
     }
 
+    /// It was otherwise once, and the reader waited in vain for a listing of what it had dropped for a moment.
     #[test]
-    fn a_replacement_taken_back_changes_nothing() {
+    fn a_replacement_taken_back_is_listed_anew() {
         let (own, all) = (Scope::OwnEndpoints(blue()), Scope::Endpoints(blue()));
         let interest = Interest::new();
         interest.set([own.clone()].into());
@@ -189,7 +186,12 @@ mod tests {
         interest.listed(&own);
         interest.set([all.clone()].into());
         interest.set([own.clone()].into());
-        assert_eq!(interest.followed(), [(own, generation)].into());
+        assert_eq!(
+            interest.followed().into_keys().collect::<Vec<_>>(),
+            std::slice::from_ref(&own)
+        );
+        assert!(interest.followed()[&own] > generation);
+        assert!(!interest.admits(&own, generation));
     }
 
     #[test]

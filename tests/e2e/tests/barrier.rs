@@ -426,6 +426,42 @@ fn whoever_has_no_endpoint_is_not_waited_for_and_may_ask() -> Result<()> {
     cluster.close()
 }
 
+/// Each call brings the network into view and lets go of it, faster than the store can list it.
+#[test]
+fn whoever_takes_no_part_may_ask_again_and_again() -> Result<()> {
+    let cluster = Cluster::of(2)?;
+    cluster.network("blue", &BOTH)?;
+    one_on_each(&cluster, &[1])?;
+    let outside = cluster.host(2);
+    std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    for _ in 0..15 {
+                        assert_eq!(
+                            outside.weft_json(&["wait", "blue"])?[0]["hosts"],
+                            json!(["host1"])
+                        );
+                    }
+                    anyhow::Ok(())
+                })
+            })
+            .collect();
+        for one in asking {
+            one.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+        }
+        anyhow::Ok(())
+    })?;
+    // The same by endpoints: the last one goes, and the next one comes at once.
+    let container = cluster.container("c")?;
+    for number in 0..10 {
+        let id = format!("c{number}");
+        attach(outside, "blue", &container, &id, &["--wait"])?;
+        outside.weft(&["endpoint", "detach", "blue", &id])?;
+    }
+    cluster.close()
+}
+
 /// Records as `etcdctl put` makes them: their agents complete them first, and that is waited for too.
 #[test]
 fn minimal_records_work_when_the_wait_returns() -> Result<()> {

@@ -129,10 +129,8 @@ async fn model(seed: u64) {
                 }
             }
             for new in next.difference(&wanted) {
-                // Unless it lingered: then it goes on, or is listed.
-                if !matches!(new, Scope::OwnEndpoints(_) | Scope::Endpoints(_)) {
-                    reader.forget(new);
-                }
+                // Also one that lingers is listed again.
+                reader.forget(new);
             }
             wanted = next;
         }
