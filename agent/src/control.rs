@@ -354,6 +354,29 @@ impl AgentControl {
         }
     }
 
+    /// Detaches an endpoint that is not in view, if the store has it. A store that does not answer has none:
+    /// detaching works without it.
+    async fn detach_unseen(&self, call: &Call, name: &EndpointRef) -> Result<bool, ApiError> {
+        if !self.ask(|r| r.is_connected()).await? {
+            return Ok(false);
+        }
+        let patience = until(call.deadline, DETACH_PATIENCE);
+        let Ok(fetched) = self.store.get(&Key::Endpoint(name.clone()), patience).await else {
+            return Ok(false);
+        };
+        let Some(entry) = fetched.entry else {
+            return Ok(false);
+        };
+        let gone = name.clone();
+        self.ask(move |r| {
+            // In this order: seen first, it would be completed first.
+            r.detach(&gone);
+            r.learn(&[Change::Put(entry)]);
+        })
+        .await?;
+        Ok(true)
+    }
+
     async fn remember_detach(&self, name: &EndpointRef) -> Result<(), ApiError> {
         let remembered = name.clone();
         self.ask(move |r| r.remember_detach(&remembered))
@@ -626,26 +649,32 @@ impl Control for AgentControl {
     ) -> Result<v1::DetachEndpointResponse, ApiError> {
         let name = self.endpoint(&network, None, &id)?;
         let known = name.clone();
-        let existed = self
+        let (seen, in_kernel) = self
             .ask(move |r| {
                 let port = weft_core::ownership::port_name(&known);
-                let in_kernel = r
-                    .observed
-                    .networks
-                    .get(&known.network)
-                    .is_some_and(|n| n.ports.contains_key(&port));
+                let network = r.observed.networks.get(&known.network);
+                let in_kernel = network.is_some_and(|n| n.ports.contains_key(&port));
                 // Before the records are known, what is not seen may well exist.
-                in_kernel || !r.is_informed() || r.snapshot.endpoint(&known).is_some()
+                (
+                    r.snapshot.endpoint(&known).is_some(),
+                    in_kernel || !r.is_informed(),
+                )
             })
             .await?;
+        // What was recorded a moment ago, by hand or by an attach whose answer was lost, may not have come by the
+        // watch yet.
+        let unseen = !seen && self.detach_unseen(&call, &name).await?;
+        let existed = seen || in_kernel || unseen;
+        if existed && !unseen {
+            let gone = name.clone();
+            self.ask(move |r| r.detach(&gone)).await?;
+        }
         if !existed {
             return Ok(v1::DetachEndpointResponse {
                 existed,
                 record_pending: false,
             });
         }
-        let gone = name.clone();
-        self.ask(move |r| r.detach(&gone)).await?;
         if !self.ask(|r| r.is_connected() && r.is_adopted()).await? {
             self.remember_detach(&name).await?;
         }

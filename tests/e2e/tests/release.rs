@@ -5,6 +5,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
 use weft_e2e::{Cluster, SOON, Station};
 
 /// Puts as many endpoints on host1 as make a pass over them take longer than a transaction.
@@ -147,5 +148,52 @@ fn nobody_gives_up_the_claims_of_a_host_that_is_down() -> Result<()> {
     })?;
     let there = stations[0].container.addresses()?;
     ensure!(!there.contains(&address), "{there:?}");
+    cluster.close()
+}
+
+/// The agent learns of a record and is asked to detach it at the same moment: whichever it looks at first, it is gone.
+#[test]
+fn what_was_recorded_a_moment_ago_is_detached_too() -> Result<()> {
+    let cluster = Cluster::of(1)?;
+    cluster.network("blue", &["10.1.0.0/24"])?;
+    let host = cluster.host(1);
+    let container = cluster.container("c")?;
+    let record = container.endpoint_record(&[]);
+    for n in 0..12 {
+        let id = format!("e{n}");
+        let key = Cluster::endpoint_key("blue", 1, &id);
+        host.signal(Signal::SIGSTOP)?;
+        cluster.put(&key, &record)?;
+        let answer = std::thread::scope(|scope| {
+            let detached = scope.spawn(|| host.weft_json(&["endpoint", "detach", "blue", &id]));
+            // The question waits in the agent's socket, as the news does in another one.
+            let asked = weft_lab::eventually(SOON, "the question is in the agent's socket", || {
+                let sockets = host
+                    .netns()
+                    .within(|| std::fs::read_to_string("/proc/thread-self/net/unix"))??;
+                let path = host.socket().display().to_string();
+                ensure!(sockets.matches(&path).count() > 1, "{sockets}");
+                Ok(())
+            });
+            host.signal(Signal::SIGCONT)?;
+            asked?;
+            detached
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?;
+        let gone = || {
+            let left = cluster.get(&key)?;
+            ensure!(
+                left.is_none(),
+                "{id} was detached ({answer}) and is there: {left:?}"
+            );
+            Ok(())
+        };
+        if answer["record_pending"] == true {
+            weft_lab::eventually(SOON, "what is left to do is done", gone)?;
+        } else {
+            gone()?;
+        }
+    }
     cluster.close()
 }
