@@ -125,6 +125,10 @@ pub(crate) struct Reconciler {
     history: History,
     connection: Option<Connection>,
     pinned: BTreeMap<NetworkName, usize>,
+    /// This node's peer record was of another run of the kernel.
+    rebooted: bool,
+    /// Networks in view because the host was rebooted, once it is known whether it was.
+    swept: Option<BTreeSet<NetworkName>>,
     scopes: BTreeSet<Scope>,
     dirty: Dirty,
     look: Dirty,
@@ -241,6 +245,8 @@ impl Reconciler {
             history,
             connection: None,
             pinned: BTreeMap::new(),
+            rebooted: false,
+            swept: None,
             scopes: BTreeSet::new(),
             dirty: Dirty::default(),
             look: Dirty::everything(),
@@ -330,6 +336,7 @@ impl Reconciler {
         self.cooldowns
             .note(&in_use.collect(), self.snapshot.revision(), Instant::now());
         self.end_detachments();
+        self.sweep_after_reboot();
         self.run_chores();
         self.update_interest();
         self.bump();

@@ -76,6 +76,40 @@ impl Reconciler {
         self.update_interest();
     }
 
+    /// After a reboot, looks once into every network: what this node holds for endpoints that were deleted meanwhile is
+    /// nobody else's to give up, and without a namespace in the kernel nothing else would lead there.
+    pub(super) fn sweep_after_reboot(&mut self) {
+        // Looked at each time: this agent's own record is written anew as soon as it is seen.
+        let peer = self.snapshot.peer(&self.node.name);
+        self.rebooted |=
+            peer.is_some_and(|p| p.boot_id.as_deref().is_some_and(|id| *id != *self.node.boot_id));
+        match self.swept.take() {
+            None if !self
+                .snapshot
+                .is_complete(&BTreeSet::from([Scope::Networks, Scope::Peers])) => {}
+            None => {
+                let networks = self.snapshot.networks().filter(|_| self.rebooted);
+                let networks: BTreeSet<NetworkName> = networks.map(|(name, _)| name.clone()).collect();
+                if self.rebooted {
+                    tracing::info!(
+                        "this host was rebooted; looking into every network for what it holds no longer"
+                    );
+                }
+                for network in &networks {
+                    *self.pinned.entry(network.clone()).or_default() += 1;
+                }
+                self.swept = Some(networks);
+            }
+            Some(networks) if networks.is_empty() || !self.is_informed() => self.swept = Some(networks),
+            Some(networks) => {
+                self.swept = Some(BTreeSet::new());
+                for network in &networks {
+                    self.unpin(network);
+                }
+            }
+        }
+    }
+
     /// Whether all about the networks that matter here is known.
     pub(crate) fn is_informed(&self) -> bool {
         self.snapshot.is_complete(&self.scopes)

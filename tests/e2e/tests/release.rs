@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use weft_e2e::{Cluster, SOON, Station};
 
@@ -148,6 +148,33 @@ fn nobody_gives_up_the_claims_of_a_host_that_is_down() -> Result<()> {
     })?;
     let there = stations[0].container.addresses()?;
     ensure!(!there.contains(&address), "{there:?}");
+    cluster.close()
+}
+
+/// A record is deleted while its host is down, and the host is rebooted: nothing in its kernel leads to the network any
+/// more, and the claim is given up all the same.
+#[test]
+fn what_was_held_before_a_reboot_is_given_up_after_it() -> Result<()> {
+    let cluster = Cluster::of(2)?;
+    cluster.network("blue", &["10.1.0.0/24"])?;
+    let mut stations = vec![cluster.endpoint("blue", 1, "a")?];
+    cluster.up(&mut stations)?;
+    let claim = format!("/weft/v1/addresses/blue/{}", stations[0].addresses[0]);
+    cluster.host(1).stop()?;
+    cluster.del(&stations[0].key())?;
+    // As after a reboot: the namespace with the devices is gone, and it is another run of the kernel.
+    cluster.host(1).teardown()?;
+    let peer = cluster.get("/weft/v1/peers/host1")?.context("no peer record")?;
+    let mut peer: serde_json::Value = serde_json::from_str(&peer)?;
+    peer["boot_id"] = "00000000-0000-0000-0000-000000000000".into();
+    cluster.put("/weft/v1/peers/host1", &peer.to_string())?;
+    ensure!(cluster.get(&claim)?.is_some(), "nobody else gives it up");
+    cluster.host(1).start_weftd()?;
+    weft_lab::eventually(SOON, "the claim is given up", || {
+        let left = cluster.get(&claim)?;
+        ensure!(left.is_none(), "{left:?}");
+        Ok(())
+    })?;
     cluster.close()
 }
 
