@@ -5,6 +5,7 @@
 
 pub mod address_set;
 mod assess;
+pub mod audit;
 pub mod barrier;
 mod changes;
 pub mod chores;

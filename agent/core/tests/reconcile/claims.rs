@@ -23,7 +23,7 @@ use crate::{
 
 /// What agents are asked for, and when their news and writes arrive.
 #[derive(Debug, Clone)]
-enum Deed {
+pub(crate) enum Deed {
     Create(usize, &'static str, Option<u64>),
     Delete(usize, &'static str),
     Attach(usize, &'static str, &'static str, Vec<&'static str>),
@@ -47,7 +47,7 @@ fn wish() -> impl Strategy<Value = Vec<&'static str>> {
     ]
 }
 
-fn deed() -> impl Strategy<Value = Deed> {
+pub(crate) fn deed() -> impl Strategy<Value = Deed> {
     let (n, network, id) = (0_usize..3, select(&NETWORKS[..]), select(&IDS[..]));
     let vni = proptest::option::weighted(0.3, select(vec![100_u64, 101]));
     prop_oneof![
@@ -62,9 +62,9 @@ fn deed() -> impl Strategy<Value = Deed> {
     ]
 }
 
-struct Cluster {
-    store: Store,
-    agents: Vec<Agent>,
+pub(crate) struct Cluster {
+    pub(crate) store: Store,
+    pub(crate) agents: Vec<Agent>,
     /// Writes under way, with who sent them.
     flying: Vec<(usize, Transaction)>,
 }
@@ -88,7 +88,7 @@ pub(crate) fn minimal() -> EndpointDocument {
 }
 
 impl Cluster {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut agents = agents([Families::V4; 3]);
         let store = Store::new();
         for agent in &mut agents {
@@ -111,7 +111,7 @@ impl Cluster {
         }
     }
 
-    fn take(&mut self, deed: &Deed) {
+    pub(crate) fn take(&mut self, deed: &Deed) {
         let none = Choosing::default();
         match deed {
             Deed::Create(n, network, vni) => {
@@ -176,7 +176,7 @@ impl Cluster {
 
     /// Everything arrives, everybody reads, and does what is owed, until nothing more comes of it. Returns
     /// what was refused.
-    fn come_to_rest(&mut self) -> Vec<Refusal> {
+    pub(crate) fn come_to_rest(&mut self) -> Vec<Refusal> {
         for (n, transaction) in std::mem::take(&mut self.flying) {
             let node = self.agents[n].node().clone();
             self.store.commit(&transaction, &node);

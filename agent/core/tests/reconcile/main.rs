@@ -3,10 +3,12 @@
 //!
 //! `store` and `kernel` are the models, `agent` ties one host's core between them, `naive` says once more,
 //! without any index or increment, what a host should hold. `cases` are stories in files; `convergence`,
-//! `bytes` and `claims` are properties, `choices` are examples; `partial` is about a view that is not whole yet.
+//! `audit`, `bytes` and `claims` are properties, `choices` are examples; `partial` is about a view that is not whole yet.
 
 #[cfg(test)]
 mod agent;
+#[cfg(test)]
+mod audit;
 #[cfg(test)]
 mod bytes;
 #[cfg(test)]

@@ -1,0 +1,176 @@
+//! Whether the records as a whole make sense: every claim has its endpoint, every endpoint its claims, every VNI
+//! its network; and what of the rest can be mended without asking.
+//!
+//! In: all entries below the prefix, at one revision. Out: an [`Audit`], a value. A mend is a transaction that
+//! guards all that its finding rests on, so one that is late does nothing. It takes, moves and gives up claims
+//! and clears away marks; what somebody wrote (a network, an endpoint, a peer) it never changes or deletes. It
+//! knows neither the store nor this host: whoever asks, and wherever, gets the same answer.
+
+mod addresses;
+mod records;
+mod vnis;
+
+use std::{collections::BTreeSet, fmt};
+
+use weft_store_schema::Prefix;
+
+use crate::record::{Entry, Transaction};
+use records::Records;
+
+/// What the records say as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Audit {
+    /// How many records there are.
+    pub counts: Counts,
+    /// What is wrong, ordered by key and kind.
+    pub findings: Vec<Finding>,
+}
+
+/// How many records there are of each kind, readable or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Networks.
+    pub networks: usize,
+    /// Endpoints.
+    pub endpoints: usize,
+    /// Of them, those that their node's agent has yet to complete.
+    pub pending: usize,
+    /// Claims of addresses, reservations not among them.
+    pub claims: usize,
+    /// Reservations of addresses.
+    pub reservations: usize,
+    /// Claims of VNIs.
+    pub vnis: usize,
+    /// Peers.
+    pub peers: usize,
+    /// Traces of addresses that were given up.
+    pub released: usize,
+}
+
+/// Something that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The record that it is about, below the prefix.
+    pub key: String,
+    /// What kind of thing.
+    pub kind: FindingKind,
+    /// What is wrong, for people.
+    pub message: String,
+    /// What to do about it, for people: what a repair does, or what they have to do.
+    pub remedy: String,
+    /// What a repair does; none where it is for people to decide.
+    pub mend: Option<Transaction>,
+}
+
+/// The kinds of findings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FindingKind {
+    /// A key or a record that cannot be read.
+    Unreadable,
+    /// An address is claimed for an endpoint that does not exist.
+    ClaimWithoutEndpoint,
+    /// An address is claimed for an endpoint that does not name it.
+    ClaimNotNamed,
+    /// A reservation that lies under no lease, and so never ends.
+    ReservationWithoutLease,
+    /// An address is claimed, and in none of the network's subnets or kept for something else.
+    ClaimOutside,
+    /// An endpoint names an address that nobody has claimed.
+    AddressNotClaimed,
+    /// An endpoint names an address whose claim is another's.
+    AddressOfAnother,
+    /// An endpoint names an address that another names too, and has the older right to.
+    AddressTwice,
+    /// An endpoint names an address that is in none of its network's subnets, or kept for something else.
+    AddressOutside,
+    /// An endpoint names a MAC that another one of its network names too, and has the older right to.
+    MacTwice,
+    /// An endpoint of a network without a record.
+    EndpointWithoutNetwork,
+    /// An endpoint on a node without a peer record.
+    EndpointWithoutPeer,
+    /// A VNI is claimed for a network that does not exist, or has another one.
+    VniClaimWithoutNetwork,
+    /// A network names a VNI that is not claimed.
+    VniNotClaimed,
+    /// A network names a VNI whose claim is another's.
+    VniOfAnother,
+    /// A network names a VNI that another names too, and has the older right to.
+    VniTwice,
+    /// An address is claimed, and there is a trace that it was given up.
+    ReleasedButClaimed,
+    /// Traces of addresses of a network without a record.
+    ReleasedWithoutNetwork,
+    /// The mark of a removed node that is back.
+    RemovedButPresent,
+}
+
+impl FindingKind {
+    /// All kinds.
+    pub const ALL: [Self; 19] = [
+        Self::Unreadable,
+        Self::ClaimWithoutEndpoint,
+        Self::ClaimNotNamed,
+        Self::ReservationWithoutLease,
+        Self::ClaimOutside,
+        Self::AddressNotClaimed,
+        Self::AddressOfAnother,
+        Self::AddressTwice,
+        Self::AddressOutside,
+        Self::MacTwice,
+        Self::EndpointWithoutNetwork,
+        Self::EndpointWithoutPeer,
+        Self::VniClaimWithoutNetwork,
+        Self::VniNotClaimed,
+        Self::VniOfAnother,
+        Self::VniTwice,
+        Self::ReleasedButClaimed,
+        Self::ReleasedWithoutNetwork,
+        Self::RemovedButPresent,
+    ];
+
+    /// Its name for programs, which never changes.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreadable => "unreadable",
+            Self::ClaimWithoutEndpoint => "claim_without_endpoint",
+            Self::ClaimNotNamed => "claim_not_named",
+            Self::ReservationWithoutLease => "reservation_without_lease",
+            Self::ClaimOutside => "claim_outside",
+            Self::AddressNotClaimed => "address_not_claimed",
+            Self::AddressOfAnother => "address_of_another",
+            Self::AddressTwice => "address_twice",
+            Self::AddressOutside => "address_outside",
+            Self::MacTwice => "mac_twice",
+            Self::EndpointWithoutNetwork => "endpoint_without_network",
+            Self::EndpointWithoutPeer => "endpoint_without_peer",
+            Self::VniClaimWithoutNetwork => "vni_claim_without_network",
+            Self::VniNotClaimed => "vni_not_claimed",
+            Self::VniOfAnother => "vni_of_another",
+            Self::VniTwice => "vni_twice",
+            Self::ReleasedButClaimed => "released_but_claimed",
+            Self::ReleasedWithoutNetwork => "released_without_network",
+            Self::RemovedButPresent => "removed_but_present",
+        }
+    }
+}
+
+impl fmt::Display for FindingKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Judges all records of a cluster: `entries` is everything below the prefix at one revision, `leased` the keys
+/// among them that lie under a lease.
+pub fn audit(prefix: &Prefix, entries: &[Entry], leased: &BTreeSet<Vec<u8>>) -> Audit {
+    let mut findings = Vec::new();
+    let records = Records::read(prefix, entries, leased, &mut findings);
+    addresses::check(&records, &mut findings);
+    vnis::check(&records, &mut findings);
+    findings.sort_by(|a, b| (&a.key, a.kind, &a.message).cmp(&(&b.key, b.kind, &b.message)));
+    Audit {
+        counts: records.counts(),
+        findings,
+    }
+}

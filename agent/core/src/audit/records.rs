@@ -1,0 +1,153 @@
+//! The records of a whole cluster as they were at one revision, decoded; what cannot be decoded is a finding.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use weft_store_schema::{
+    AddressClaim, AliveDocument, BarrierDocument, Endpoint, EndpointRef, Holder, Key, Network, NetworkName,
+    NodeName, PassedDocument, Peer, Prefix, RecordError, ReleasedDocument, RemovedDocument, StatusDocument,
+    Vni, VniClaim, decode,
+};
+
+use super::{Counts, Finding, FindingKind};
+use crate::record::{Entry, Guard};
+
+/// A record that is there.
+#[derive(Debug)]
+pub(super) struct Record<T> {
+    /// What it says; none if it cannot be read.
+    pub(super) value: Option<T>,
+    pub(super) create_revision: i64,
+    pub(super) mod_revision: i64,
+    pub(super) leased: bool,
+}
+
+/// All records.
+#[derive(Debug, Default)]
+pub(super) struct Records {
+    pub(super) networks: BTreeMap<NetworkName, Record<Network>>,
+    pub(super) vnis: BTreeMap<Vni, Record<VniClaim>>,
+    pub(super) peers: BTreeMap<NodeName, Record<Peer>>,
+    pub(super) removed: BTreeMap<NodeName, Record<RemovedDocument>>,
+    pub(super) endpoints: BTreeMap<EndpointRef, Record<Endpoint>>,
+    pub(super) claims: BTreeMap<(NetworkName, IpAddr), Record<AddressClaim>>,
+    pub(super) released: BTreeMap<(NetworkName, IpAddr), Record<ReleasedDocument>>,
+}
+
+impl Records {
+    /// Decodes all entries.
+    pub(super) fn read(
+        prefix: &Prefix,
+        entries: &[Entry],
+        leased: &BTreeSet<Vec<u8>>,
+        findings: &mut Vec<Finding>,
+    ) -> Self {
+        let mut records = Self::default();
+        for entry in entries {
+            let shown = || {
+                let text = String::from_utf8_lossy(&entry.key);
+                text.strip_prefix(prefix.as_str()).unwrap_or(&text).to_owned()
+            };
+            let read = match prefix.parse(&entry.key) {
+                Ok(key) => records.take(key, entry, leased.contains(&entry.key)),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(message) = read {
+                findings.push(Finding {
+                    key: shown(),
+                    kind: FindingKind::Unreadable,
+                    message,
+                    remedy: "put it right, or delete it, with etcdctl".to_owned(),
+                    mend: None,
+                });
+            }
+        }
+        records
+    }
+
+    fn take(&mut self, key: Key, entry: &Entry, leased: bool) -> Result<(), String> {
+        fn note<K: Ord, T>(
+            map: &mut BTreeMap<K, Record<T>>,
+            key: K,
+            (entry, leased): (&Entry, bool),
+            value: Result<T, RecordError>,
+        ) -> Result<(), String> {
+            let (value, error) = match value {
+                Ok(value) => (Some(value), Ok(())),
+                Err(error) => (None, Err(error.to_string())),
+            };
+            let record = Record {
+                value,
+                create_revision: entry.create_revision,
+                mod_revision: entry.mod_revision,
+                leased,
+            };
+            map.insert(key, record);
+            error
+        }
+        let at = (entry, leased);
+        let bytes = entry.value.as_slice();
+        let only = |read: Result<(), RecordError>| read.map_err(|error| error.to_string());
+        match key {
+            Key::Network(name) => note(&mut self.networks, name, at, Network::decode(bytes)),
+            Key::Vni(vni) => note(&mut self.vnis, vni, at, VniClaim::decode(bytes)),
+            Key::Peer(node) => note(&mut self.peers, node, at, Peer::decode(bytes)),
+            Key::Removed(node) => note(&mut self.removed, node, at, RemovedDocument::decode(bytes)),
+            Key::Endpoint(name) => note(&mut self.endpoints, name, at, Endpoint::decode(bytes)),
+            Key::Address(network, address) => note(
+                &mut self.claims,
+                (network, address),
+                at,
+                AddressClaim::decode(bytes),
+            ),
+            Key::Released(network, address) => note(
+                &mut self.released,
+                (network, address),
+                at,
+                ReleasedDocument::decode(bytes),
+            ),
+            Key::Alive(_) => only(decode::<AliveDocument>(bytes).map(drop)),
+            Key::Status(_) => only(decode::<StatusDocument>(bytes).map(drop)),
+            Key::Barrier(..) => only(BarrierDocument::decode(bytes).map(drop)),
+            Key::Passed(..) => only(decode::<PassedDocument>(bytes).map(drop)),
+        }
+    }
+
+    /// How many there are.
+    pub(super) fn counts(&self) -> Counts {
+        let reservations = self.claims.values().filter(|claim| {
+            let claim = claim.value.as_ref();
+            claim.is_some_and(|claim| claim.holder == Holder::Reservation)
+        });
+        let reservations = reservations.count();
+        let pending = self.endpoints.values().filter(|endpoint| {
+            let endpoint = endpoint.value.as_ref();
+            endpoint.is_some_and(is_pending)
+        });
+        Counts {
+            networks: self.networks.len(),
+            endpoints: self.endpoints.len(),
+            pending: pending.count(),
+            claims: self.claims.len() - reservations,
+            reservations,
+            vnis: self.vnis.len(),
+            peers: self.peers.len(),
+            released: self.released.len(),
+        }
+    }
+
+    /// What holds while a network is as it was read; none if it cannot be read.
+    pub(super) fn network(&self, name: &NetworkName) -> Option<(&Network, Guard)> {
+        let record = self.networks.get(name)?;
+        let guard = Guard::Unchanged(Key::Network(name.clone()), record.mod_revision);
+        Some((record.value.as_ref()?, guard))
+    }
+}
+
+/// Whether an endpoint is yet to be completed by its node's agent.
+pub(super) fn is_pending(endpoint: &Endpoint) -> bool {
+    let granted = |address| endpoint.addresses.contains(address);
+    endpoint.addresses.is_empty() || endpoint.mac.is_none() || !endpoint.requested.iter().all(granted)
+}
