@@ -1,13 +1,16 @@
 //! The API's calls, carried out: questions are answered from the loop's state; changes are written to the
 //! store as records, and waited for until the loop has made them true.
 
+mod audit;
 mod convergence;
 mod questions;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
-use weft_api::{ApiError, Call, Control, EndpointFilter, EventHub, EventStream, NodeFilter, Subject};
+use weft_api::{
+    ApiError, AuditStream, Call, Control, EndpointFilter, EventHub, EventStream, NodeFilter, Subject,
+};
 use weft_core::{
     claims::{self, Refusal},
     record::{Change, Committed, Entry, Guard, Transaction, Write},
@@ -49,6 +52,8 @@ pub(crate) struct AgentControl {
     pub(crate) netns_dir: PathBuf,
     /// Questions to other hosts that are about to be put.
     pub(crate) questions: Questions,
+    /// Taken by the audit that is under way: one holds all records in memory, which is enough.
+    pub(crate) auditing: Arc<tokio::sync::Mutex<()>>,
 }
 
 fn stopping() -> ApiError {
@@ -835,6 +840,10 @@ impl Control for AgentControl {
             count: held.unwrap_or_default() as u64,
             was_holding: held.is_some(),
         })
+    }
+
+    async fn audit(&self, call: Call, repair: bool) -> Result<AuditStream, ApiError> {
+        self.start_audit(call, repair).await
     }
 
     fn version(&self) -> v1::VersionResponse {

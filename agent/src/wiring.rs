@@ -59,6 +59,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         node: node.name.clone(),
         netns_dir: config.netns_dir.clone(),
         questions: Questions::default(),
+        auditing: Arc::default(),
     });
     let api = tokio::spawn(weft_api::serve(
         listener,

@@ -38,6 +38,7 @@ fn holds_the_services_and_their_methods() {
         "Status/Get",
         "Status/Version",
         "Status/AcceptDeletions",
+        "Records/Audit",
         "Events/Watch",
     ];
     assert_eq!(methods, expected);

@@ -60,6 +60,9 @@ pub enum NodeFilter {
 /// A stream of events, endless until the agent stops. [`crate::EventHub`] makes them.
 pub type EventStream = Pin<Box<dyn Stream<Item = Result<v1::Event, ApiError>> + Send>>;
 
+/// The parts of an audit's answer; ends after the summary or an error.
+pub type AuditStream = Pin<Box<dyn Stream<Item = Result<v1::AuditResponse, ApiError>> + Send>>;
+
 /// The agent, as far as the API drives it.
 ///
 /// Every method may be called many times at once. A call's future is dropped at any of its awaits when the
@@ -152,6 +155,10 @@ pub trait Control: Send + Sync + 'static {
         &self,
         call: Call,
     ) -> impl Future<Output = Result<v1::AcceptDeletionsResponse, ApiError>> + Send;
+
+    /// Judges all records of the cluster, and mends what can be mended if that is asked for. What was begun ends
+    /// when the stream is dropped. Errors: `Unavailable`; on the stream also `DeadlineExceeded`.
+    fn audit(&self, call: Call, repair: bool) -> impl Future<Output = Result<AuditStream, ApiError>> + Send;
 
     /// Which agent this is.
     fn version(&self) -> v1::VersionResponse;

@@ -21,6 +21,7 @@ use weft_proto::v1::endpoints_server::EndpointsServer;
 use weft_proto::v1::events_server::EventsServer;
 use weft_proto::v1::networks_server::NetworksServer;
 use weft_proto::v1::peers_server::PeersServer;
+use weft_proto::v1::records_server::RecordsServer;
 use weft_proto::v1::status_server::StatusServer;
 
 use crate::service::Service;
@@ -109,6 +110,7 @@ pub async fn serve<C: Control>(
     health.set_serving::<EndpointsServer<Service<C>>>().await;
     health.set_serving::<PeersServer<Service<C>>>().await;
     health.set_serving::<StatusServer<Service<C>>>().await;
+    health.set_serving::<RecordsServer<Service<C>>>().await;
     health.set_serving::<EventsServer<Service<C>>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(weft_proto::FILE_DESCRIPTOR_SET)
@@ -130,6 +132,7 @@ pub async fn serve<C: Control>(
         .add_service(EndpointsServer::new(service.clone()).max_decoding_message_size(bytes))
         .add_service(PeersServer::new(service.clone()).max_decoding_message_size(bytes))
         .add_service(StatusServer::new(service.clone()).max_decoding_message_size(bytes))
+        .add_service(RecordsServer::new(service.clone()).max_decoding_message_size(bytes))
         .add_service(EventsServer::new(service).max_decoding_message_size(bytes))
         .serve_with_incoming_shutdown(accept(incoming, connections), shutdown.clone().cancelled_owned());
 

@@ -15,7 +15,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
-use weft_proto::v1::{self, endpoints_server, events_server, networks_server, peers_server, status_server};
+use weft_proto::v1::{
+    self, endpoints_server, events_server, networks_server, peers_server, records_server, status_server,
+};
 
 use crate::events::Filter;
 use crate::page::page;
@@ -23,6 +25,9 @@ use crate::{ApiError, Call, Caller, Control, EndpointFilter, Limits, NodeFilter,
 
 /// How long past its deadline a call may still answer (with the reason why it is late) before it is dropped.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// An answer in parts.
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The services' common state.
 pub(crate) struct Service<C> {
@@ -111,6 +116,23 @@ impl<C: Control> Service<C> {
         work: impl Future<Output = Result<T, ApiError>>,
     ) -> Result<T, Status> {
         within(&self.shared.reads, &self.shared.cut, call, what, work).await
+    }
+
+    /// The parts of an answer as they come. The agent's end ends them with a failure.
+    fn answers<T: Send + 'static>(
+        &self,
+        call: Call,
+        what: Subject,
+        parts: impl Stream<Item = Result<T, ApiError>> + Send + 'static,
+    ) -> Answers<T> {
+        let cut = self.shared.cut.clone();
+        let is_cut = cut.clone();
+        let goodbye = futures::stream::once(async move { is_cut.is_cancelled().then(|| Err(stopping())) });
+        let all = parts
+            .take_until(cut.cancelled_owned())
+            .chain(goodbye.filter_map(futures::future::ready))
+            .map(move |next| next.map_err(|why| refused(&what, call, why)));
+        Box::pin(all)
     }
 
     async fn change<T>(
@@ -450,6 +472,22 @@ impl<C: Control> status_server::Status for Service<C> {
         _request: Request<v1::VersionRequest>,
     ) -> Result<Response<v1::VersionResponse>, Status> {
         Ok(Response::new(self.control().version()))
+    }
+}
+
+#[tonic::async_trait]
+impl<C: Control> records_server::Records for Service<C> {
+    type AuditStream = Answers<v1::AuditResponse>;
+
+    async fn audit(&self, request: Request<v1::AuditRequest>) -> Result<Response<Self::AuditStream>, Status> {
+        let asked = asked_timeout(request.get_ref().timeout, self.shared.limits.longest_timeout)?;
+        let call = self.call(&request, asked);
+        let repair = request.into_inner().repair;
+        let what = Subject::new("records", "");
+        let parts = self
+            .change(call, what.clone(), self.control().audit(call, repair))
+            .await?;
+        Ok(Response::new(self.answers(call, what, parts)))
     }
 }
 

@@ -101,6 +101,15 @@ pub(crate) enum Command {
                       weft events --network blue\n  \
                       weft events --kind drift-repaired --kind problem-appeared")]
     Events(EventsArgs),
+    /// Whether all records fit together: every claim has its endpoint, every endpoint its claims
+    #[command(
+        after_help = "Reads every record of the cluster at one revision. --repair gives up claims that nobody has, claims what\n\
+                      endpoints have, frees VNIs and clears away wrong marks; it never changes or deletes a network, an\n\
+                      endpoint or a peer. What is left is for people, and said so.\n\n\
+                      Exit status: 0 nothing is wrong (any more), 1 something is.\n\n\
+                      Examples:\n  weft audit\n  weft audit --repair\n  weft -o json audit | jq '.findings[].key'"
+    )]
+    Audit(AuditArgs),
     /// After trouble of the store: confirm that what it no longer has may go
     #[command(
         after_help = "When etcd was restored from a backup, replaced or emptied, this host keeps what the store no longer\n\
@@ -282,6 +291,16 @@ pub(crate) enum PeerCommand {
     /// List the hosts of the cluster
     #[command(visible_alias = "ls")]
     List,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AuditArgs {
+    /// Mend what can be mended without asking, and look again
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// How long it may take, at most 5m
+    #[arg(long, default_value = "5m", value_parser = timeout, value_name = "TIME")]
+    pub(crate) timeout: Duration,
 }
 
 #[derive(Debug, Args)]

@@ -18,6 +18,7 @@ use weft_proto::v1::endpoints_client::EndpointsClient;
 use weft_proto::v1::events_client::EventsClient;
 use weft_proto::v1::networks_client::NetworksClient;
 use weft_proto::v1::peers_client::PeersClient;
+use weft_proto::v1::records_client::RecordsClient;
 use weft_proto::v1::status_client::StatusClient;
 use weft_proto::v1::{self};
 
@@ -287,6 +288,20 @@ impl Client {
             .accept_deletions(request)
             .await;
         Ok(answer.map_err(failed("confirm the held deletions"))?.into_inner())
+    }
+
+    pub(crate) async fn audit(
+        &self,
+        repair: bool,
+        timeout: Duration,
+    ) -> Result<Streaming<v1::AuditResponse>, Failure> {
+        let request = v1::AuditRequest {
+            repair,
+            timeout: prost_types::Duration::try_from(timeout).ok(),
+        };
+        let request = timed(request, timeout + MARGIN);
+        let answer = RecordsClient::new(self.channel.clone()).audit(request).await;
+        Ok(answer.map_err(failed("audit the records"))?.into_inner())
     }
 
     pub(crate) async fn version(&self) -> Result<v1::VersionResponse, Failure> {

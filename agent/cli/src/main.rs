@@ -4,6 +4,7 @@
 //! the agent's Unix socket and knows neither etcd nor the kernel.
 
 mod args;
+mod audit;
 mod client;
 mod failure;
 #[cfg(test)]
@@ -33,7 +34,7 @@ async fn main() -> ExitCode {
     };
     let format = cli.output;
     match run::run(cli).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => failed(&failure, format),
     }
 }

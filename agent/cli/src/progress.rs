@@ -20,6 +20,11 @@ const ERASE: &str = "\r\u{1b}[K";
 
 /// What the future gives, with a line about `what` ("attaching endpoint blue/web") while it takes long.
 pub(crate) async fn waiting<T>(what: &str, work: impl Future<Output = T>) -> T {
+    waiting_while(|| what.to_owned(), work).await
+}
+
+/// The same, where what is waited for changes meanwhile.
+pub(crate) async fn waiting_while<T>(what: impl Fn() -> String, work: impl Future<Output = T>) -> T {
     if !io::stderr().is_terminal() {
         return work.await;
     }
@@ -39,7 +44,7 @@ pub(crate) async fn waiting<T>(what: &str, work: impl Future<Output = T>) -> T {
             }
             _ = ticks.tick() => {
                 let frame = frames.next().unwrap_or(&"");
-                complain(&format!("{ERASE}{frame} {what} … {} s", started.elapsed().as_secs()));
+                complain(&format!("{ERASE}{frame} {} … {} s", what(), started.elapsed().as_secs()));
                 shown = true;
             }
         }

@@ -4,6 +4,7 @@
 //! travel or how tables are laid out.
 
 use std::path::Path;
+use std::process::ExitCode;
 
 use clap::CommandFactory as _;
 use serde::Serialize;
@@ -18,7 +19,7 @@ use crate::failure::Failure;
 use crate::output::{Paint, plain, print};
 use crate::progress::waiting;
 use crate::view::{self, Converged, Endpoint, Network, Peer};
-use crate::{report, subnet, table};
+use crate::{audit, report, subnet, table};
 
 /// How answers are printed.
 struct Printer {
@@ -53,16 +54,28 @@ impl Printer {
     }
 }
 
-/// Carries out the command line.
-pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
+/// Carries out the command line. Only an audit has something to say by its exit status beside a failure.
+pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let printer = Printer {
         format: cli.output,
         paint: Paint::detect(),
     };
     let socket = cli.socket.as_path();
-    match cli.command {
-        Command::Network(command) => network(command, socket, &printer).await,
-        Command::Endpoint(command) => endpoint(command, socket, &printer).await,
+    if let Command::Audit(args) = cli.command {
+        let client = Client::connect(socket).await?;
+        let found = audit::ask(&client, &args).await?;
+        printer.show(&found, audit::report)?;
+        return Ok(ExitCode::from(u8::from(!found.clean)));
+    }
+    carry_out(cli.command, socket, &printer)
+        .await
+        .map(|()| ExitCode::SUCCESS)
+}
+
+async fn carry_out(command: Command, socket: &Path, printer: &Printer) -> Result<(), Failure> {
+    match command {
+        Command::Network(command) => network(command, socket, printer).await,
+        Command::Endpoint(command) => endpoint(command, socket, printer).await,
         Command::Peer(PeerCommand::List) => {
             let client = Client::connect(socket).await?;
             let peers = waiting("listing peers", client.list_peers()).await?;
@@ -87,9 +100,11 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
             let status = waiting("asking for the status", client.status()).await?;
             printer.show(&view::Status::from(status), report::status)
         }
-        Command::Events(args) => events(args, socket, &printer).await,
-        Command::Resync { accept: _ } => resync(socket, &printer).await,
-        Command::Version => version(socket, &printer).await,
+        // Carried out by the caller.
+        Command::Audit(_) => Ok(()),
+        Command::Events(args) => events(args, socket, printer).await,
+        Command::Resync { accept: _ } => resync(socket, printer).await,
+        Command::Version => version(socket, printer).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "weft", &mut script);

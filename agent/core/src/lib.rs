@@ -14,6 +14,7 @@ pub mod dataplane;
 pub mod desired;
 pub mod diff;
 pub mod dirty;
+pub mod fence;
 mod hash;
 mod listing;
 pub mod members;

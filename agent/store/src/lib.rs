@@ -157,7 +157,21 @@ impl Store {
     /// # Errors
     /// When no endpoint answers in time, or etcd refuses.
     pub async fn list(&self, directory: &str, deadline: Duration) -> Result<Listing, StoreError> {
-        read::list(&self.members, directory, deadline).await
+        self.list_telling(directory, deadline, &|_| {}).await
+    }
+
+    /// As [`Self::list`]; `progress` is called after each page with the number of keys read so far, from the
+    /// beginning again where the listing has to begin again.
+    ///
+    /// # Errors
+    /// When no endpoint answers in time, or etcd refuses.
+    pub async fn list_telling(
+        &self,
+        directory: &str,
+        deadline: Duration,
+        progress: &(dyn Fn(usize) + Sync),
+    ) -> Result<Listing, StoreError> {
+        read::list(&self.members, directory, deadline, progress).await
     }
 
     /// Sets this node's presence, kept under `alive/<node>` by a lease from now on: put again whenever the

@@ -1,6 +1,9 @@
 //! Linearizable reads: one key, or everything below a directory at one revision, in pages.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use etcd_client::{Client, GetOptions, GetResponse, KeyValue};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -34,6 +37,8 @@ pub struct Fetched {
 pub struct Listing {
     /// The entries, in the order of their keys.
     pub entries: Vec<Entry>,
+    /// The keys among them that lie under a lease.
+    pub leased: BTreeSet<Vec<u8>>,
     /// The revision they were read at.
     pub revision: i64,
     /// Identity of the cluster.
@@ -96,14 +101,24 @@ pub(crate) async fn list(
     members: &Members,
     directory: &str,
     deadline: Duration,
+    progress: &(dyn Fn(usize) + Sync),
 ) -> Result<Listing, StoreError> {
     let what = format!("listing {directory}");
     let end = Instant::now() + deadline;
     loop {
-        match pages(members, directory, 0, end).await {
+        let mut leased = BTreeSet::new();
+        let mut count = 0;
+        let mut page = |kvs: &[KeyValue]| {
+            let under_lease = kvs.iter().filter(|kv| kv.lease() != 0);
+            leased.extend(under_lease.map(|kv| kv.key().to_vec()));
+            count += kvs.len();
+            progress(count);
+        };
+        match pages(members, directory, 0, end, &mut page).await {
             Ok((entries, at)) => {
                 return Ok(Listing {
                     entries,
+                    leased,
                     revision: at.revision,
                     cluster_id: at.cluster_id,
                 });
@@ -128,14 +143,14 @@ pub(crate) async fn list_scopes(
         return Err(Failure::new(Verdict::Refused, "", "nothing to list"));
     };
     let directory = place(first);
-    let (entries, at) = pages(members, &directory, 0, end)
+    let (entries, at) = pages(members, &directory, 0, end, &mut |_| {})
         .await
         .map_err(|failure| name(failure, &directory))?;
     let mut all: BTreeMap<Scope, Vec<Entry>> = stream::iter(rest.iter().cloned())
         .map(|scope| {
             let directory = place(&scope);
             async move {
-                let (entries, _) = pages(members, &directory, at.revision, end)
+                let (entries, _) = pages(members, &directory, at.revision, end, &mut |_| {})
                     .await
                     .map_err(|failure| name(failure, &directory))?;
                 Ok::<_, Failure>((scope, entries))
@@ -181,6 +196,7 @@ async fn pages(
     directory: &str,
     revision: i64,
     end: Instant,
+    page: &mut (dyn FnMut(&[KeyValue]) + Send),
 ) -> Result<(Vec<Entry>, Position), Failure> {
     let limits = &members.config().limits;
     let mut entries = Vec::new();
@@ -206,6 +222,7 @@ async fn pages(
             ..header
         });
         let more = answer.more();
+        page(answer.kvs());
         entries.extend(answer.take_kvs().into_iter().map(entry_of));
         match entries.last() {
             Some(last) if more => {

@@ -518,6 +518,7 @@ async fn health_is_told_for_the_whole_and_each_service() {
         "weft.v1.Endpoints",
         "weft.v1.Peers",
         "weft.v1.Status",
+        "weft.v1.Records",
         "weft.v1.Events",
     ] {
         let request = HealthCheckRequest {

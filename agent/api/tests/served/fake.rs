@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use weft_api::{
-    ApiError, Call, Caller, Control, EndpointFilter, EventHub, EventStream, Limits, Listener, ListenerConfig,
-    NodeFilter, ServeError, Subject, serve,
+    ApiError, AuditStream, Call, Caller, Control, EndpointFilter, EventHub, EventStream, Limits, Listener,
+    ListenerConfig, NodeFilter, ServeError, Subject, serve,
 };
 use weft_proto::v1;
 
@@ -206,6 +206,25 @@ impl Control for Fake {
             count: 3,
             was_holding: true,
         })
+    }
+
+    async fn audit(&self, _call: Call, repair: bool) -> Result<AuditStream, ApiError> {
+        let part = |part| Ok(v1::AuditResponse { part: Some(part) });
+        let finding = v1::AuditFinding {
+            key: "vnis/5".to_owned(),
+            mended: repair,
+            ..Default::default()
+        };
+        let away = ApiError::Unavailable {
+            what: "the store".to_owned(),
+            why: "no leader".to_owned(),
+        };
+        let parts = [
+            part(v1::audit_response::Part::Progress(v1::AuditProgress::default())),
+            part(v1::audit_response::Part::Finding(finding)),
+            Err(away),
+        ];
+        Ok(Box::pin(futures::stream::iter(parts)))
     }
 
     fn version(&self) -> v1::VersionResponse {

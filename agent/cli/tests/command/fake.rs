@@ -16,8 +16,9 @@ use weft_proto::v1::endpoints_server::{Endpoints, EndpointsServer};
 use weft_proto::v1::events_server::{Events, EventsServer};
 use weft_proto::v1::networks_server::{Networks, NetworksServer};
 use weft_proto::v1::peers_server::{Peers, PeersServer};
+use weft_proto::v1::records_server::{Records, RecordsServer};
 use weft_proto::v1::status_server::{self, StatusServer};
-use weft_proto::v1::{self, EndpointState, Event, EventKind};
+use weft_proto::v1::{self, EndpointState, Event, EventKind, audit_response::Part};
 
 /// How many endpoints there are; several pages of them, and more than a pipe holds.
 pub(crate) const ENDPOINTS: usize = 2500;
@@ -43,6 +44,7 @@ impl Agent {
                 .add_service(EndpointsServer::new(Fake))
                 .add_service(PeersServer::new(Fake))
                 .add_service(StatusServer::new(Fake))
+                .add_service(RecordsServer::new(Fake))
                 .add_service(EventsServer::new(Fake))
                 .serve_with_incoming(UnixListenerStream::new(listener))
                 .await
@@ -350,6 +352,42 @@ impl status_server::Status for Fake {
             node: "host1".to_owned(),
             api: "weft.v1".to_owned(),
         }))
+    }
+}
+
+#[tonic::async_trait]
+impl Records for Fake {
+    type AuditStream = Pin<Box<dyn Stream<Item = Result<v1::AuditResponse, Status>> + Send>>;
+
+    async fn audit(&self, request: Request<v1::AuditRequest>) -> Result<Response<Self::AuditStream>, Status> {
+        let repair = request.into_inner().repair;
+        let part = |part| Ok(v1::AuditResponse { part: Some(part) });
+        let finding = v1::AuditFinding {
+            key: "addresses/blue/10.1.0.9".to_owned(),
+            kind: "claim_without_endpoint".to_owned(),
+            message: "claimed for endpoint blue/host1/gone, which does not exist".to_owned(),
+            remedy: "give it up".to_owned(),
+            mendable: true,
+            mended: repair,
+        };
+        let summary = v1::AuditSummary {
+            revision: 812,
+            endpoints: 12,
+            claims: 24,
+            networks: 2,
+            findings: u64::from(!repair),
+            mended: u64::from(repair),
+            ..Default::default()
+        };
+        let progress = v1::AuditProgress {
+            records: 1000,
+            mended: 0,
+        };
+        Ok(Response::new(Box::pin(iter([
+            part(Part::Progress(progress)),
+            part(Part::Finding(finding)),
+            part(Part::Summary(summary)),
+        ]))))
     }
 }
 

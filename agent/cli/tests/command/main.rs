@@ -372,3 +372,26 @@ async fn completions_and_help_need_no_agent() {
     assert!(done.status.success());
     assert!(String::from_utf8_lossy(&done.stdout).contains("Examples:"));
 }
+
+#[tokio::test]
+async fn an_audit_says_by_its_exit_status_whether_all_is_well() {
+    let agent = Agent::start();
+    let (exit, out, complaint) = run(&agent, "audit").await;
+    assert_eq!((exit, complaint.as_str()), (1, ""));
+    assert_eq!(
+        out,
+        "KEY                       WRONG                                                        MENDED        WHAT TO DO\n\
+         addresses/blue/10.1.0.9   claimed for endpoint blue/host1/gone, which does not exist   by --repair   give it up\n\
+         \n\
+         12 endpoints, 24 claims, 2 networks at revision 812: 1 finding\n"
+    );
+    let (exit, out, _) = run(&agent, "audit --repair").await;
+    assert_eq!(exit, 0);
+    assert!(out.contains("   yes      give it up\n"), "{out}");
+    assert!(out.ends_with("at revision 812: clean, 1 mended\n"), "{out}");
+    let (exit, out, _) = run(&agent, "-o json audit").await;
+    let told: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(exit, 1);
+    assert_eq!((&told["clean"], &told["revision"]), (&false.into(), &812.into()));
+    assert_eq!(told["findings"][0]["kind"], "claim_without_endpoint");
+}
