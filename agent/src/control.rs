@@ -3,16 +3,20 @@
 
 mod audit;
 mod convergence;
+mod networks;
 mod questions;
+mod removal;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use weft_api::{
-    ApiError, AuditStream, Call, Control, EndpointFilter, EventHub, EventStream, NodeFilter, Subject,
+    ApiError, AuditStream, Call, Control, EndpointFilter, EventHub, EventStream, NodeFilter, RemovalStream,
+    Subject,
 };
 use weft_core::{
     claims::{self, Refusal},
+    fence::fenced,
     record::{Change, Committed, Entry, Guard, Transaction, Write},
 };
 use weft_proto::v1;
@@ -36,7 +40,8 @@ const STORE_PATIENCE: Duration = Duration::from_millis(2500);
 /// A detachment waits this long for the store to agree before it returns without.
 const DETACH_PATIENCE: Duration = Duration::from_millis(1000);
 
-/// Implements the API's calls.
+/// Implements the API's calls. Clones share everything.
+#[derive(Clone)]
 pub(crate) struct AgentControl {
     /// The loop.
     pub(crate) asker: Asker,
@@ -246,16 +251,29 @@ impl AgentControl {
     ) -> Result<(), ApiError> {
         let mut pause = Duration::from_millis(1);
         let mut lost = 0;
+        let begun_in = self.ask(|r| r.incarnation().to_owned()).await?;
         loop {
             let make = make.clone();
             let asker = self.asker.clone();
+            let life = begun_in.clone();
             let made = self
                 .ask(move |r| {
-                    let transaction = make(r, lost)?;
-                    r.book.begin_claims(&transaction);
-                    Ok(UnderWay { asker, transaction })
+                    if r.incarnation() != life {
+                        return None;
+                    }
+                    Some(make(r, lost).map(|transaction| {
+                        let transaction = fenced(&r.snapshot, transaction);
+                        r.book.begin_claims(&transaction);
+                        UnderWay { asker, transaction }
+                    }))
                 })
                 .await?;
+            let Some(made) = made else {
+                return Err(ApiError::Conflict {
+                    what: what.clone(),
+                    why: "this node was removed from the cluster meanwhile; see weft status".to_owned(),
+                });
+            };
             let under_way: UnderWay = made.map_err(|refusal| refusal_error(refusal, what))?;
             let transaction = &under_way.transaction;
             let result = self
@@ -482,23 +500,13 @@ impl Control for AgentControl {
         found.ok_or(ApiError::NotFound { what })
     }
 
-    async fn delete_network(&self, call: Call, name: String) -> Result<(), ApiError> {
-        let name: NetworkName = parse("name", &name)?;
-        let what = Subject::network(name.as_str());
-        let known = name.clone();
-        if !self.ask(move |r| r.snapshot.network(&known).is_some()).await? {
-            return Err(if self.ask(|r| r.is_connected() && r.is_informed()).await? {
-                ApiError::NotFound { what }
-            } else {
-                self.no_store().await
-            });
-        }
-        let _pin = self.view_of(&call, &name).await?;
-        let deleted = name.clone();
-        self.write(&call, &what, move |r, _| {
-            claims::delete_network(&r.snapshot, &deleted)
-        })
-        .await
+    async fn delete_network(
+        &self,
+        call: Call,
+        name: String,
+        force: bool,
+    ) -> Result<Vec<v1::HeldEndpoint>, ApiError> {
+        self.remove_network(call, parse("name", &name)?, force).await
     }
 
     async fn attach_endpoint(
@@ -830,13 +838,28 @@ impl Control for AgentControl {
         self.ask(move |r| view::peers(r, &alive)).await
     }
 
+    async fn holdings(&self, call: Call, node: String) -> Result<v1::HoldingsResponse, ApiError> {
+        self.holdings_of(call, parse("node", &node)?).await
+    }
+
+    async fn remove_peer(
+        &self,
+        call: Call,
+        request: v1::RemovePeerRequest,
+    ) -> Result<RemovalStream, ApiError> {
+        let node = parse("node", &request.node)?;
+        self.start_removal(call, node, request.force).await
+    }
+
     async fn status(&self, _: Call) -> Result<v1::AgentStatus, ApiError> {
         self.ask(|r| view::status(r)).await
     }
 
     async fn accept_deletions(&self, _: Call) -> Result<v1::AcceptDeletionsResponse, ApiError> {
+        let acknowledged = self.ask(Reconciler::acknowledge_removal).await?;
         let held = self.ask(Reconciler::accept_deletions).await?;
         Ok(v1::AcceptDeletionsResponse {
+            removal_acknowledged: acknowledged,
             count: held.unwrap_or_default() as u64,
             was_holding: held.is_some(),
         })

@@ -1,5 +1,8 @@
-//! Which store this host last agreed with: identity of the etcd cluster and a revision, in a file, so that an agent
-//! that starts after the store was emptied, replaced or restored does not believe that everything is gone.
+//! Which store this host last agreed with, and which life of the node this is, in a file.
+//!
+//! Identity of the etcd cluster and a revision, so that an agent that starts after the store was emptied, replaced or
+//! restored does not believe that everything is gone. And the incarnation, which ends when an operator removes the
+//! node from the cluster, with what it held until people have taken notice of that.
 
 use std::{
     fs, io,
@@ -8,11 +11,22 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// Remembers the store.
+/// Remembers the store, and this life of the node.
 #[derive(Debug)]
 pub(crate) struct History {
     path: PathBuf,
+    stored: Stored,
+}
+
+/// The file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Stored {
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
     known: Option<Known>,
+    incarnation: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    removed: Option<Removed>,
 }
 
 /// The store as it was.
@@ -22,36 +36,97 @@ struct Known {
     revision: i64,
 }
 
+/// The end of the node's last life.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Removed {
+    /// The node on which that was asked for, if it is known.
+    pub(crate) by: Option<String>,
+    /// How many endpoints were released.
+    pub(crate) endpoints: u64,
+    /// Some of them: `<network>/<id>` and their addresses.
+    pub(crate) held: Vec<String>,
+}
+
 /// The file is rewritten when the store has come this much further.
 const STRIDE: i64 = 1000;
 
+fn new_incarnation() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
+
 impl History {
-    /// Reads what a former agent remembered. A file that cannot be understood is told of and counts as none.
+    /// Reads what a former agent remembered. A file that cannot be understood is told of and counts as none: then
+    /// this is another life.
     ///
     /// # Errors
     /// When the file is there and cannot be read.
     pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
         let path = state_dir.join("store.json");
-        let known = match fs::read(&path) {
+        let stored: Stored = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .inspect_err(
                     |error| tracing::warn!(path = %path.display(), %error, "cannot understand this file"),
                 )
-                .ok(),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                .unwrap_or_default(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Stored::default(),
             Err(e) => return Err(e),
         };
-        Ok(Self { path, known })
+        let mut history = Self { path, stored };
+        if history.stored.incarnation.is_empty() {
+            history.write(Stored {
+                incarnation: new_incarnation(),
+                ..history.stored.clone()
+            });
+        }
+        Ok(history)
+    }
+
+    /// Which life of the node this is.
+    pub(crate) fn incarnation(&self) -> &str {
+        &self.stored.incarnation
+    }
+
+    /// How the node's last life ended, until somebody has taken notice.
+    pub(crate) fn removed(&self) -> Option<&Removed> {
+        self.stored.removed.as_ref()
+    }
+
+    /// Starts another life: an operator has ended the last one.
+    pub(crate) fn begin_anew(&mut self, mut removed: Removed) {
+        // Removed again before anybody took notice of the first time: all of it is to be told.
+        if let Some(before) = &self.stored.removed {
+            removed.endpoints += before.endpoints;
+            let more: Vec<_> = before
+                .held
+                .iter()
+                .filter(|held| !removed.held.contains(held))
+                .collect();
+            let more: Vec<String> = more.into_iter().cloned().collect();
+            removed.held.extend(more);
+        }
+        self.write(Stored {
+            known: self.stored.known,
+            incarnation: new_incarnation(),
+            removed: Some(removed),
+        });
+    }
+
+    /// Somebody has taken notice of the end of the last life.
+    pub(crate) fn acknowledge(&mut self) {
+        self.write(Stored {
+            removed: None,
+            ..self.stored.clone()
+        });
     }
 
     /// Whether nothing is known: a first start, or a lost file.
     pub(crate) fn is_empty(&self) -> bool {
-        self.known.is_none()
+        self.stored.known.is_none()
     }
 
     /// Why a store at this position is not the one that was known, if it is not.
     pub(crate) fn contradicts(&self, (cluster_id, revision): (u64, i64)) -> Option<String> {
-        let known = self.known?;
+        let known = self.stored.known?;
         if known.cluster_id != cluster_id {
             Some(format!(
                 "the store is another cluster ({cluster_id:x}) than before this agent started ({:x})",
@@ -71,23 +146,35 @@ impl History {
     pub(crate) fn note(&mut self, (cluster_id, revision): (u64, i64), now: bool) {
         let known = Known { cluster_id, revision };
         let near = self
+            .stored
             .known
             .is_some_and(|k| k.cluster_id == cluster_id && (0..STRIDE).contains(&(revision - k.revision)));
-        if self.known == Some(known) || (near && !now) {
+        if self.stored.known == Some(known) || (near && !now) {
             return;
         }
+        let before = self.stored.known;
+        let written = self.write(Stored {
+            known: Some(known),
+            ..self.stored.clone()
+        });
+        if !written {
+            // To be tried again; an older position only notices less.
+            self.stored.known = before;
+        }
+    }
+
+    /// Takes this over, in the file as far as that can be. Whether it could.
+    fn write(&mut self, stored: Stored) -> bool {
+        self.stored = stored;
         let new = self.path.with_extension("new");
-        let written = serde_json::to_vec(&known)
+        let written = serde_json::to_vec(&self.stored)
             .map_err(io::Error::from)
             .and_then(|bytes| fs::write(&new, bytes))
             .and_then(|()| fs::rename(&new, &self.path));
-        match written {
-            Ok(()) => self.known = Some(known),
-            // An older position only notices less.
-            Err(error) => {
-                tracing::warn!(path = %self.path.display(), %error, "cannot remember the store's position");
-            }
+        if let Err(error) = &written {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remember the store's position");
         }
+        written.is_ok()
     }
 }
 
@@ -108,5 +195,42 @@ mod tests {
         assert!(again.contradicts((1, 99)).unwrap().contains("revision 99"));
         history.note((1, 200), true);
         assert!(History::open(dir.path()).unwrap().contradicts((1, 150)).is_some());
+    }
+
+    #[test]
+    fn a_life_goes_on_until_it_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut history = History::open(dir.path()).unwrap();
+        let first = history.incarnation().to_owned();
+        assert!(!first.is_empty() && history.is_empty());
+        history.note((1, 100), true);
+        let mut history = History::open(dir.path()).unwrap();
+        assert_eq!(history.incarnation(), first);
+        let removed = |held: &str| Removed {
+            by: Some("host2".to_owned()),
+            endpoints: 1,
+            held: vec![held.to_owned()],
+        };
+        history.begin_anew(removed("blue/a"));
+        assert_ne!(history.incarnation(), first);
+        history.begin_anew(removed("blue/b"));
+        let mut history = History::open(dir.path()).unwrap();
+        assert_eq!(history.contradicts((1, 100)), None);
+        assert_eq!(history.removed().unwrap().held, ["blue/b", "blue/a"]);
+        let third = history.incarnation().to_owned();
+        history.acknowledge();
+        let history = History::open(dir.path()).unwrap();
+        assert_eq!((history.removed(), history.incarnation()), (None, &*third));
+    }
+
+    #[test]
+    fn a_file_from_before_lives_had_names_is_understood() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("store.json"), r#"{"cluster_id":1,"revision":7}"#).unwrap();
+        let history = History::open(dir.path()).unwrap();
+        assert!(history.contradicts((1, 6)).is_some() && !history.incarnation().is_empty());
+        fs::write(dir.path().join("store.json"), "{").unwrap();
+        let again = History::open(dir.path()).unwrap();
+        assert!(again.is_empty() && again.incarnation() != history.incarnation());
     }
 }

@@ -55,8 +55,8 @@ impl Node {
         })
     }
 
-    /// What this node's peer record should say.
-    pub(crate) fn peer_document(&self, underlay: &Underlay) -> PeerDocument {
+    /// What this node's peer record should say in this life.
+    pub(crate) fn peer_document(&self, underlay: &Underlay, incarnation: &str) -> PeerDocument {
         PeerDocument {
             vteps: [underlay.v4, underlay.v6]
                 .into_iter()
@@ -65,6 +65,7 @@ impl Node {
                 .collect(),
             mtu: Some(underlay.mtu.into()),
             boot_id: Some(self.boot_id.clone()),
+            incarnation: Some(incarnation.to_owned()),
             agent_version: Some(VERSION.to_owned()),
             ..PeerDocument::default()
         }

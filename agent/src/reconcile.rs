@@ -7,6 +7,7 @@
 mod barriers;
 mod owed;
 mod passes;
+mod removal;
 mod states;
 mod underlay;
 
@@ -123,6 +124,8 @@ pub(crate) struct Reconciler {
     kernel: KernelThread,
     detachments: Detachments,
     history: History,
+    /// The revision of the mark of a removal that this agent has taken notice of.
+    heeded: i64,
     connection: Option<Connection>,
     pinned: BTreeMap<NetworkName, usize>,
     /// This node's peer record was of another run of the kernel.
@@ -243,6 +246,7 @@ impl Reconciler {
             kernel,
             detachments,
             history,
+            heeded: 0,
             connection: None,
             pinned: BTreeMap::new(),
             rebooted: false,
@@ -335,6 +339,7 @@ impl Reconciler {
         let in_use = networks.filter_map(|(_, slot)| Some(slot.value.as_ref()?.cooldown));
         self.cooldowns
             .note(&in_use.collect(), self.snapshot.revision(), Instant::now());
+        self.tell_removal();
         self.end_detachments();
         self.sweep_after_reboot();
         self.run_chores();
@@ -351,6 +356,7 @@ impl Reconciler {
 
     /// Notes what a change of the snapshot made dirty, and what it makes owed.
     fn take_in(&mut self, dirty: Dirty) {
+        self.heed_removal();
         self.add_chores(&dirty);
         for endpoint in &dirty.endpoints {
             let network = self.observed.networks.get(&endpoint.network);

@@ -35,6 +35,8 @@ fn holds_the_services_and_their_methods() {
         "Endpoints/List",
         "Endpoints/Get",
         "Peers/List",
+        "Peers/Holdings",
+        "Peers/Remove",
         "Status/Get",
         "Status/Version",
         "Status/AcceptDeletions",

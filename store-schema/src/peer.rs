@@ -189,9 +189,16 @@ pub struct RemovedDocument {
     pub by: Option<String>,
     /// How many endpoints were released.
     pub endpoints: u64,
+    /// Which endpoints those were, for people: `<network>/<id>` and the addresses, at most 100 of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
+    pub held: Vec<String>,
 }
 
 impl RemovedDocument {
+    /// Most endpoints that a mark names.
+    pub const MOST_HELD: usize = 100;
+
     /// Decodes and validates a stored mark.
     ///
     /// # Errors

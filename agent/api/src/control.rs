@@ -63,6 +63,9 @@ pub type EventStream = Pin<Box<dyn Stream<Item = Result<v1::Event, ApiError>> + 
 /// The parts of an audit's answer; ends after the summary or an error.
 pub type AuditStream = Pin<Box<dyn Stream<Item = Result<v1::AuditResponse, ApiError>> + Send>>;
 
+/// The parts of the answer to a removal; ends after the summary or an error.
+pub type RemovalStream = Pin<Box<dyn Stream<Item = Result<v1::RemovePeerResponse, ApiError>> + Send>>;
+
 /// The agent, as far as the API drives it.
 ///
 /// Every method may be called many times at once. A call's future is dropped at any of its awaits when the
@@ -93,8 +96,14 @@ pub trait Control: Send + Sync + 'static {
         name: String,
     ) -> impl Future<Output = Result<v1::Network, ApiError>> + Send;
 
-    /// Removes a network. Errors: `NotFound`, `Conflict` while it has endpoints, `Unavailable`.
-    fn delete_network(&self, call: Call, name: String) -> impl Future<Output = Result<(), ApiError>> + Send;
+    /// Removes a network, by force with its endpoints, which are returned. Errors: `NotFound`, `Conflict` while it
+    /// has endpoints, `Unavailable`, `DeadlineExceeded`.
+    fn delete_network(
+        &self,
+        call: Call,
+        name: String,
+        force: bool,
+    ) -> impl Future<Output = Result<Vec<v1::HeldEndpoint>, ApiError>> + Send;
 
     /// Makes an endpoint on this host; returns when the local data plane carries it. `request.timeout` is
     /// already in `call.deadline`. Idempotent for the same request with an id.
@@ -146,6 +155,22 @@ pub trait Control: Send + Sync + 'static {
 
     /// All peers, this host included, in any order.
     fn list_peers(&self, call: Call) -> impl Future<Output = Result<Vec<v1::Peer>, ApiError>> + Send;
+
+    /// What a node holds. Errors: `NotFound`, `Unavailable`.
+    fn holdings(
+        &self,
+        call: Call,
+        node: String,
+    ) -> impl Future<Output = Result<v1::HoldingsResponse, ApiError>> + Send;
+
+    /// Removes a node from the cluster with all that it holds. `request.timeout` is already in `call.deadline`.
+    /// What was begun may be repeated. Errors: `NotFound`, `Conflict` (this host, or the node is alive),
+    /// `Unavailable`; on the stream also `DeadlineExceeded`.
+    fn remove_peer(
+        &self,
+        call: Call,
+        request: v1::RemovePeerRequest,
+    ) -> impl Future<Output = Result<RemovalStream, ApiError>> + Send;
 
     /// How the agent is. Answers without the store.
     fn status(&self, call: Call) -> impl Future<Output = Result<v1::AgentStatus, ApiError>> + Send;

@@ -11,7 +11,9 @@ mod serve;
 mod service;
 mod socket;
 
-pub use control::{AuditStream, Call, Caller, Control, EndpointFilter, EventStream, NodeFilter};
+pub use control::{
+    AuditStream, Call, Caller, Control, EndpointFilter, EventStream, NodeFilter, RemovalStream,
+};
 pub use error::{ApiError, ERROR_DOMAIN, Subject};
 pub use events::EventHub;
 pub use serve::{Limits, ServeError, serve};

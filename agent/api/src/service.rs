@@ -301,13 +301,13 @@ impl<C: Control> networks_server::Networks for Service<C> {
         request: Request<v1::DeleteNetworkRequest>,
     ) -> Result<Response<v1::DeleteNetworkResponse>, Status> {
         let call = self.call(&request, None);
-        let name = request.into_inner().name;
+        let v1::DeleteNetworkRequest { name, force } = request.into_inner();
         let work = async {
             required("name", &name)?;
-            self.control().delete_network(call, name.clone()).await
+            self.control().delete_network(call, name.clone(), force).await
         };
-        self.change(call, Subject::network(&name), work).await?;
-        Ok(Response::new(v1::DeleteNetworkResponse {}))
+        let detached = self.change(call, Subject::network(&name), work).await?;
+        Ok(Response::new(v1::DeleteNetworkResponse { detached }))
     }
 
     async fn wait(&self, request: Request<v1::WaitRequest>) -> Result<Response<v1::WaitResponse>, Status> {
@@ -422,6 +422,38 @@ impl<C: Control> endpoints_server::Endpoints for Service<C> {
 
 #[tonic::async_trait]
 impl<C: Control> peers_server::Peers for Service<C> {
+    type RemoveStream = Answers<v1::RemovePeerResponse>;
+
+    async fn holdings(
+        &self,
+        request: Request<v1::HoldingsRequest>,
+    ) -> Result<Response<v1::HoldingsResponse>, Status> {
+        let call = self.call(&request, None);
+        let node = request.into_inner().node;
+        let what = Subject::new("peer", &node);
+        let work = async {
+            required("node", &node)?;
+            self.control().holdings(call, node).await
+        };
+        self.read(call, what, work).await.map(Response::new)
+    }
+
+    async fn remove(
+        &self,
+        request: Request<v1::RemovePeerRequest>,
+    ) -> Result<Response<Self::RemoveStream>, Status> {
+        let asked = asked_timeout(request.get_ref().timeout, self.shared.limits.longest_timeout)?;
+        let call = self.call(&request, asked);
+        let request = request.into_inner();
+        let what = Subject::new("peer", &request.node);
+        let work = async {
+            required("node", &request.node)?;
+            self.control().remove_peer(call, request).await
+        };
+        let parts = self.change(call, what.clone(), work).await?;
+        Ok(Response::new(self.answers(call, what, parts)))
+    }
+
     async fn list(
         &self,
         request: Request<v1::ListPeersRequest>,

@@ -153,10 +153,16 @@ pub(crate) enum NetworkCommand {
         name: String,
     },
     /// Delete a network that has no endpoints
-    #[command(visible_alias = "rm")]
+    #[command(
+        visible_alias = "rm",
+        after_help = "Examples:\n  weft network delete blue\n  weft network delete blue --force"
+    )]
     Delete {
         /// Its name
         name: String,
+        /// Detach its endpoints first, on all hosts
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -291,6 +297,29 @@ pub(crate) enum PeerCommand {
     /// List the hosts of the cluster
     #[command(visible_alias = "ls")]
     List,
+    /// Remove a host that is gone for good, and release what it held
+    #[command(
+        visible_alias = "rm",
+        after_help = "Says what the host holds and asks before anything is changed. If the host comes back with its old state,\n\
+                      it knows that it was removed: it writes nothing of what it held, takes it down, and starts anew.\n\n\
+                      Examples:\n  weft peer remove host3\n  weft peer remove host3 --yes"
+    )]
+    Remove(RemoveArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RemoveArgs {
+    /// Its node name
+    pub(crate) node: String,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Also while its agent is alive
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// How long it may take, at most 5m
+    #[arg(long, default_value = "2m", value_parser = timeout, value_name = "TIME")]
+    pub(crate) timeout: Duration,
 }
 
 #[derive(Debug, Args)]

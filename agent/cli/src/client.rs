@@ -31,6 +31,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// ours.
 const MARGIN: Duration = Duration::from_secs(2);
 
+/// The longest answer that is taken, in bytes, where one may be longer than the 4 MiB that are taken by default.
+const LARGE: usize = 64 << 20;
+
 /// A connection to the agent.
 #[derive(Clone)]
 pub(crate) struct Client {
@@ -148,18 +151,22 @@ impl Client {
         filled(&action, answer.into_inner().network)
     }
 
-    pub(crate) async fn delete_network(&self, name: &str) -> Result<(), Failure> {
-        let request = timed(
-            v1::DeleteNetworkRequest {
-                name: name.to_owned(),
-            },
-            CALL_TIMEOUT,
-        );
-        self.networks()
-            .delete(request)
+    pub(crate) async fn delete_network(
+        &self,
+        name: &str,
+        force: bool,
+    ) -> Result<Vec<v1::HeldEndpoint>, Failure> {
+        let request = v1::DeleteNetworkRequest {
+            name: name.to_owned(),
+            force,
+        };
+        let answer = self
+            .networks()
+            .max_decoding_message_size(LARGE)
+            .delete(timed(request, CALL_TIMEOUT))
             .await
             .map_err(failed(&format!("delete network {name}")))?;
-        Ok(())
+        Ok(answer.into_inner().detached)
     }
 
     pub(crate) async fn attach_endpoint(
@@ -273,11 +280,40 @@ impl Client {
         }
     }
 
+    pub(crate) async fn holdings(&self, node: &str) -> Result<v1::HoldingsResponse, Failure> {
+        let request = v1::HoldingsRequest {
+            node: node.to_owned(),
+        };
+        let mut client = PeersClient::new(self.channel.clone()).max_decoding_message_size(LARGE);
+        let answer = client.holdings(timed(request, CALL_TIMEOUT)).await;
+        Ok(answer
+            .map_err(failed(&format!("see what peer {node} holds")))?
+            .into_inner())
+    }
+
+    pub(crate) async fn remove_peer(
+        &self,
+        node: &str,
+        force: bool,
+        timeout: Duration,
+    ) -> Result<Streaming<v1::RemovePeerResponse>, Failure> {
+        let request = v1::RemovePeerRequest {
+            node: node.to_owned(),
+            force,
+            timeout: prost_types::Duration::try_from(timeout).ok(),
+        };
+        let request = timed(request, timeout + MARGIN);
+        let answer = PeersClient::new(self.channel.clone()).remove(request).await;
+        Ok(answer
+            .map_err(failed(&format!("remove peer {node}")))?
+            .into_inner())
+    }
+
     pub(crate) async fn status(&self) -> Result<v1::AgentStatus, Failure> {
         let action = "get the agent's status";
         let request = timed(v1::GetStatusRequest {}, CALL_TIMEOUT);
-        // A status with very many problems is longer than the 4 MiB that are taken by default.
-        let mut client = StatusClient::new(self.channel.clone()).max_decoding_message_size(64 << 20);
+        // There may be very many problems.
+        let mut client = StatusClient::new(self.channel.clone()).max_decoding_message_size(LARGE);
         let answer = client.get(request).await.map_err(failed(action))?;
         filled(action, answer.into_inner().status)
     }

@@ -11,6 +11,7 @@ mod failure;
 mod golden;
 mod output;
 mod progress;
+mod removal;
 mod report;
 mod run;
 mod subnet;

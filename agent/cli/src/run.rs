@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::output::{Paint, plain, print};
 use crate::progress::waiting;
 use crate::view::{self, Converged, Endpoint, Network, Peer};
-use crate::{audit, report, subnet, table};
+use crate::{audit, removal, report, subnet, table};
 
 /// How answers are printed.
 struct Printer {
@@ -82,6 +82,16 @@ async fn carry_out(command: Command, socket: &Path, printer: &Printer) -> Result
             let peers: Vec<Peer> = peers.into_iter().map(Peer::from).collect();
             printer.show(&peers[..], table::peers)
         }
+        Command::Peer(PeerCommand::Remove(args)) => {
+            let client = Client::connect(socket).await?;
+            let each = |held: &view::Held| match printer.format {
+                // Each as it comes; JSON has them all in one object at the end.
+                Format::Table => print(&removal::line("released", held)).map(|_| ()),
+                Format::Json => Ok(()),
+            };
+            let removed = removal::remove(&client, &args, printer.paint, each).await?;
+            printer.show(&removed, |removed, _| removal::summary(removed))
+        }
         Command::Wait(args) => {
             let client = Client::connect(socket).await?;
             let what = match &args.network {
@@ -136,11 +146,18 @@ async fn network(command: NetworkCommand, socket: &Path, printer: &Printer) -> R
             let network = waiting("asking for the network", client.get_network(&name)).await?;
             printer.show(&Network::from(network), report::network)
         }
-        NetworkCommand::Delete { name } => {
+        NetworkCommand::Delete { name, force } => {
             let client = Client::connect(socket).await?;
-            waiting(&format!("deleting network {name}"), client.delete_network(&name)).await?;
-            printer.show(&view::Deleted { deleted: name }, |it, _| {
-                format!("network {} deleted\n", plain(&it.deleted))
+            let what = format!("deleting network {name}");
+            let detached = waiting(&what, client.delete_network(&name, force)).await?;
+            let deleted = view::Deleted {
+                deleted: name,
+                detached: detached.into_iter().map(view::Held::from).collect(),
+            };
+            printer.show(&deleted, |it, _| {
+                let detached = it.detached.iter();
+                let lines = detached.map(|held| removal::line("detached", held));
+                lines.collect::<String>() + &format!("network {} deleted\n", plain(&it.deleted))
             })
         }
     }
@@ -273,14 +290,22 @@ async fn resync(socket: &Path, printer: &Printer) -> Result<(), Failure> {
     let accepted = view::Accepted {
         was_holding: answer.was_holding,
         count: answer.count,
+        removal_acknowledged: answer.removal_acknowledged,
     };
-    printer.show(&accepted, |accepted, _| match accepted {
-        view::Accepted {
-            was_holding: false, ..
-        } => "nothing was held\n".to_owned(),
-        view::Accepted { count, .. } => {
-            format!("confirmed: {count} held records, and whatever no record explains, may go\n")
+    printer.show(&accepted, |accepted, _| {
+        let mut text = String::new();
+        if accepted.removal_acknowledged {
+            text.push_str("the notice that this node was removed from the cluster is ended\n");
         }
+        if accepted.was_holding {
+            let count = accepted.count;
+            text.push_str(&format!(
+                "confirmed: {count} held records, and whatever no record explains, may go\n"
+            ));
+        } else if text.is_empty() {
+            text.push_str("nothing was held\n");
+        }
+        text
     })
 }
 

@@ -228,6 +228,41 @@ pub(crate) enum Subject {
 #[derive(Debug, Serialize)]
 pub(crate) struct Deleted {
     pub(crate) deleted: String,
+    /// The endpoints that were detached first.
+    pub(crate) detached: Vec<Held>,
+}
+
+/// An endpoint that is gone, or is to go.
+#[derive(Debug, Serialize)]
+pub(crate) struct Held {
+    pub(crate) network: String,
+    pub(crate) node: String,
+    pub(crate) id: String,
+    pub(crate) name: Option<String>,
+    /// Without prefix length.
+    pub(crate) addresses: Vec<String>,
+}
+
+impl From<v1::HeldEndpoint> for Held {
+    fn from(held: v1::HeldEndpoint) -> Self {
+        Self {
+            network: held.network,
+            node: held.node,
+            id: held.id,
+            name: given(held.name),
+            addresses: held.addresses,
+        }
+    }
+}
+
+/// What `peer remove` prints.
+#[derive(Debug, Serialize)]
+pub(crate) struct Removed {
+    pub(crate) removed: String,
+    /// The endpoints that were released.
+    pub(crate) released: Vec<Held>,
+    /// How many addresses were released that were claimed for endpoints that did not exist.
+    pub(crate) stray_addresses: u64,
 }
 
 /// What `endpoint detach` prints.
@@ -245,6 +280,8 @@ pub(crate) struct Accepted {
     pub(crate) was_holding: bool,
     /// How many records were held.
     pub(crate) count: u64,
+    /// Whether a notice was ended that this node had been removed from the cluster.
+    pub(crate) removal_acknowledged: bool,
 }
 
 /// What `audit` prints.

@@ -198,13 +198,29 @@ pub fn rank(snapshot: &Snapshot, chore: &Chore) -> usize {
 
 fn publish_peer(snapshot: &Snapshot, wanted: &PeerDocument) -> Option<Transaction> {
     let key = Key::Peer(snapshot.node().clone());
+    // Whoever lets it be published has taken notice of the removal: what is published is another life.
+    let mark = snapshot.removed(snapshot.node());
+    let clear = |mut transaction: Transaction| {
+        let key = Key::Removed(snapshot.node().clone());
+        match mark {
+            Some(slot) => {
+                let guard = Guard::Unchanged(key.clone(), slot.mod_revision);
+                transaction.guards.push(guard);
+                transaction.writes.push(Write::Delete(key));
+            }
+            // A life that has ended, and does not know it yet, does not come back.
+            None => transaction.guards.push(Guard::Absent(key)),
+        }
+        transaction
+    };
     let Some(slot) = snapshot.peer_slot(snapshot.node()).filter(|slot| !slot.held) else {
-        return Some(Transaction {
+        return Some(clear(Transaction {
             guards: vec![Guard::Absent(key.clone())],
             writes: vec![Write::Put(key, encode(wanted))],
-        });
+        }));
     };
-    let is_right = !slot.bad && wanted.clone().validate().ok().as_ref() == slot.value.as_ref();
+    let is_right =
+        mark.is_none() && !slot.bad && wanted.clone().validate().ok().as_ref() == slot.value.as_ref();
     if is_right {
         return None;
     }
@@ -215,16 +231,20 @@ fn publish_peer(snapshot: &Snapshot, wanted: &PeerDocument) -> Option<Transactio
         ("agent_version", wanted.agent_version.clone().into()),
         ("kind", wanted.kind.as_str().into()),
     ];
+    let incarnation = wanted.incarnation.clone();
+    let fields = fields
+        .into_iter()
+        .chain(incarnation.map(|life| ("incarnation", life.into())));
     // What cannot be read cannot be kept: a node's own record is the node's to write.
     let record = slot
         .raw
         .as_deref()
         .and_then(|raw| set_fields(raw, fields).ok())
         .filter(|record| weft_store_schema::Peer::decode(record).is_ok());
-    Some(Transaction {
+    Some(clear(Transaction {
         guards: vec![Guard::Unchanged(key.clone(), slot.mod_revision)],
         writes: vec![Write::Put(key, record.unwrap_or_else(|| encode(wanted)))],
-    })
+    }))
 }
 
 fn serde_value(texts: &[String]) -> Value {

@@ -22,5 +22,6 @@ pub mod ownership;
 pub mod plan;
 pub mod problem;
 pub mod record;
+pub mod removal;
 pub mod snapshot;
 mod touch;

@@ -8,6 +8,7 @@ use weft_core::{
     chores::{self, Chore},
     claims::Choosing,
     dirty::Dirty,
+    fence::fenced,
     ownership::port_name,
     problem::Problem,
     record::{Change, Committed, Connection, Entry, Guard, Scope, Transaction, Write},
@@ -131,15 +132,19 @@ impl Reconciler {
     }
 
     pub(super) fn peer_document(&self) -> Option<PeerDocument> {
-        Some(self.node.peer_document(self.underlay.as_ref()?))
+        let underlay = self.underlay.as_ref()?;
+        Some(self.node.peer_document(underlay, self.history.incarnation()))
     }
 
     pub(super) fn add_chores(&mut self, dirty: &Dirty) {
         let Some(peer) = self.peer_document() else { return };
         if !self.scopes.is_empty()
-            && !self
-                .snapshot
-                .is_complete(&BTreeSet::from([Scope::Networks, Scope::Peers, Scope::Vnis]))
+            && !self.snapshot.is_complete(&BTreeSet::from([
+                Scope::Networks,
+                Scope::Peers,
+                Scope::Removed,
+                Scope::Vnis,
+            ]))
         {
             return;
         }
@@ -165,7 +170,8 @@ impl Reconciler {
                 Chore::CompleteEndpoint(endpoint) => self.choosing(&endpoint.network, self.book.lost(&chore)),
                 _ => Choosing::default(),
             };
-            let transaction = chores::transaction(&self.snapshot, &peer, &chore, &choosing);
+            let transaction = chores::transaction(&self.snapshot, &peer, &chore, &choosing)
+                .map(|owed| owed.map(|owed| fenced(&self.snapshot, owed)));
             if let Chore::CompleteEndpoint(endpoint) = &chore {
                 let key = Key::Endpoint(endpoint.clone()).to_string();
                 let value = self

@@ -127,6 +127,7 @@ fn written() -> Vec<(&'static str, Vec<u8>)> {
                 incarnation: Some("9f2d41c07be35a68".to_owned()),
                 by: Some("host2".to_owned()),
                 endpoints: 3,
+                held: vec!["blue/web 10.1.0.5 fd00::5".to_owned()],
             }),
         ),
         (

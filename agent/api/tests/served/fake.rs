@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use weft_api::{
     ApiError, AuditStream, Call, Caller, Control, EndpointFilter, EventHub, EventStream, Limits, Listener,
-    ListenerConfig, NodeFilter, ServeError, Subject, serve,
+    ListenerConfig, NodeFilter, RemovalStream, ServeError, Subject, serve,
 };
 use weft_proto::v1;
 
@@ -90,7 +90,15 @@ impl Control for Fake {
         }
     }
 
-    async fn delete_network(&self, _call: Call, name: String) -> Result<(), ApiError> {
+    async fn delete_network(
+        &self,
+        _call: Call,
+        name: String,
+        force: bool,
+    ) -> Result<Vec<v1::HeldEndpoint>, ApiError> {
+        if force {
+            return Ok(vec![v1::HeldEndpoint::default()]);
+        }
         Err(ApiError::NotFound {
             what: Subject::network(name),
         })
@@ -194,6 +202,30 @@ impl Control for Fake {
         }])
     }
 
+    async fn holdings(&self, _call: Call, node: String) -> Result<v1::HoldingsResponse, ApiError> {
+        Err(ApiError::NotFound {
+            what: Subject::new("peer", node),
+        })
+    }
+
+    async fn remove_peer(
+        &self,
+        _call: Call,
+        request: v1::RemovePeerRequest,
+    ) -> Result<RemovalStream, ApiError> {
+        if !request.force {
+            return Err(ApiError::Conflict {
+                what: Subject::new("peer", request.node),
+                why: "its agent is alive".to_owned(),
+            });
+        }
+        let summary = v1::RemovalSummary::default();
+        let part = Some(v1::remove_peer_response::Part::Summary(summary));
+        Ok(Box::pin(futures::stream::iter([Ok(v1::RemovePeerResponse {
+            part,
+        })])))
+    }
+
     async fn status(&self, _call: Call) -> Result<v1::AgentStatus, ApiError> {
         Ok(v1::AgentStatus {
             node: "host1".to_owned(),
@@ -205,6 +237,7 @@ impl Control for Fake {
         Ok(v1::AcceptDeletionsResponse {
             count: 3,
             was_holding: true,
+            removal_acknowledged: false,
         })
     }
 

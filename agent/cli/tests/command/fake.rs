@@ -190,7 +190,11 @@ impl Networks for Fake {
         &self,
         request: Request<v1::DeleteNetworkRequest>,
     ) -> Result<Response<v1::DeleteNetworkResponse>, Status> {
-        let name = request.into_inner().name;
+        let v1::DeleteNetworkRequest { name, force } = request.into_inner();
+        if force {
+            let detached = vec![held(&name, "host2", "web", &["10.1.0.5", "fd00::5"])];
+            return Ok(Response::new(v1::DeleteNetworkResponse { detached }));
+        }
         Err(match name.as_str() {
             "blue" => status(
                 Code::FailedPrecondition,
@@ -297,8 +301,53 @@ impl Endpoints for Fake {
     }
 }
 
+fn held(network: &str, node: &str, id: &str, addresses: &[&str]) -> v1::HeldEndpoint {
+    v1::HeldEndpoint {
+        network: network.to_owned(),
+        node: node.to_owned(),
+        id: id.to_owned(),
+        name: String::new(),
+        addresses: addresses.iter().map(ToString::to_string).collect(),
+    }
+}
+
 #[tonic::async_trait]
 impl Peers for Fake {
+    type RemoveStream = Pin<Box<dyn Stream<Item = Result<v1::RemovePeerResponse, Status>> + Send>>;
+
+    async fn holdings(
+        &self,
+        _request: Request<v1::HoldingsRequest>,
+    ) -> Result<Response<v1::HoldingsResponse>, Status> {
+        Ok(Response::new(v1::HoldingsResponse {
+            endpoints: vec![held("blue", "host3", "web", &["10.1.0.5"])],
+            known: true,
+            ..Default::default()
+        }))
+    }
+
+    async fn remove(
+        &self,
+        request: Request<v1::RemovePeerRequest>,
+    ) -> Result<Response<Self::RemoveStream>, Status> {
+        let v1::RemovePeerRequest { node, force, .. } = request.into_inner();
+        if !force {
+            let message = format!("peer {node}: its agent is alive");
+            return Err(status(Code::FailedPrecondition, "CONFLICT", &message, |_| {}));
+        }
+        let summary = v1::RemovalSummary {
+            removed: true,
+            endpoints: 1,
+            stray_addresses: 0,
+        };
+        let parts = [
+            v1::remove_peer_response::Part::Released(held("blue", &node, "web", &["10.1.0.5"])),
+            v1::remove_peer_response::Part::Summary(summary),
+        ];
+        let parts = parts.map(|part| Ok(v1::RemovePeerResponse { part: Some(part) }));
+        Ok(Response::new(Box::pin(iter(parts))))
+    }
+
     async fn list(
         &self,
         _request: Request<v1::ListPeersRequest>,
@@ -340,6 +389,7 @@ impl status_server::Status for Fake {
         Ok(Response::new(v1::AcceptDeletionsResponse {
             count: 3,
             was_holding: true,
+            removal_acknowledged: false,
         }))
     }
 

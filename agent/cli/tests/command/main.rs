@@ -395,3 +395,44 @@ async fn an_audit_says_by_its_exit_status_whether_all_is_well() {
     assert_eq!((&told["clean"], &told["revision"]), (&false.into(), &812.into()));
     assert_eq!(told["findings"][0]["kind"], "claim_without_endpoint");
 }
+
+#[tokio::test]
+async fn a_host_is_removed_only_if_that_is_wanted() {
+    let agent = Agent::start();
+    // Nobody can be asked: standard input is no terminal.
+    let (exit, out, complaint) = run(&agent, "peer remove host3 --force").await;
+    assert_eq!((exit, out.as_str()), (2, ""));
+    assert!(
+        complaint.contains("--yes") && complaint.contains("nothing is changed"),
+        "{complaint}"
+    );
+    let (exit, _, complaint) = run(&agent, "peer remove host3 --yes").await;
+    assert_eq!(exit, 4, "{complaint}");
+    assert!(complaint.contains("its agent is alive"), "{complaint}");
+    let (exit, out, _) = run(&agent, "peer remove host3 --yes --force").await;
+    assert_eq!(exit, 0);
+    assert_eq!(
+        out,
+        "released blue/host3/web 10.1.0.5\nhost3 is removed; 1 endpoint released\n"
+    );
+    let (_, out, _) = run(&agent, "-o json peer rm host3 -y --force").await;
+    let told: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(told["removed"], "host3");
+    assert_eq!(told["released"][0]["addresses"][0], "10.1.0.5");
+}
+
+#[tokio::test]
+async fn a_network_is_deleted_with_its_endpoints_by_force() {
+    let agent = Agent::start();
+    let (exit, ..) = run(&agent, "network delete blue").await;
+    assert_eq!(exit, 4);
+    let (exit, out, _) = run(&agent, "network delete blue --force").await;
+    assert_eq!(exit, 0);
+    assert_eq!(
+        out,
+        "detached blue/host2/web 10.1.0.5 fd00::5\nnetwork blue deleted\n"
+    );
+    let (_, out, _) = run(&agent, "-o json network rm blue --force").await;
+    let told: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(told["detached"][0]["id"], "web");
+}
