@@ -9,6 +9,7 @@ use weft_core::{
     desired::{Assessment, Host},
     diff,
     dirty::Dirty,
+    fence::fenced,
     plan::{Failures, Op},
     problem::Problem,
     record::{Change, Scope, Transaction},
@@ -170,7 +171,8 @@ impl Agent {
     /// What a chore writes, from what is known now; none if nothing is owed any more, and then it is
     /// forgotten.
     pub(crate) fn transaction(&mut self, chore: &Chore) -> Result<Option<Transaction>, Refusal> {
-        let transaction = chores::transaction(&self.snapshot, &self.peer(), chore, &Choosing::default());
+        let transaction = chores::transaction(&self.snapshot, &self.peer(), chore, &Choosing::default())
+            .map(|owed| owed.map(|owed| fenced(&self.snapshot, owed)));
         if let Ok(None) = transaction {
             self.book.remove(chore);
         }

@@ -7,6 +7,7 @@ use proptest::{collection, prelude::*, sample::select};
 use weft_core::{
     claims::{self, Choosing, Refusal},
     dirty::Dirty,
+    fence::fenced,
     record::{Committed, Guard, Transaction},
 };
 use weft_store_schema::{
@@ -66,7 +67,7 @@ pub(crate) struct Cluster {
     pub(crate) store: Store,
     pub(crate) agents: Vec<Agent>,
     /// Writes under way, with who sent them.
-    flying: Vec<(usize, Transaction)>,
+    pub(crate) flying: Vec<(usize, Transaction)>,
 }
 
 pub(crate) fn endpoint(n: usize, network: &str, id: &str) -> EndpointRef {
@@ -106,6 +107,7 @@ impl Cluster {
     fn fly(&mut self, n: usize, transaction: Result<Transaction, Refusal>) {
         // A refusal is an answer: nothing is written.
         if let Ok(transaction) = transaction {
+            let transaction = fenced(&self.agents[n].snapshot, transaction);
             assert!(transaction.writes.len() + transaction.guards.len() <= 128);
             self.flying.push((n, transaction));
         }

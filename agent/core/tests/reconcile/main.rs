@@ -3,7 +3,8 @@
 //!
 //! `store` and `kernel` are the models, `agent` ties one host's core between them, `naive` says once more,
 //! without any index or increment, what a host should hold. `cases` are stories in files; `convergence`,
-//! `audit`, `bytes` and `claims` are properties, `choices` are examples; `partial` is about a view that is not whole yet.
+//! `audit`, `bytes`, `claims` and `removal` are properties, `choices` are examples; `partial` is about a view that is
+//! not whole yet.
 
 #[cfg(test)]
 mod agent;
@@ -29,6 +30,8 @@ mod naive;
 mod partial;
 #[cfg(test)]
 mod records;
+#[cfg(test)]
+mod removal;
 #[cfg(test)]
 mod show;
 #[cfg(test)]
