@@ -101,6 +101,18 @@ pub(crate) struct Args {
     /// Seconds between two comparisons of everything, which find what notifications missed [default: 300].
     #[arg(long, env = "WEFT_RESYNC_SECONDS", value_name = "SECONDS")]
     pub(crate) resync_seconds: Option<u64>,
+    /// How long the namespace of an endpoint's container has to be gone before that is reported [default: 60s].
+    #[arg(long, env = "WEFT_DEAD_GRACE", value_name = "TIME")]
+    pub(crate) dead_grace: Option<String>,
+    /// Detach endpoints whose container's namespace has been gone for that long [default: false].
+    #[arg(
+        long,
+        env = "WEFT_RELEASE_DEAD",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub(crate) release_dead: Option<bool>,
 }
 
 /// Form of the log.
@@ -127,6 +139,7 @@ struct File {
     etcd: EtcdSection,
     underlay: UnderlaySection,
     api: ApiSection,
+    endpoints: EndpointsSection,
     log: LogSection,
 }
 
@@ -155,6 +168,13 @@ struct UnderlaySection {
 struct ApiSection {
     socket: Option<PathBuf>,
     group: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct EndpointsSection {
+    dead_grace: Option<String>,
+    release_dead: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -191,6 +211,10 @@ pub(crate) struct Config {
     pub(crate) log_format: LogFormat,
     /// Time between two comparisons of everything.
     pub(crate) resync: Duration,
+    /// How long the namespace of an endpoint's container has to be gone before that is reported.
+    pub(crate) dead_grace: Duration,
+    /// Whether such endpoints are detached.
+    pub(crate) release_dead: bool,
 }
 
 /// Where etcd is and who we are there.
@@ -379,6 +403,10 @@ impl Config {
                 format!("{resync} is not from 1 to 86400"),
             ));
         }
+        let dead_grace = match args.dead_grace.or(file.endpoints.dead_grace) {
+            Some(text) => dead_grace(&text)?,
+            None => Duration::from_secs(60),
+        };
         Ok(Self {
             node,
             prefix: prefix.map_err(|e| setting("prefix", e))?,
@@ -413,8 +441,21 @@ impl Config {
                 .unwrap_or_else(|| "info".to_owned()),
             log_format: args.log_format.or(file.log.format).unwrap_or_default(),
             resync: Duration::from_secs(resync),
+            dead_grace,
+            release_dead: args.release_dead.or(file.endpoints.release_dead).unwrap_or(false),
         })
     }
+}
+
+fn dead_grace(text: &str) -> Result<Duration, ConfigError> {
+    let allowed = Duration::from_millis(100)..=Duration::from_secs(86_400);
+    let given = humantime::parse_duration(text).ok();
+    given.filter(|grace| allowed.contains(grace)).ok_or_else(|| {
+        setting(
+            "endpoints.dead_grace",
+            format!("{text:?} is not a time from 100ms to 1day with its unit, such as 60s"),
+        )
+    })
 }
 
 fn read(path: &Path) -> Result<File, ConfigError> {
@@ -429,66 +470,4 @@ fn read(path: &Path) -> Result<File, ConfigError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(flags: &[&str], file: &str) -> Result<Config, String> {
-        let args =
-            Args::try_parse_from([&["weftd", "--node", "h"], flags].concat()).map_err(|e| e.to_string())?;
-        let file = toml::from_str(file).map_err(|e| e.to_string())?;
-        Config::merge(args, file).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn a_flag_beats_the_file_and_the_file_beats_the_default() {
-        assert_eq!(load(&[], "").unwrap().underlay.port, 4789);
-        assert_eq!(load(&[], "[underlay]\nport = 5000").unwrap().underlay.port, 5000);
-        assert_eq!(
-            load(&["--vxlan-port", "6000"], "[underlay]\nport = 5000")
-                .unwrap()
-                .underlay
-                .port,
-            6000
-        );
-        let etcd = load(
-            &["--etcd", "http://a:1,http://b:2"],
-            "[etcd]\nendpoints = [\"http://c:3\"]",
-        )
-        .unwrap()
-        .etcd;
-        assert_eq!(etcd.endpoints, ["http://a:1", "http://b:2"]);
-    }
-
-    #[test]
-    fn wrong_settings_are_named() {
-        for (flags, file, want) in [
-            (&[][..], "colour = \"blue\"", "unknown field `colour`"),
-            (&[], "[etcd]\ncert = \"/c\"", "setting etcd.key"),
-            (&[], "[etcd]\nusername = \"u\"", "setting etcd.password_file"),
-            (
-                &["--underlay-mtu", "100"],
-                "",
-                "setting underlay.mtu: 100 is not from 576",
-            ),
-            (
-                &["--underlay-address", "10.0.0.1", "--underlay-address", "10.0.0.2"],
-                "",
-                "setting underlay.addresses",
-            ),
-            (
-                &["--state-dir", "here"],
-                "",
-                "setting state_dir: here is not an absolute path",
-            ),
-            (&["--prefix", "/a b/"], "", "setting prefix"),
-            (
-                &["--underlay-interface", "eth 0"],
-                "",
-                "setting underlay.interface",
-            ),
-        ] {
-            let error = load(flags, file).unwrap_err();
-            assert!(error.contains(want), "{flags:?} {file}: {error}");
-        }
-    }
-}
+mod tests;

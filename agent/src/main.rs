@@ -4,6 +4,7 @@ mod chore_book;
 mod config;
 mod control;
 mod cooldown;
+mod dead;
 mod detachments;
 mod drift;
 mod history;

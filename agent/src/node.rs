@@ -29,6 +29,10 @@ pub(crate) struct Node {
     pub(crate) netns_dir: PathBuf,
     /// Time between two comparisons of everything.
     pub(crate) resync: Duration,
+    /// How long the namespace of an endpoint's container has to be gone.
+    pub(crate) dead_grace: Duration,
+    /// Whether such endpoints are detached.
+    pub(crate) release_dead: bool,
 }
 
 impl Node {
@@ -52,6 +56,8 @@ impl Node {
             mtu: config.underlay.mtu,
             netns_dir: config.netns_dir.clone(),
             resync: config.resync,
+            dead_grace: config.dead_grace,
+            release_dead: config.release_dead,
         })
     }
 

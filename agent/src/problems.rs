@@ -25,6 +25,8 @@ pub(crate) enum Source {
     Kernel,
     /// This host lacks something.
     Host,
+    /// Its container is gone.
+    Attachment,
 }
 
 /// Everything that is wrong now.

@@ -5,6 +5,7 @@
 //! in the kernel) → plan → apply; while it runs, events go on being taken in, and the next pass has them all.
 
 mod barriers;
+mod dead;
 mod owed;
 mod passes;
 mod removal;
@@ -39,6 +40,7 @@ use weft_store_schema::{EndpointRef, NetworkName};
 use crate::{
     chore_book::ChoreBook,
     cooldown::Cooldowns,
+    dead::DeadBook,
     detachments::Detachments,
     history::History,
     kernel_thread::KernelThread,
@@ -124,6 +126,7 @@ pub(crate) struct Reconciler {
     kernel: KernelThread,
     detachments: Detachments,
     history: History,
+    dead: DeadBook,
     /// The revision of the mark of a removal that this agent has taken notice of.
     heeded: i64,
     connection: Option<Connection>,
@@ -246,6 +249,7 @@ impl Reconciler {
             kernel,
             detachments,
             history,
+            dead: DeadBook::new(node.dead_grace, Instant::now()),
             heeded: 0,
             connection: None,
             pinned: BTreeMap::new(),
@@ -395,6 +399,7 @@ impl Reconciler {
 
     /// A namespace came or went: whoever waits for it is tried at once, whoever lost it is looked at.
     fn on_attachment_dir(&mut self, path: &std::path::Path) {
+        self.dead.hurry(Instant::now());
         let concerned: Vec<EndpointRef> = look_into(&self.snapshot, None)
             .into_iter()
             .filter(|place| {
@@ -458,6 +463,7 @@ impl Reconciler {
         if self.underlay_due.is_some_and(|due| due <= now) {
             self.find_underlay().await;
         }
+        self.look_for_dead().await;
         self.run_chores();
     }
 
@@ -465,7 +471,15 @@ impl Reconciler {
         let failures = self.failures.values().map(|f| f.retry_at).min();
         let chores = self.book.next_due().filter(|_| self.is_connected());
         let answers = self.answers.next_due().filter(|_| self.is_connected());
-        [Some(self.next_full), failures, self.underlay_due, chores, answers]
+        let dead = Some(self.dead.next_look());
+        [
+            Some(self.next_full),
+            failures,
+            self.underlay_due,
+            chores,
+            answers,
+            dead,
+        ]
             .into_iter()
             .flatten()
             .min()

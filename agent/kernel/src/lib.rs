@@ -30,6 +30,7 @@ use weft_core::ownership;
 use weft_store_schema::{Attachment, EndpointId, IfName, NetworkName};
 
 pub use error::KernelError;
+pub use namespace::is_gone;
 pub use notice::{ContainerSeen, DeviceSeen, ForwardSeen, Notice};
 pub use notify::Notifications;
 pub use underlay::{Underlay, UnderlaySelection};

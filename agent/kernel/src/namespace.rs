@@ -19,7 +19,10 @@ use nix::{
     fcntl::{OFlag, openat},
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
-    sys::{stat::Mode, statfs::fstatfs},
+    sys::{
+        stat::Mode,
+        statfs::{fstatfs, statfs},
+    },
 };
 use weft_core::ownership;
 use weft_store_schema::{Mac, NetworkName};
@@ -230,6 +233,15 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<(NetworkName, PathBuf)>, KernelErro
     }
     found.sort();
     Ok(found)
+}
+
+/// Whether there is surely no namespace at a path (any more): nothing is there, or something that is none. What cannot
+/// be found out counts as there.
+pub fn is_gone(path: &Path) -> bool {
+    match fs::symlink_metadata(path) {
+        Ok(_) => statfs(path).is_ok_and(|system| system.filesystem_type().0 != NSFS_MAGIC),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
 }
 
 /// Opens the namespace that an endpoint names, if it is one that an endpoint may name.
