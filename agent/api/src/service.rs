@@ -3,6 +3,8 @@
 //! In: gRPC requests. Out: gRPC answers. Each call gets a deadline, its required fields checked, a place
 //! among those under way and, if it fails, a status with details. It must not know how a call is carried out.
 
+mod cluster;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,9 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
-use weft_proto::v1::{
-    self, endpoints_server, events_server, networks_server, peers_server, records_server, status_server,
-};
+use weft_proto::v1::{self, endpoints_server, events_server, networks_server, status_server};
 
 use crate::events::Filter;
 use crate::page::page;
@@ -421,61 +421,6 @@ impl<C: Control> endpoints_server::Endpoints for Service<C> {
 }
 
 #[tonic::async_trait]
-impl<C: Control> peers_server::Peers for Service<C> {
-    type RemoveStream = Answers<v1::RemovePeerResponse>;
-
-    async fn holdings(
-        &self,
-        request: Request<v1::HoldingsRequest>,
-    ) -> Result<Response<v1::HoldingsResponse>, Status> {
-        let call = self.call(&request, None);
-        let node = request.into_inner().node;
-        let what = Subject::new("peer", &node);
-        let work = async {
-            required("node", &node)?;
-            self.control().holdings(call, node).await
-        };
-        self.read(call, what, work).await.map(Response::new)
-    }
-
-    async fn remove(
-        &self,
-        request: Request<v1::RemovePeerRequest>,
-    ) -> Result<Response<Self::RemoveStream>, Status> {
-        let asked = asked_timeout(request.get_ref().timeout, self.shared.limits.longest_timeout)?;
-        let call = self.call(&request, asked);
-        let request = request.into_inner();
-        let what = Subject::new("peer", &request.node);
-        let work = async {
-            required("node", &request.node)?;
-            self.control().remove_peer(call, request).await
-        };
-        let parts = self.change(call, what.clone(), work).await?;
-        Ok(Response::new(self.answers(call, what, parts)))
-    }
-
-    async fn list(
-        &self,
-        request: Request<v1::ListPeersRequest>,
-    ) -> Result<Response<v1::ListPeersResponse>, Status> {
-        let call = self.call(&request, None);
-        let v1::ListPeersRequest {
-            page_size,
-            page_token,
-        } = request.into_inner();
-        let work = async {
-            let all = self.control().list_peers(call).await?;
-            page(all, |peer| [peer.node.as_str()], page_size, &page_token)
-        };
-        let (peers, next_page_token) = self.read(call, Subject::new("peers", ""), work).await?;
-        Ok(Response::new(v1::ListPeersResponse {
-            peers,
-            next_page_token,
-        }))
-    }
-}
-
-#[tonic::async_trait]
 impl<C: Control> status_server::Status for Service<C> {
     async fn get(
         &self,
@@ -504,22 +449,6 @@ impl<C: Control> status_server::Status for Service<C> {
         _request: Request<v1::VersionRequest>,
     ) -> Result<Response<v1::VersionResponse>, Status> {
         Ok(Response::new(self.control().version()))
-    }
-}
-
-#[tonic::async_trait]
-impl<C: Control> records_server::Records for Service<C> {
-    type AuditStream = Answers<v1::AuditResponse>;
-
-    async fn audit(&self, request: Request<v1::AuditRequest>) -> Result<Response<Self::AuditStream>, Status> {
-        let asked = asked_timeout(request.get_ref().timeout, self.shared.limits.longest_timeout)?;
-        let call = self.call(&request, asked);
-        let repair = request.into_inner().repair;
-        let what = Subject::new("records", "");
-        let parts = self
-            .change(call, what.clone(), self.control().audit(call, repair))
-            .await?;
-        Ok(Response::new(self.answers(call, what, parts)))
     }
 }
 
