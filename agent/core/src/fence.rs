@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The transaction, resting on this node's peer record if it is about endpoints or addresses. Where the view has no
-/// such record (none is written yet), on there being none.
+/// such record (none is written yet), on there being none, and no mark that there was one.
 pub fn fenced(snapshot: &Snapshot, mut transaction: Transaction) -> Transaction {
     let own = Key::Peer(snapshot.node().clone());
     let is_about_addresses = |write: &Write| {
@@ -26,10 +26,15 @@ pub fn fenced(snapshot: &Snapshot, mut transaction: Transaction) -> Transaction 
         |guard: &Guard| matches!(guard, Guard::Absent(key) | Guard::Unchanged(key, _) if *key == own);
     if transaction.writes.iter().any(is_about_addresses) && !transaction.guards.iter().any(guards_it) {
         let slot = snapshot.peer_slot(snapshot.node()).filter(|slot| !slot.held);
-        transaction.guards.push(match slot {
-            Some(slot) => Guard::Unchanged(own, slot.mod_revision),
-            None => Guard::Absent(own),
-        });
+        match slot {
+            Some(slot) => transaction.guards.push(Guard::Unchanged(own, slot.mod_revision)),
+            None => {
+                let mark = Key::Removed(snapshot.node().clone());
+                transaction
+                    .guards
+                    .extend([Guard::Absent(own), Guard::Absent(mark)]);
+            }
+        }
     }
     transaction
 }

@@ -82,5 +82,5 @@ fn told(endpoint: &EndpointRef, netns: &str, grace: Duration) -> Problem {
         endpoint.network,
         endpoint.id
     );
-    Problem::field(&Key::Endpoint(endpoint.clone()), "attachment.netns", message)
+    Problem::field(Key::Endpoint(endpoint.clone()), "attachment.netns", message)
 }

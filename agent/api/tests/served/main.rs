@@ -2,4 +2,5 @@
 
 mod access;
 mod calls;
+mod cluster;
 mod fake;
