@@ -7,7 +7,15 @@ mod networks;
 mod questions;
 mod removal;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::time::{Instant, timeout_at};
 use weft_api::{
@@ -580,11 +588,19 @@ impl Control for AgentControl {
         }
 
         let wanted = name.clone();
+        // Where the answer to the transaction was lost, it takes a while until the watch tells of the record.
+        let seen = Arc::new(AtomicBool::new(false));
         let arrived = self
             .wait(call.deadline, move |r| match r.state_of(&wanted) {
+                _ if r.snapshot.endpoint(&wanted).is_none() => {
+                    seen.load(Ordering::Relaxed).then_some(Ok(None))
+                }
                 (v1::EndpointState::Ready, _) => Some(Ok(view::endpoint_by_name(r, &wanted))),
                 (v1::EndpointState::Failed, why) => Some(Err(why)),
-                _ => None,
+                _ => {
+                    seen.store(true, Ordering::Relaxed);
+                    None
+                }
             })
             .await?;
         match arrived {

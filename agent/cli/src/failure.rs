@@ -27,6 +27,8 @@ pub(crate) enum Code {
     Full,
     Unavailable,
     DeadlineExceeded,
+    /// The person who was asked said no.
+    Declined,
     /// Anything else.
     Internal,
 }
@@ -35,7 +37,7 @@ impl Code {
     /// The exit status, part of the command's interface.
     pub(crate) const fn exit(self) -> u8 {
         match self {
-            Self::Internal | Self::Full => 1,
+            Self::Internal | Self::Full | Self::Declined => 1,
             Self::Usage | Self::InvalidArgument => 2,
             Self::NotFound => 3,
             Self::AlreadyExists | Self::Conflict => 4,
@@ -107,6 +109,11 @@ impl Failure {
             ..Default::default()
         };
         Self::new(Code::Usage, format!("{option}: {}", why.into()), about)
+    }
+
+    /// The person who was asked said no.
+    pub(crate) fn declined() -> Self {
+        Self::new(Code::Declined, "nothing is changed".to_owned(), About::default())
     }
 
     /// Arguments that cannot be parsed.

@@ -106,8 +106,7 @@ pub(crate) async fn remove(
         };
         complain(&plain(&question));
         if !said_yes(&action).await? {
-            let why = Status::cancelled("nothing is changed");
-            return Err(Failure::refused(&action, &why));
+            return Err(Failure::declined());
         }
     }
     let mut parts = client.remove_peer(node, args.force, args.timeout).await?;

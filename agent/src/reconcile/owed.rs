@@ -157,7 +157,9 @@ impl Reconciler {
 
     pub(super) fn run_chores(&mut self) {
         let Some(peer) = self.peer_document() else { return };
-        if !self.is_connected() {
+        // Whether this node's life goes on has to be known before any more is written in it.
+        let lives = BTreeSet::from([Scope::Peers, Scope::Removed]);
+        if !self.is_connected() || !self.snapshot.is_complete(&lives) {
             return;
         }
         let now = Instant::now();

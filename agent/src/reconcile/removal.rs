@@ -23,11 +23,13 @@ impl Reconciler {
             return;
         };
         let at = slot.mod_revision;
-        if self.heeded == at || !self.snapshot.is_complete(&BTreeSet::from([Scope::Peers])) {
+        if self.heeded == at {
             return;
         }
         let mark = slot.value.clone().unwrap_or_default();
-        let is_gone = self.snapshot.peer_slot(own).is_none_or(|slot| slot.held);
+        // Before the peers are known, that there is none of this node means nothing.
+        let is_gone = self.snapshot.is_complete(&BTreeSet::from([Scope::Peers]))
+            && self.snapshot.peer_slot(own).is_none_or(|slot| slot.held);
         if mark.incarnation.as_deref() != Some(self.history.incarnation()) && !is_gone {
             // Of an earlier life than this one, which has a record: left over.
             return;
