@@ -64,7 +64,7 @@ pub(crate) struct AgentControl {
     /// Where the networks' namespaces are.
     pub(crate) netns_dir: PathBuf,
     /// Questions to other hosts that are about to be put.
-    pub(crate) questions: Questions,
+    pub(crate) questions: Arc<Questions>,
     /// Taken by the audit that is under way: one holds all records in memory, which is enough.
     pub(crate) auditing: Arc<tokio::sync::Mutex<()>>,
 }

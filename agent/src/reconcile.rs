@@ -480,10 +480,10 @@ impl Reconciler {
             answers,
             dead,
         ]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(self.next_full)
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(self.next_full)
     }
 
     fn bump(&self) {

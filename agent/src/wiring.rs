@@ -15,7 +15,7 @@ use weft_store_schema::{AliveDocument, encode};
 
 use crate::{
     config::{Config, Etcd},
-    control::{AgentControl, Questions},
+    control::AgentControl,
     detachments::Detachments,
     history::History,
     kernel_thread::KernelThread,
@@ -58,7 +58,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         events: events.clone(),
         node: node.name.clone(),
         netns_dir: config.netns_dir.clone(),
-        questions: Questions::default(),
+        questions: Arc::default(),
         auditing: Arc::default(),
     });
     let api = tokio::spawn(weft_api::serve(
