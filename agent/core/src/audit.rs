@@ -4,15 +4,15 @@
 //! In: all entries below the prefix, at one revision. Out: an [`Audit`], a value. A mend is a transaction that
 //! guards all that its finding rests on, so one that is late does nothing. It takes, moves and gives up claims
 //! and clears away marks; what somebody wrote (a network, an endpoint, a peer) it never changes or deletes. It
-//! knows neither the store nor this host: whoever asks, and wherever, gets the same answer.
+//! knows neither the store nor this host: whoever asks, and wherever, gets the same findings.
 
 mod addresses;
 mod records;
 mod vnis;
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
-use weft_store_schema::Prefix;
+use weft_store_schema::{EndpointRef, NodeName, Prefix};
 
 use crate::record::{Entry, Transaction};
 use records::Records;
@@ -58,8 +58,10 @@ pub struct Finding {
     pub message: String,
     /// What to do about it, for people: what a repair does, or what they have to do.
     pub remedy: String,
-    /// What a repair does; none where it is for people to decide.
+    /// What a repair does; none where it is for people to decide, or for another node to do.
     pub mend: Option<Transaction>,
+    /// Whose container must be rid of an address before that: another one may have it a moment later.
+    pub after: Option<(EndpointRef, IpAddr)>,
 }
 
 /// The kinds of findings.
@@ -162,11 +164,12 @@ impl fmt::Display for FindingKind {
 }
 
 /// Judges all records of a cluster: `entries` is everything below the prefix at one revision, `leased` the keys
-/// among them that lie under a lease.
-pub fn audit(prefix: &Prefix, entries: &[Entry], leased: &BTreeSet<Vec<u8>>) -> Audit {
+/// among them that lie under a lease. What only the host of a container can mend, since it alone sees that the
+/// container is rid of an address, is mended on the node `here`; what is left of nodes without a record, anywhere.
+pub fn audit(prefix: &Prefix, entries: &[Entry], leased: &BTreeSet<Vec<u8>>, here: &NodeName) -> Audit {
     let mut findings = Vec::new();
     let records = Records::read(prefix, entries, leased, &mut findings);
-    addresses::check(&records, &mut findings);
+    addresses::check(&records, here, &mut findings);
     vnis::check(&records, &mut findings);
     findings.sort_by(|a, b| (&a.key, a.kind, &a.message).cmp(&(&b.key, b.kind, &b.message)));
     Audit {

@@ -108,8 +108,10 @@ impl Auditor {
             })?;
         let revision = listing.revision;
         let leased: BTreeSet<Vec<u8>> = listing.leased;
+        let here = self.store.node().clone();
         // Very many records take a while, in which the rest goes on.
-        let judged = tokio::task::spawn_blocking(move || audit(&prefix, &listing.entries, &leased)).await;
+        let judged =
+            tokio::task::spawn_blocking(move || audit(&prefix, &listing.entries, &leased, &here)).await;
         Ok((judged.map_err(|_| stopping())?, revision))
     }
 
@@ -138,11 +140,14 @@ impl Auditor {
         let Some(mend) = finding.mend.clone() else {
             return Ok(false);
         };
-        let transaction = self
-            .asker
-            .ask(move |r| fenced(&r.snapshot, mend))
-            .await
-            .ok_or_else(stopping)?;
+        let after = finding.after.clone();
+        let made = self.asker.ask(move |r| {
+            let too_early = after.is_some_and(|(holder, address)| r.may_have(&holder, Some(address)));
+            (!too_early).then(|| fenced(&r.snapshot, mend))
+        });
+        let Some(transaction) = made.await.ok_or_else(stopping)? else {
+            return Ok(false);
+        };
         let patience = until(self.call.deadline, STORE_PATIENCE);
         if patience.is_zero() {
             return Err(self.late());

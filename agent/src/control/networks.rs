@@ -3,7 +3,7 @@
 use weft_api::{ApiError, Call, Subject};
 use weft_core::claims::{self, Refusal};
 use weft_proto::v1;
-use weft_store_schema::{EndpointRef, NetworkName};
+use weft_store_schema::{EndpointRef, Key, NetworkName};
 
 use super::{AgentControl, subject};
 use crate::reconcile::Reconciler;
@@ -59,11 +59,26 @@ impl AgentControl {
         let endpoints = self.ask(move |r| held(r, &of)).await?;
         let mut detached = Vec::new();
         for (name, told) in endpoints {
-            if self.release(call, &name, i64::MAX).await? {
+            if self.delete_record(call, &name).await? {
                 detached.push(told);
             }
         }
         Ok(detached)
+    }
+
+    /// Deletes an endpoint's record. Its node gives up the claims once its container is rid of the addresses; for one
+    /// that has no record, nobody would. Whether there was such a record.
+    async fn delete_record(&self, call: &Call, name: &EndpointRef) -> Result<bool, ApiError> {
+        let (gone, what) = (name.clone(), subject(name));
+        let result = self.write(call, &what, move |r, _| {
+            let mut transaction = claims::detach(&r.snapshot, &gone)?;
+            if r.snapshot.peer_slot(&gone.node).is_some() {
+                let key = Key::Endpoint(gone.clone());
+                transaction.writes.retain(|write| write.key() == Some(&key));
+            }
+            Ok(transaction)
+        });
+        existed(result.await)
     }
 
     /// Deletes an endpoint's record and gives up its claims, if the record was made at this revision or before.
@@ -84,11 +99,16 @@ impl AgentControl {
                 claims::detach(&r.snapshot, &gone)
             })
             .await;
-        match result {
-            Ok(()) => Ok(true),
-            Err(ApiError::NotFound { .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
+        existed(result)
+    }
+}
+
+/// Whether there was something to write about.
+pub(super) fn existed(result: Result<(), ApiError>) -> Result<bool, ApiError> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(ApiError::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

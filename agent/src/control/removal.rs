@@ -19,7 +19,11 @@ use weft_proto::v1::{self, remove_peer_response::Part};
 use weft_store::StoreError;
 use weft_store_schema::{EndpointRef, NetworkName, NodeName};
 
-use super::{AgentControl, Pin, STORE_PATIENCE, networks::held_endpoint, store_error, until};
+use super::{
+    AgentControl, Pin, STORE_PATIENCE,
+    networks::{existed, held_endpoint},
+    store_error, until,
+};
 
 /// Endpoints released at a time.
 const AT_ONCE: usize = 16;
@@ -205,10 +209,6 @@ impl AgentControl {
                 orphan.ok_or_else(|| Refusal::NoEndpoint(name.clone()))
             })
             .await;
-        match result {
-            Ok(()) => Ok(true),
-            Err(ApiError::NotFound { .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
+        existed(result)
     }
 }

@@ -1,7 +1,7 @@
 //! What the loop owes the store: which scopes it wants, which record writes are to be made, what detached
 //! endpoints still have there.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use tokio::time::Instant;
 use weft_core::{
@@ -238,6 +238,11 @@ impl Reconciler {
             }
             _ => return false,
         };
+        self.may_have(&holder, address)
+    }
+
+    /// Whether this host may still have an endpoint's address, or any of the endpoint, on its interfaces.
+    pub(crate) fn may_have(&self, holder: &EndpointRef, address: Option<IpAddr>) -> bool {
         // What is being done now, or was found at the start and not looked at yet, is not in what is observed.
         if !self.is_adopted() || self.is_applying() {
             return true;
@@ -248,7 +253,7 @@ impl Reconciler {
         let interface = network.interfaces.get(&holder.id);
         match (address, interface) {
             (Some(address), Some(interface)) => interface.addresses.iter().any(|net| net.addr() == address),
-            _ => network.ports.contains_key(&port_name(&holder)),
+            _ => network.ports.contains_key(&port_name(holder)),
         }
     }
 

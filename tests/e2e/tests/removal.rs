@@ -317,11 +317,13 @@ fn a_network_is_deleted_with_its_endpoints_by_force() -> Result<()> {
     })?;
     assert!(made.iter().all(|(code, _)| [0, 3, 4].contains(code)), "{made:?}");
     assert_eq!(cluster.get(&Cluster::network_key("blue"))?, None);
-    for directory in ["endpoints", "addresses", "released", "barriers"] {
-        let left = cluster.get_prefix(&format!("/weft/v1/{directory}/blue/"))?;
-        assert!(left.is_empty(), "{left:?}");
-    }
+    let left = cluster.get_prefix("/weft/v1/endpoints/blue/")?;
+    assert!(left.is_empty(), "{left:?}");
     eventually(SOON, "both hosts are rid of it", || {
+        for directory in ["addresses", "released", "barriers"] {
+            let left = cluster.get_prefix(&format!("/weft/v1/{directory}/blue/"))?;
+            ensure!(left.is_empty(), "{left:?}");
+        }
         for host in cluster.hosts() {
             ensure!(!host.netns_of("blue").exists(), "{}", host.node());
         }

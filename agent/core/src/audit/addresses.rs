@@ -6,7 +6,7 @@ use std::{
 };
 
 use weft_store_schema::{
-    AddressClaim, AddressClaimDocument, Endpoint, EndpointRef, Holder, Key, Mac, NetworkName,
+    AddressClaim, AddressClaimDocument, Endpoint, EndpointRef, Holder, Key, Mac, NetworkName, NodeName,
     ReleasedDocument, encode,
 };
 
@@ -18,7 +18,7 @@ use crate::record::{Guard, Scope, Transaction, Write};
 
 type Place = (NetworkName, IpAddr);
 
-pub(super) fn check(records: &Records, findings: &mut Vec<Finding>) {
+pub(super) fn check(records: &Records, here: &NodeName, findings: &mut Vec<Finding>) {
     let mut named: BTreeMap<Place, Vec<&EndpointRef>> = BTreeMap::new();
     let mut macs: BTreeMap<(&NetworkName, Mac), Vec<&EndpointRef>> = BTreeMap::new();
     for (name, record) in &records.endpoints {
@@ -38,7 +38,7 @@ pub(super) fn check(records: &Records, findings: &mut Vec<Finding>) {
     let places: BTreeSet<&Place> = records.claims.keys().chain(named.keys()).collect();
     for place in places {
         let namers = named.get(place).unwrap_or(&nobody);
-        check_address(records, place, namers, findings);
+        check_address(records, here, place, namers, findings);
     }
     for ((_, mac), all) in macs {
         twice(records, &all, findings, |owner| {
@@ -64,6 +64,7 @@ fn whereabouts(
             message,
             remedy,
             mend: None,
+            after: None,
         });
     };
     let network = &name.network;
@@ -133,6 +134,7 @@ fn twice(
             message,
             remedy: "detach one of the two and attach it anew".to_owned(),
             mend: None,
+            after: None,
         });
     }
 }
@@ -152,7 +154,13 @@ fn holder_of((network, _): &Place, claim: &AddressClaim) -> EndpointRef {
 }
 
 /// One address: its claim and those that name it.
-fn check_address(records: &Records, place: &Place, namers: &[&EndpointRef], findings: &mut Vec<Finding>) {
+fn check_address(
+    records: &Records,
+    here: &NodeName,
+    place: &Place,
+    namers: &[&EndpointRef],
+    findings: &mut Vec<Finding>,
+) {
     let (network, address) = place;
     if namers.len() > 1 {
         // Ranked by this address alone: who holds it has it.
@@ -183,7 +191,7 @@ fn check_address(records: &Records, place: &Place, namers: &[&EndpointRef], find
         }) => {
             let at = *mod_revision;
             match claim.holder {
-                Holder::Endpoint => endpoint_claim(records, place, (claim, at), namers, findings),
+                Holder::Endpoint => endpoint_claim(records, here, place, (claim, at), namers, findings),
                 Holder::Reservation => reservation(records, place, (claim, at, *leased), namers, findings),
             }
         }
@@ -208,6 +216,7 @@ fn check_address(records: &Records, place: &Place, namers: &[&EndpointRef], find
                 ],
                 writes: vec![Write::Delete(key)],
             }),
+            after: None,
         });
     }
 }
@@ -219,6 +228,7 @@ fn address_twice(name: &EndpointRef, address: IpAddr, owner: &EndpointRef) -> Fi
         message: format!("names {address}, which endpoint {owner} holds"),
         remedy: "detach it and attach it anew".to_owned(),
         mend: None,
+        after: None,
     }
 }
 
@@ -241,6 +251,7 @@ fn not_claimed(records: &Records, place: &Place, name: &EndpointRef) -> Finding 
             None => "detach it and attach it anew".to_owned(),
         },
         mend,
+        after: None,
     }
 }
 
@@ -267,6 +278,7 @@ fn forget_release(records: &Records, place: &Place, writes: &mut Vec<Write>) {
 /// A claim of an endpoint.
 fn endpoint_claim(
     records: &Records,
+    here: &NodeName,
     place: &Place,
     (claim, claimed_at): (&AddressClaim, i64),
     namers: &[&EndpointRef],
@@ -330,12 +342,29 @@ fn endpoint_claim(
         (None, [name]) => format!("detach endpoint {name}, which names it, and attach it anew"),
         _ => remedy,
     };
+    // Its container may have the address as long as its host has not taken it off.
+    let node = &holder.node;
+    let is_anothers = node != here && records.peers.contains_key(node);
+    let (remedy, mend) = match mend {
+        Some(_) if is_anothers => (
+            format!("{node} does that when its container is rid of it; else, on {node}: weft audit --repair"),
+            None,
+        ),
+        Some(mut mend) if node != here => {
+            // Nobody is left to do it.
+            mend.guards.push(Guard::Absent(Key::Peer(node.clone())));
+            (remedy, Some(mend))
+        }
+        mend => (remedy, mend),
+    };
+    let after = (mend.is_some() && node == here).then(|| (holder.clone(), *address));
     findings.push(Finding {
         key: key.to_string(),
         kind,
         message: why,
         remedy,
         mend,
+        after,
     });
 }
 
@@ -346,6 +375,7 @@ fn of_another(name: &EndpointRef, address: IpAddr, holder: &str) -> Finding {
         message: format!("names {address}, which is claimed for {holder}"),
         remedy: "detach it and attach it anew".to_owned(),
         mend: None,
+        after: None,
     }
 }
 
@@ -374,6 +404,7 @@ fn reservation(
                 guards: vec![Guard::Unchanged(key.clone(), claimed_at)],
                 writes: vec![Write::Delete(key)],
             }),
+            after: None,
         });
     } else if nothing_else && let Some((record, _)) = records.network(network) {
         let admitted = record.subnet_of(*address).is_some_and(|s| s.admits(*address));
@@ -384,6 +415,7 @@ fn reservation(
                 message: format!("held by {of}, and not for endpoints in network {network}"),
                 remedy: "wait until its lease ends".to_owned(),
                 mend: None,
+                after: None,
             });
         }
     }
@@ -413,6 +445,7 @@ fn released(records: &Records, findings: &mut Vec<Finding>) {
                 ],
                 writes: vec![Write::DeleteAll(Scope::Released(network.clone()))],
             }),
+            after: None,
         });
     }
 }

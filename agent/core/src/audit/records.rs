@@ -61,6 +61,7 @@ impl Records {
                     message,
                     remedy: "put it right, or delete it, with etcdctl".to_owned(),
                     mend: None,
+                    after: None,
                 });
             }
         }

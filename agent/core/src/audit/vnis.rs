@@ -51,6 +51,7 @@ fn check_vni(
                 message: format!("names VNI {vni}, which is network {owner}'s"),
                 remedy: "give it another VNI, or none: then a free one is chosen".to_owned(),
                 mend: None,
+                after: None,
             });
         }
     }
@@ -95,6 +96,7 @@ fn not_claimed(records: &Records, vni: Vni, user: &NetworkName, only_user: Optio
             None => "give the other networks that name it another VNI".to_owned(),
         },
         mend,
+        after: None,
     }
 }
 
@@ -113,6 +115,7 @@ fn stray(
         message,
         remedy,
         mend,
+        after: None,
     };
     let mut guards = vec![Guard::Unchanged(key.clone(), claimed_at)];
     let why = match records.networks.get(holder) {
@@ -172,6 +175,7 @@ fn of_another(vni: Vni, holder: &NetworkName, users: &[&NetworkName]) -> Option<
         message: format!("names VNI {vni}, which is claimed for network {holder}"),
         remedy: "give it another VNI, or none: then a free one is chosen".to_owned(),
         mend: None,
+        after: None,
     })
 }
 
@@ -209,5 +213,6 @@ fn present(records: &Records, node: &NodeName, mark_at: i64) -> Option<Finding> 
             None => format!("start the agent of {node}, which clears it up; or delete peers/{node}"),
         },
         mend,
+        after: None,
     })
 }

@@ -31,7 +31,7 @@ fn leases(store: &Store) -> BTreeSet<Vec<u8>> {
 
 fn look(store: &Store) -> Audit {
     let entries: Vec<_> = store.entries().cloned().collect();
-    audit(&Prefix::default(), &entries, &leases(store))
+    audit(&Prefix::default(), &entries, &leases(store), &node("host1"))
 }
 
 /// A cluster whose nodes are all known, as they are once their agents have started.
@@ -161,6 +161,33 @@ fn every_kind_of_damage_is_found_and_mended_if_it_says_so() {
         .filter(|kind| !told.contains(kind))
         .collect();
     assert!(untold.is_empty(), "no test makes {untold:?}");
+}
+
+/// What is claimed for an endpoint of another node may still be on its container's interface.
+#[test]
+fn only_its_node_gives_up_what_a_container_may_have() {
+    let mut store = world();
+    store.delete(&Store::key("endpoints/blue/host1/a"));
+    store.delete(&Store::key("endpoints/blue/host2/b"));
+    store.put(
+        &Store::key("addresses/blue/10.1.0.50"),
+        br#"{"endpoint":"host3/gone"}"#,
+    );
+    let found = look(&store);
+    let told: Vec<_> = found
+        .findings
+        .iter()
+        .map(|f| (f.key.as_str(), f.mend.is_some(), f.after.is_some()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("addresses/blue/10.1.0.2", true, true),
+            ("addresses/blue/10.1.0.3", false, false),
+            ("addresses/blue/10.1.0.50", true, false),
+        ]
+    );
+    assert!(found.findings[1].remedy.contains("on host2: weft audit --repair"));
 }
 
 #[test]

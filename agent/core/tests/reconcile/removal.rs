@@ -97,7 +97,7 @@ proptest! {
         prop_assert!(cluster.store.read(&Key::Peer(node.clone())).is_some());
         prop_assert!(cluster.store.read(&Key::Removed(node)).is_none());
         let entries: Vec<_> = cluster.store.entries().cloned().collect();
-        let found = audit(&Prefix::default(), &entries, &Default::default());
+        let found = audit(&Prefix::default(), &entries, &Default::default(), &remover);
         prop_assert_eq!(&found.findings, &[]);
     }
 }

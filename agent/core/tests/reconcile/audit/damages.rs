@@ -83,9 +83,9 @@ pub(super) const DAMAGES: &[Damage] = &[
     },
     Damage {
         // The claim of one endpoint's address says that it is another's.
-        edits: &[("addresses/blue/10.1.0.2", Some(r#"{"endpoint":"host2/b"}"#))],
+        edits: &[("addresses/blue/10.1.0.3", Some(r#"{"endpoint":"host1/a"}"#))],
         kind: FindingKind::ClaimNotNamed,
-        key: "addresses/blue/10.1.0.2",
+        key: "addresses/blue/10.1.0.3",
         mended: true,
     },
     Damage {
