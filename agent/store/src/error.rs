@@ -99,6 +99,15 @@ pub enum StoreError {
         #[source]
         source: Cause,
     },
+    /// The lease under which something was to be written has expired or was revoked; nothing was changed.
+    #[error("{what}: the lease that it was to lie under is gone")]
+    LeaseGone {
+        /// What was being done, and to which key.
+        what: String,
+        /// etcd's answer.
+        #[source]
+        source: Cause,
+    },
     /// The transaction cannot be sent as it is; nothing was changed.
     #[error("{what}: {why}")]
     Transaction {
@@ -150,6 +159,8 @@ pub(crate) enum Verdict {
     Full,
     /// The revision asked for is compacted away.
     Compacted,
+    /// The lease that was named does not exist.
+    LeaseGone,
     /// Refused in any other way that asking again does not change.
     Refused,
 }
@@ -205,6 +216,7 @@ impl Failure {
             Verdict::Denied => StoreError::Denied { what, user, source },
             Verdict::Credentials => StoreError::Credentials { what, user, source },
             Verdict::Full => StoreError::Full { what, source },
+            Verdict::LeaseGone => StoreError::LeaseGone { what, source },
             Verdict::Compacted | Verdict::Refused => StoreError::Refused { what, source },
         }
     }
@@ -223,6 +235,7 @@ fn judge(status: &Status) -> Verdict {
         Code::ResourceExhausted if message.contains("space exceeded") => Verdict::Full,
         Code::ResourceExhausted if message.contains("too many requests") => Verdict::NotDone,
         Code::OutOfRange if message.contains("compacted") => Verdict::Compacted,
+        Code::NotFound if message.contains("lease not found") => Verdict::LeaseGone,
         Code::InvalidArgument
         | Code::FailedPrecondition
         | Code::OutOfRange
@@ -339,6 +352,11 @@ mod tests {
                 Code::OutOfRange,
                 "etcdserver: mvcc: required revision has been compacted",
                 Verdict::Compacted,
+            ),
+            (
+                Code::NotFound,
+                "etcdserver: requested lease not found",
+                Verdict::LeaseGone,
             ),
         ] {
             assert_eq!(judged(code, message), want, "{message}");

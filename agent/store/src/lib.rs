@@ -12,6 +12,7 @@ mod error;
 mod follow;
 mod health;
 mod interest;
+mod lease;
 mod members;
 mod outage;
 mod outbox;
@@ -172,6 +173,24 @@ impl Store {
         progress: &(dyn Fn(usize) + Sync),
     ) -> Result<Listing, StoreError> {
         read::list(&self.members, directory, deadline, progress).await
+    }
+
+    /// Grants a lease: what is put under it is gone when it ends, at the earliest after `ttl` (whole seconds, at least
+    /// one; etcd makes very short ones longer) or when it is revoked. It is not renewed.
+    ///
+    /// # Errors
+    /// When no endpoint answers in time, or etcd refuses. A lease that was granted although the answer was lost has
+    /// nothing under it, and expires.
+    pub async fn grant(&self, ttl: Duration, deadline: Duration) -> Result<i64, StoreError> {
+        lease::grant(&self.members, ttl, deadline).await
+    }
+
+    /// Ends a lease, and with it whatever lies under it. Done already is fine.
+    ///
+    /// # Errors
+    /// When no endpoint answers in time, or etcd refuses. Then it ends by itself.
+    pub async fn revoke(&self, id: i64, deadline: Duration) -> Result<(), StoreError> {
+        lease::revoke(&self.members, id, deadline).await
     }
 
     /// Sets this node's presence, kept under `alive/<node>` by a lease from now on: put again whenever the

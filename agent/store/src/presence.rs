@@ -268,7 +268,7 @@ impl Keeper {
             Err(failure) => {
                 self.alive.mark_changed();
                 self.status.mark_changed();
-                if failure.verdict == Verdict::Refused {
+                if matches!(failure.verdict, Verdict::Refused | Verdict::LeaseGone) {
                     // "requested lease not found": the next round makes another.
                     self.forget_lease();
                 }

@@ -26,6 +26,8 @@ const AT_ONCE: usize = 8;
 pub struct Fetched {
     /// What the key holds; none if it does not exist.
     pub entry: Option<Entry>,
+    /// The lease that the key lies under; 0 if it lies under none or does not exist.
+    pub lease: i64,
     /// The store's revision at the time.
     pub revision: i64,
     /// Identity of the cluster.
@@ -91,6 +93,7 @@ pub(crate) async fn get(members: &Members, key: &Key, deadline: Duration) -> Res
     .await?;
     let header = position(&answer);
     Ok(Fetched {
+        lease: answer.kvs().first().map_or(0, KeyValue::lease),
         entry: answer.take_kvs().into_iter().next().map(entry_of),
         revision: header.revision,
         cluster_id: header.cluster_id,

@@ -7,6 +7,7 @@
 mod access;
 mod clusters;
 mod etcd;
+mod leases;
 mod logs;
 mod outages;
 mod presence;
