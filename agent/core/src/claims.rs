@@ -15,7 +15,7 @@ use weft_store_schema::{
 
 use self::choice::{Asking, allocate};
 pub use self::{
-    choice::Choosing,
+    choice::{Choosing, fullness},
     networks::{NetworkChange, create_network, delete_network, update_network},
     refusal::{Fullness, Refusal, TakenBy},
     reservations::{reserve, unreserve},

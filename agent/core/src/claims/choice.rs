@@ -163,21 +163,32 @@ fn choose(
     if let Some(address) = never_used.or_else(|| released(&subnets, members, place, choosing)) {
         return Ok(address);
     }
-    let fullness = |subnet: &&Subnet| {
-        let spans = open(subnet);
-        let count = |set: &AddressSet| -> u128 { spans.iter().map(|s| set.count(*s)).sum() };
-        Fullness {
-            net: subnet.net,
-            used: count(members.used()),
-            cooling: count(members.spent()) - count(members.used()),
-            size: spans.iter().map(|s| s.len()).sum(),
-        }
-    };
     Err(Refusal::Full {
         network: name.clone(),
-        subnets: subnets.iter().map(fullness).collect(),
+        subnets: subnets
+            .iter()
+            .map(|subnet| fullness_of(subnet, members))
+            .collect(),
         cooldown: network.cooldown,
     })
+}
+
+/// How full a network's subnets are.
+pub fn fullness(network: &Network, members: &Members) -> Vec<Fullness> {
+    let all = network.subnets.iter();
+    all.map(|subnet| fullness_of(subnet, members)).collect()
+}
+
+fn fullness_of(subnet: &Subnet, members: &Members) -> Fullness {
+    let spans = open(subnet);
+    let count = |set: &AddressSet| -> u128 { spans.iter().map(|s| set.count(*s)).sum() };
+    let used = count(members.used());
+    Fullness {
+        net: subnet.net,
+        used,
+        released: count(members.spent()) - used,
+        size: spans.iter().map(|s| s.len()).sum(),
+    }
 }
 
 /// What may be chosen of a subnet, whoever has it: its range without its edges, gateway and reserved addresses.

@@ -112,8 +112,8 @@ pub struct NetworkChange {
     pub mtu: Option<u64>,
     /// How long an address that was given up is not chosen again, in seconds.
     pub cooldown: Option<u64>,
-    /// Labels to set; an empty text takes one away.
-    pub labels: BTreeMap<String, String>,
+    /// Labels to set, or to take away where there is no text.
+    pub labels: BTreeMap<String, Option<String>>,
 }
 
 impl NetworkChange {
@@ -152,10 +152,9 @@ impl NetworkChange {
                 _ => Default::default(),
             };
             for (name, text) in &self.labels {
-                if text.is_empty() {
-                    labels.remove(name);
-                } else {
-                    labels.insert(name.clone(), text.clone().into());
+                match text {
+                    Some(text) => drop(labels.insert(name.clone(), text.clone().into())),
+                    None => drop(labels.remove(name)),
                 }
             }
             fields.push(("labels", Value::Object(labels)));
@@ -164,8 +163,8 @@ impl NetworkChange {
     }
 }
 
-/// The transaction that changes a network's record. It does not happen if addresses were claimed in the network
-/// meanwhile.
+/// The transaction that changes a network's record. One that takes subnets away does not happen if addresses were
+/// claimed in the network meanwhile.
 ///
 /// # Errors
 /// When there is no such network, what comes out is not valid, or addresses that are held would be stranded.
@@ -203,13 +202,15 @@ pub fn update_network(
         });
     }
     let key = Key::Network(name.clone());
-    let addresses = Scope::Addresses(name.clone());
-    let seen = snapshot.seen_of(&addresses);
+    let mut guards = vec![Guard::Unchanged(key.clone(), network_at)];
+    // Nothing else can strand an address: then claims may go on being made.
+    if !change.remove_subnets.is_empty() {
+        let addresses = Scope::Addresses(name.clone());
+        let seen = snapshot.seen_of(&addresses);
+        guards.push(Guard::Settled(addresses, seen));
+    }
     Ok(Transaction {
-        guards: vec![
-            Guard::Unchanged(key.clone(), network_at),
-            Guard::Settled(addresses, seen),
-        ],
+        guards,
         writes: vec![Write::Put(key, record)],
     })
 }

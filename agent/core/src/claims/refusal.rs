@@ -117,8 +117,8 @@ pub struct Fullness {
     pub net: IpNet,
     /// Addresses in use.
     pub used: u128,
-    /// Addresses that are not, and cannot be chosen before they have cooled down.
-    pub cooling: u128,
+    /// Addresses that are not, and were given up before. In a full subnet, those that have not cooled down.
+    pub released: u128,
     /// Addresses that can be chosen at all.
     pub size: u128,
 }
@@ -197,13 +197,13 @@ impl fmt::Display for Refusal {
                     let Fullness {
                         net,
                         used,
-                        cooling,
+                        released,
                         size,
                     } = subnet;
                     let comma = if i > 0 { ", " } else { "" };
                     write!(f, "{comma}{net} is full ({used} of {size}")?;
-                    if *cooling > 0 && !cooldown.is_zero() {
-                        write!(f, "; {cooling} given up less than {} s ago", cooldown.as_secs())?;
+                    if *released > 0 && !cooldown.is_zero() {
+                        write!(f, "; {released} given up less than {} s ago", cooldown.as_secs())?;
                     }
                     f.write_str(")")?;
                 }

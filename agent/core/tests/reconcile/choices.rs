@@ -427,10 +427,24 @@ fn a_reservation_is_taken_over_by_its_endpoint_alone() {
     let id = "r1".parse().unwrap();
     let none = Choosing::default();
     let both = Family::ALL;
-    let reserve = |agent: &Agent, wished: &[IpAddr]| {
-        claims::reserve(&agent.snapshot, &blue_name(), &id, wished, &both, 7, &none)
+    let reserve = |agent: &Agent, wished: &[IpAddr], lease| {
+        claims::reserve(&agent.snapshot, &blue_name(), &id, wished, &both, lease, &none)
     };
-    let transaction = reserve(&agent, &[ip("10.1.0.4")]).unwrap();
+    let transaction = reserve(&agent, &[ip("10.1.0.4")], 6).unwrap();
+    happens(&mut store, &mut agent, &transaction);
+    // Asked for again it is the same one, for longer; anything else is another.
+    let v4 = claims::reserve(&agent.snapshot, &blue_name(), &id, &[], &[Family::V4], 7, &none);
+    for other in [reserve(&agent, &[ip("10.1.0.5")], 7), v4] {
+        assert_eq!(
+            other.unwrap_err().to_string(),
+            "reservation r1 of host1 exists already in network blue"
+        );
+    }
+    assert_eq!(
+        reserve(&agent, &[], 7),
+        reserve(&agent, &[ip("fd00:1::2"), ip("10.1.0.4")], 7)
+    );
+    let transaction = reserve(&agent, &[ip("10.1.0.4")], 7).unwrap();
     assert_eq!(claimed_by(&transaction), ["10.1.0.4", "fd00:1::2"].map(ip));
     assert!(
         transaction
@@ -439,10 +453,6 @@ fn a_reservation_is_taken_over_by_its_endpoint_alone() {
             .all(|w| !matches!(w, Write::Put(..)) && !matches!(w, Write::PutLeased(.., lease) if *lease != 7))
     );
     happens(&mut store, &mut agent, &transaction);
-    assert_eq!(
-        reserve(&agent, &[]).unwrap_err().to_string(),
-        "reservation r1 of host1 exists already in network blue"
-    );
     assert_eq!(
         attach(&mut store, &mut agent, "a", wishing("10.1.0.4"))
             .unwrap_err()
@@ -566,7 +576,7 @@ fn a_network_does_not_change_under_held_addresses() {
     let rest = NetworkChange {
         mtu: Some(1400),
         cooldown: Some(5),
-        labels: [("owner".to_owned(), "me".to_owned())].into(),
+        labels: [("owner".to_owned(), Some("me".to_owned()))].into(),
         ..NetworkChange::default()
     };
     let transaction = change(&agent, &rest).unwrap();
@@ -584,7 +594,7 @@ fn a_network_does_not_change_under_held_addresses() {
     );
     let back = NetworkChange {
         mtu: Some(0),
-        labels: [("owner".to_owned(), String::new())].into(),
+        labels: [("owner".to_owned(), None)].into(),
         ..NetworkChange::default()
     };
     let transaction = change(&agent, &back).unwrap();
