@@ -96,6 +96,16 @@ pub trait Control: Send + Sync + 'static {
         name: String,
     ) -> impl Future<Output = Result<v1::Network, ApiError>> + Send;
 
+    /// Changes a network's record; returns it as it is then.
+    ///
+    /// Errors: `InvalidArgument`, `NotFound`, `Conflict` naming the addresses that it would strand,
+    /// `Unavailable`, `DeadlineExceeded` if others keep being faster.
+    fn update_network(
+        &self,
+        call: Call,
+        request: v1::UpdateNetworkRequest,
+    ) -> impl Future<Output = Result<v1::Network, ApiError>> + Send;
+
     /// Removes a network, by force with its endpoints, which are returned. Errors: `NotFound`, `Conflict` while it
     /// has endpoints, `Unavailable`, `DeadlineExceeded`.
     fn delete_network(
@@ -109,7 +119,7 @@ pub trait Control: Send + Sync + 'static {
     /// already in `call.deadline`. Idempotent for the same request with an id.
     ///
     /// Errors: `InvalidArgument`, `NotFound` (the network), `AlreadyExists` (the id, for another request),
-    /// `Conflict` (the interface or a wished address is another's), `Full`, `Unavailable`,
+    /// `Conflict` (the interface or a wished address is another's; no such reservation), `Full`, `Unavailable`,
     /// `DeadlineExceeded`, `Behind` (attached, but not everywhere).
     fn attach_endpoint(
         &self,
@@ -152,6 +162,35 @@ pub trait Control: Send + Sync + 'static {
         node: Option<String>,
         id: String,
     ) -> impl Future<Output = Result<v1::Endpoint, ApiError>> + Send;
+
+    /// Reserves addresses for this host. Idempotent for the same request with an id.
+    ///
+    /// Errors: `InvalidArgument`, `NotFound` (the network), `AlreadyExists` (the id, for another request),
+    /// `Conflict` (a wished address is another's), `Full`, `Unavailable`, `DeadlineExceeded`. Then nothing stays
+    /// reserved.
+    fn reserve_addresses(
+        &self,
+        call: Call,
+        request: v1::ReserveRequest,
+    ) -> impl Future<Output = Result<v1::ReserveResponse, ApiError>> + Send;
+
+    /// Gives a reservation of this host up, if there is one. Errors: `NotFound` (the network), `Unavailable`,
+    /// `DeadlineExceeded`.
+    fn unreserve_addresses(
+        &self,
+        call: Call,
+        network: String,
+        id: String,
+    ) -> impl Future<Output = Result<v1::UnreserveResponse, ApiError>> + Send;
+
+    /// A network's addresses that are held or reserved, and those that were if `released`, in any order. Errors:
+    /// `NotFound` (the network), `Unavailable` if they are not in view and the store is away.
+    fn list_addresses(
+        &self,
+        call: Call,
+        network: String,
+        released: bool,
+    ) -> impl Future<Output = Result<Vec<v1::Address>, ApiError>> + Send;
 
     /// All peers, this host included, in any order.
     fn list_peers(&self, call: Call) -> impl Future<Output = Result<Vec<v1::Peer>, ApiError>> + Send;

@@ -44,11 +44,20 @@ impl Subject {
 
     /// The endpoint of that id; `node` may be empty for the agent's own.
     pub fn endpoint(network: &str, node: &str, id: &str) -> Self {
+        Self::of_node("endpoint", network, node, id)
+    }
+
+    /// The reservation of that id; `node` may be empty for the agent's own.
+    pub fn reservation(network: &str, node: &str, id: &str) -> Self {
+        Self::of_node("reservation", network, node, id)
+    }
+
+    fn of_node(kind: &'static str, network: &str, node: &str, id: &str) -> Self {
         let parts: Vec<&str> = [network, node, id]
             .into_iter()
             .filter(|part| !part.is_empty())
             .collect();
-        Self::new("endpoint", parts.join("/"))
+        Self::new(kind, parts.join("/"))
     }
 }
 

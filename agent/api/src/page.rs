@@ -19,8 +19,18 @@ const ENOUGH_BYTES: usize = 1 << 20;
 /// The parts of a key hold no '/'. Errors: `InvalidArgument` for a page size over 1000 or a token that none
 /// of these was.
 pub(crate) fn page<T: Message, const N: usize>(
-    mut items: Vec<T>,
+    items: Vec<T>,
     key: impl for<'a> Fn(&'a T) -> [&'a str; N],
+    size: u32,
+    token: &str,
+) -> Result<(Vec<T>, String), ApiError> {
+    page_by(items, |item| key(item).map(str::to_owned), size, token)
+}
+
+/// The same for keys that are not in the items as they are.
+pub(crate) fn page_by<T: Message, const N: usize>(
+    mut items: Vec<T>,
+    key: impl Fn(&T) -> [String; N],
     size: u32,
     token: &str,
 ) -> Result<(Vec<T>, String), ApiError> {
@@ -34,10 +44,10 @@ pub(crate) fn page<T: Message, const N: usize>(
             ));
         }
     };
-    items.sort_by(|a, b| key(a).cmp(&key(b)));
+    items.sort_by_cached_key(&key);
     if !token.is_empty() {
-        let last: Vec<&str> = token.split('/').collect();
-        let Ok(last) = <[&str; N]>::try_from(last) else {
+        let last: Vec<String> = token.split('/').map(str::to_owned).collect();
+        let Ok(last) = <[String; N]>::try_from(last) else {
             return Err(ApiError::invalid("page_token", "is none that the agent gave out"));
         };
         items.drain(..items.partition_point(|item| key(item) <= last));

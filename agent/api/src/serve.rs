@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
+use weft_proto::v1::addresses_server::AddressesServer;
 use weft_proto::v1::endpoints_server::EndpointsServer;
 use weft_proto::v1::events_server::EventsServer;
 use weft_proto::v1::networks_server::NetworksServer;
@@ -108,6 +109,7 @@ pub async fn serve<C: Control>(
     let (health, health_server) = tonic_health::server::health_reporter();
     health.set_serving::<NetworksServer<Service<C>>>().await;
     health.set_serving::<EndpointsServer<Service<C>>>().await;
+    health.set_serving::<AddressesServer<Service<C>>>().await;
     health.set_serving::<PeersServer<Service<C>>>().await;
     health.set_serving::<StatusServer<Service<C>>>().await;
     health.set_serving::<RecordsServer<Service<C>>>().await;
@@ -130,6 +132,7 @@ pub async fn serve<C: Control>(
         .add_service(reflection)
         .add_service(NetworksServer::new(service.clone()).max_decoding_message_size(bytes))
         .add_service(EndpointsServer::new(service.clone()).max_decoding_message_size(bytes))
+        .add_service(AddressesServer::new(service.clone()).max_decoding_message_size(bytes))
         .add_service(PeersServer::new(service.clone()).max_decoding_message_size(bytes))
         .add_service(StatusServer::new(service.clone()).max_decoding_message_size(bytes))
         .add_service(RecordsServer::new(service.clone()).max_decoding_message_size(bytes))

@@ -3,6 +3,7 @@
 //! In: gRPC requests. Out: gRPC answers. Each call gets a deadline, its required fields checked, a place
 //! among those under way and, if it fails, a status with details. It must not know how a call is carried out.
 
+mod addresses;
 mod cluster;
 
 use std::future::Future;
@@ -292,6 +293,23 @@ impl<C: Control> networks_server::Networks for Service<C> {
         };
         let network = self.read(call, Subject::network(&name), work).await?;
         Ok(Response::new(v1::GetNetworkResponse {
+            network: Some(network),
+        }))
+    }
+
+    async fn update(
+        &self,
+        request: Request<v1::UpdateNetworkRequest>,
+    ) -> Result<Response<v1::UpdateNetworkResponse>, Status> {
+        let call = self.call(&request, None);
+        let request = request.into_inner();
+        let what = Subject::network(&request.name);
+        let work = async {
+            required("name", &request.name)?;
+            self.control().update_network(call, request).await
+        };
+        let network = self.change(call, what, work).await?;
+        Ok(Response::new(v1::UpdateNetworkResponse {
             network: Some(network),
         }))
     }

@@ -90,6 +90,28 @@ impl Control for Fake {
         }
     }
 
+    async fn update_network(
+        &self,
+        _call: Call,
+        request: v1::UpdateNetworkRequest,
+    ) -> Result<v1::Network, ApiError> {
+        let v1::UpdateNetworkRequest { name, labels, .. } = request;
+        if name == "used" {
+            return Err(ApiError::Conflict {
+                what: Subject::network(name),
+                why: "10.1.0.2 is held".to_owned(),
+            });
+        }
+        Ok(v1::Network {
+            name,
+            spec: Some(v1::NetworkSpec {
+                labels,
+                ..Default::default()
+            }),
+            ..Default::default()
+        })
+    }
+
     async fn delete_network(
         &self,
         _call: Call,
@@ -193,6 +215,56 @@ impl Control for Fake {
             id,
             ..Default::default()
         })
+    }
+
+    async fn reserve_addresses(
+        &self,
+        _call: Call,
+        request: v1::ReserveRequest,
+    ) -> Result<v1::ReserveResponse, ApiError> {
+        if request.id == "taken" {
+            return Err(ApiError::AlreadyExists {
+                what: Subject::reservation(&request.network, "host1", &request.id),
+            });
+        }
+        Ok(v1::ReserveResponse {
+            id: request.id,
+            addresses: request.requested_addresses,
+            ends: None,
+        })
+    }
+
+    async fn unreserve_addresses(
+        &self,
+        _call: Call,
+        _network: String,
+        id: String,
+    ) -> Result<v1::UnreserveResponse, ApiError> {
+        Ok(v1::UnreserveResponse { existed: id == "r1" })
+    }
+
+    async fn list_addresses(
+        &self,
+        _call: Call,
+        _network: String,
+        released: bool,
+    ) -> Result<Vec<v1::Address>, ApiError> {
+        let address = |address: &str, state: v1::AddressState, revision| v1::Address {
+            address: address.to_owned(),
+            state: state.into(),
+            revision,
+            ..Default::default()
+        };
+        let mut all = vec![
+            address("fd00::5/64", v1::AddressState::Held, 7),
+            address("10.1.0.10/24", v1::AddressState::Reserved, 9),
+            address("10.1.0.9/24", v1::AddressState::Held, 12),
+        ];
+        if released {
+            all.push(address("10.1.0.2/24", v1::AddressState::Released, 11));
+            all.push(address("10.1.0.3/24", v1::AddressState::Released, 3));
+        }
+        Ok(all)
     }
 
     async fn list_peers(&self, _call: Call) -> Result<Vec<v1::Peer>, ApiError> {
