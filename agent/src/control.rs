@@ -1,8 +1,11 @@
 //! The API's calls, carried out: questions are answered from the loop's state; changes are written to the
 //! store as records, and waited for until the loop has made them true.
 
+mod addresses;
 mod audit;
 mod convergence;
+mod lost;
+mod network_spec;
 mod networks;
 mod questions;
 mod removal;
@@ -25,17 +28,17 @@ use weft_api::{
 use weft_core::{
     claims::{self, Refusal},
     fence::fenced,
-    record::{Change, Committed, Entry, Guard, Transaction, Write},
+    record::{Change, Committed, Entry, Guard, Transaction},
 };
 use weft_proto::v1;
 use weft_store::{Store, StoreError};
 use weft_store_schema::{
-    AttachmentDocument, Endpoint, EndpointDocument, EndpointRef, Key, Kind, NetworkDocument, NetworkName,
-    NodeName, RecordError, SubnetDocument,
+    AttachmentDocument, Endpoint, EndpointDocument, EndpointId, EndpointRef, Key, Kind, NetworkName,
+    NodeName, RecordError,
 };
 
-pub(crate) use questions::Questions;
-
+use self::lost::{Found, Telling};
+pub(crate) use self::questions::Questions;
 use crate::{
     kernel_thread::KernelThread,
     node::VERSION,
@@ -67,6 +70,8 @@ pub(crate) struct AgentControl {
     pub(crate) questions: Arc<Questions>,
     /// Taken by the audit that is under way: one holds all records in memory, which is enough.
     pub(crate) auditing: Arc<tokio::sync::Mutex<()>>,
+    /// Reservations that are being made or given up.
+    pub(crate) turns: Arc<addresses::Turns>,
 }
 
 fn stopping() -> ApiError {
@@ -130,7 +135,7 @@ fn refusal_error(refusal: Refusal, what: &Subject) -> ApiError {
             why,
         },
         Refusal::ReservationExists(network, (node, id)) => ApiError::AlreadyExists {
-            what: Subject::endpoint(network.as_str(), node.as_str(), id.as_str()),
+            what: Subject::reservation(network.as_str(), node.as_str(), id.as_str()),
         },
         Refusal::NoSuchFamily(..) => ApiError::invalid("families", why),
         Refusal::Invalid { field, why, .. } => ApiError::invalid(field, why),
@@ -148,6 +153,11 @@ fn subject(endpoint: &EndpointRef) -> Subject {
 fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(field: &str, text: &str) -> Result<T, ApiError> {
     text.parse()
         .map_err(|error: T::Err| ApiError::invalid(field, error.to_string()))
+}
+
+/// An id for who gives none.
+fn made_up_id() -> String {
+    uuid::Uuid::new_v4().simple().to_string()[..12].to_owned()
 }
 
 /// Time left until an instant, at most `most`.
@@ -249,14 +259,14 @@ impl AgentControl {
         }
     }
 
-    /// Makes transactions from the view until one happens. `make` is called in the loop with the view as it
-    /// is then, and with how often another writer was faster.
+    /// Makes transactions from the view until one happens, and returns that one. `make` is called in the loop
+    /// with the view as it is then, and with how often another writer was faster.
     async fn write(
         &self,
         call: &Call,
         what: &Subject,
         make: impl Fn(&Reconciler, u32) -> Result<Transaction, Refusal> + Clone + Send + 'static,
-    ) -> Result<(), ApiError> {
+    ) -> Result<Transaction, ApiError> {
         let mut pause = Duration::from_millis(1);
         let mut lost = 0;
         let begun_in = self.ask(|r| r.incarnation().to_owned()).await?;
@@ -292,22 +302,26 @@ impl AgentControl {
             let committed = match result {
                 Ok(committed) => committed,
                 Err(error) => {
-                    let happened = matches!(error, StoreError::Unknown { .. })
-                        && self.has_happened(call, transaction).await;
-                    if happened {
-                        return Ok(());
+                    let found = match error {
+                        StoreError::Unknown { .. } => self.has_happened(call, transaction).await,
+                        _ => Found::Not,
+                    };
+                    match found {
+                        Found::Not => return Err(store_error(&error)),
+                        Found::Somewhen => return Ok(ended),
+                        Found::At(revision) => Committed::Yes { revision },
                     }
-                    return Err(store_error(&error));
                 }
             };
             match committed {
                 Committed::Yes { revision } => {
-                    self.ask(move |r| {
-                        let changes = own_changes(&r.snapshot, &ended, revision);
-                        r.learn(&changes);
-                    })
-                    .await?;
-                    return Ok(());
+                    return self
+                        .ask(move |r| {
+                            let changes = own_changes(&r.snapshot, &ended, revision);
+                            r.learn(&changes);
+                            ended
+                        })
+                        .await;
                 }
                 Committed::No { now, .. } => {
                     let occupied = transaction.guards.iter().zip(&now).find_map(|(guard, entry)| {
@@ -341,16 +355,15 @@ impl AgentControl {
         }
     }
 
-    /// Whether a transaction whose answer was lost has happened: what it puts is unlike anything else.
-    async fn has_happened(&self, call: &Call, transaction: &Transaction) -> bool {
-        let put = transaction.writes.iter().find_map(|write| match write {
-            Write::Put(key @ (Key::Endpoint(_) | Key::Network(_)), value) => Some((key, value)),
-            _ => None,
-        });
-        let Some((key, value)) = put else { return false };
-        match self.store.get(key, until(call.deadline, STORE_PATIENCE)).await {
-            Ok(fetched) => fetched.entry.is_some_and(|entry: Entry| entry.value == *value),
-            Err(_) => false,
+    /// Whether a transaction whose answer was lost has happened, as far as the store tells now.
+    async fn has_happened(&self, call: &Call, transaction: &Transaction) -> Found {
+        let Some(telling) = Telling::of(transaction) else {
+            return Found::Not;
+        };
+        let patience = until(call.deadline, STORE_PATIENCE);
+        match self.store.get(telling.key, patience).await {
+            Ok(fetched) => telling.judge(fetched.entry.as_ref(), fetched.lease),
+            Err(_) => Found::Not,
         }
     }
 
@@ -453,20 +466,7 @@ impl Control for AgentControl {
         spec: v1::NetworkSpec,
     ) -> Result<v1::Network, ApiError> {
         let name: NetworkName = parse("name", &name)?;
-        let document = NetworkDocument {
-            version: None,
-            subnets: spec.subnets.into_iter().map(subnet).collect(),
-            vni: spec.vni.map(Into::into),
-            mtu: spec.mtu.map(Into::into),
-            multicast: spec.multicast,
-            cooldown: None,
-            labels: spec.labels.into_iter().collect(),
-            options: spec.options.into_iter().collect(),
-        };
-        document
-            .clone()
-            .validate()
-            .map_err(|e| record_error(e, "spec."))?;
+        let document = network_spec::document(spec)?;
         let subject = Subject::network(name.as_str());
         let made = name.clone();
         self.write(&call, &subject, move |r, _| {
@@ -508,6 +508,14 @@ impl Control for AgentControl {
         found.ok_or(ApiError::NotFound { what })
     }
 
+    async fn update_network(
+        &self,
+        call: Call,
+        request: v1::UpdateNetworkRequest,
+    ) -> Result<v1::Network, ApiError> {
+        self.change_network(call, request).await
+    }
+
     async fn delete_network(
         &self,
         call: Call,
@@ -524,9 +532,13 @@ impl Control for AgentControl {
     ) -> Result<v1::AttachEndpointResponse, ApiError> {
         let wait = request.wait;
         let id = if request.id.is_empty() {
-            uuid::Uuid::new_v4().simple().to_string()[..12].to_owned()
+            made_up_id()
         } else {
             request.id
+        };
+        let reservation: Option<EndpointId> = match request.reservation.as_str() {
+            "" => None,
+            given => Some(parse("reservation", given)?),
         };
         let name = self.endpoint(&request.network, None, &id)?;
         let attachment = request.attachment.unwrap_or_default();
@@ -579,11 +591,22 @@ impl Control for AgentControl {
                     );
                     return Err(ApiError::Conflict { what, why });
                 }
+                let lease = match &reservation {
+                    Some(reservation) => self.lease_of(&call, &name.network, reservation).await?,
+                    None => None,
+                };
                 self.write(&call, &what, move |r, lost| {
                     let choosing = r.choosing(&made.network, lost);
-                    claims::attach(&r.snapshot, &made, document.clone(), None, &choosing)
+                    claims::attach(
+                        &r.snapshot,
+                        &made,
+                        document.clone(),
+                        reservation.as_ref(),
+                        &choosing,
+                    )
                 })
                 .await?;
+                self.end_lease(lease);
             }
         }
 
@@ -838,6 +861,32 @@ impl Control for AgentControl {
             .await
     }
 
+    async fn reserve_addresses(
+        &self,
+        call: Call,
+        request: v1::ReserveRequest,
+    ) -> Result<v1::ReserveResponse, ApiError> {
+        self.make_reservation(call, request).await
+    }
+
+    async fn unreserve_addresses(
+        &self,
+        call: Call,
+        network: String,
+        id: String,
+    ) -> Result<v1::UnreserveResponse, ApiError> {
+        self.give_reservation_up(call, &network, &id).await
+    }
+
+    async fn list_addresses(
+        &self,
+        call: Call,
+        network: String,
+        released: bool,
+    ) -> Result<Vec<v1::Address>, ApiError> {
+        self.addresses_of(call, &network, released).await
+    }
+
     async fn list_peers(&self, call: Call) -> Result<Vec<v1::Peer>, ApiError> {
         let directory = self.store.prefix().all(Kind::Alive);
         let connected = self.ask(|r| r.is_connected()).await?;
@@ -895,15 +944,5 @@ impl Control for AgentControl {
 
     async fn watch_events(&self, _: Call) -> Result<EventStream, ApiError> {
         Ok(self.events.subscribe())
-    }
-}
-
-fn subnet(subnet: v1::Subnet) -> SubnetDocument {
-    let given = |text: String| (!text.is_empty()).then_some(text);
-    SubnetDocument {
-        cidr: subnet.cidr,
-        gateway: given(subnet.gateway),
-        range: given(subnet.range),
-        reserved: subnet.reserved,
     }
 }

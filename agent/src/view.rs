@@ -1,15 +1,17 @@
 //! The loop's state as the API shows it. Reads only.
 
-use std::{collections::BTreeMap, path::Path, time::SystemTime};
+use std::{collections::BTreeMap, net::IpAddr, path::Path, time::SystemTime};
 
 use weft_core::{
+    claims,
     members::{Members, Slot},
     ownership,
     record::Entry,
 };
 use weft_proto::v1;
 use weft_store_schema::{
-    AliveDocument, Endpoint, EndpointRef, Family, Key, Network, NetworkName, NodeName, PeerKind, Vni, decode,
+    AliveDocument, Endpoint, EndpointRef, Family, Holder, Key, Network, NetworkName, NodeName, PeerKind, Vni,
+    decode,
 };
 
 use crate::{node::VERSION, reconcile::Reconciler};
@@ -62,6 +64,9 @@ pub(crate) fn network(
             multicast: network.multicast,
             labels: network.labels.clone().into_iter().collect(),
             options: network.options.clone().into_iter().collect(),
+            cooldown: prost_types::Duration::try_from(network.cooldown)
+                .ok()
+                .filter(|time| time.seconds > 0),
         }),
         vni: network.vni.map_or(0, Vni::get),
         mtu: there.and_then(|t| t.bridge.as_ref()).map_or(0, |b| b.mtu.into()),
@@ -77,7 +82,64 @@ pub(crate) fn network(
             .unwrap_or_default(),
         revision: slot.mod_revision,
         problems: problems_of(r, &Key::Network(name.clone())),
+        usage: members
+            .filter(|_| r.snapshot.knows_claims(name))
+            .map(|members| subnet_usage(network, members))
+            .unwrap_or_default(),
     })
+}
+
+fn subnet_usage(network: &Network, members: &Members) -> Vec<v1::SubnetUsage> {
+    let few = |n: u128| u64::try_from(n).unwrap_or(u64::MAX);
+    let all = claims::fullness(network, members).into_iter();
+    all.map(|subnet| v1::SubnetUsage {
+        cidr: subnet.net.to_string(),
+        used: few(subnet.used),
+        released: few(subnet.released),
+        size: few(subnet.size),
+    })
+    .collect()
+}
+
+/// An address with the prefix length of its subnet, if it has one.
+pub(crate) fn with_length(r: &Reconciler, network: &NetworkName, address: IpAddr) -> String {
+    let network = r.snapshot.network(network).and_then(|s| s.value.as_ref());
+    let length = network
+        .and_then(|n| n.subnet_of(address))
+        .map(|s| s.net.prefix_len());
+    length.map_or_else(|| address.to_string(), |length| format!("{address}/{length}"))
+}
+
+/// A network's addresses that are held or reserved, and those that were.
+pub(crate) fn addresses(r: &Reconciler, network: &NetworkName, released: bool) -> Vec<v1::Address> {
+    let Some(members) = r.snapshot.members(network) else {
+        return Vec::new();
+    };
+    let claimed = members.claims().map(|(address, slot)| {
+        let claim = slot.value.as_ref();
+        v1::Address {
+            address: with_length(r, network, *address),
+            state: match claim.map(|claim| claim.holder) {
+                Some(Holder::Endpoint) => v1::AddressState::Held,
+                Some(Holder::Reservation) => v1::AddressState::Reserved,
+                None => v1::AddressState::Unspecified,
+            }
+            .into(),
+            node: claim.map(|c| c.node.to_string()).unwrap_or_default(),
+            id: claim.map(|c| c.id.to_string()).unwrap_or_default(),
+            revision: slot.mod_revision,
+        }
+    });
+    let released = members
+        .released()
+        .filter(|(_, address)| released && members.claim(*address).is_none());
+    let released = released.map(|(revision, address)| v1::Address {
+        address: with_length(r, network, address),
+        state: v1::AddressState::Released.into(),
+        revision,
+        ..v1::Address::default()
+    });
+    claimed.chain(released).collect()
 }
 
 /// An endpoint in view.
@@ -126,16 +188,9 @@ pub(crate) fn endpoint(r: &Reconciler, name: &EndpointRef, value: &Endpoint, rev
             "this host takes no part in the network and does not forward to it".to_owned(),
         )
     };
-    let network = r.snapshot.network(&name.network).and_then(|s| s.value.as_ref());
     let port = ownership::port_name(name);
     let there = r.observed.networks.get(&name.network);
     let veth = there.filter(|_| local).and_then(|n| n.ports.get(&port));
-    let with_length = |address: &std::net::IpAddr| {
-        let length = network
-            .and_then(|n| n.subnet_of(*address))
-            .map(|s| s.net.prefix_len());
-        length.map_or_else(|| address.to_string(), |length| format!("{address}/{length}"))
-    };
     let peer = r.snapshot.peer(&name.node);
     v1::Endpoint {
         network: name.network.to_string(),
@@ -146,7 +201,11 @@ pub(crate) fn endpoint(r: &Reconciler, name: &EndpointRef, value: &Endpoint, rev
             netns: value.attachment.netns.to_string(),
             ifname: value.attachment.ifname.to_string(),
         }),
-        addresses: value.addresses.iter().map(with_length).collect(),
+        addresses: value
+            .addresses
+            .iter()
+            .map(|a| with_length(r, &name.network, *a))
+            .collect(),
         requested_addresses: value.requested.iter().map(ToString::to_string).collect(),
         mac: value.mac.map(|m| m.to_string()).unwrap_or_default(),
         vtep: peer

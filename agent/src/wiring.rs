@@ -60,6 +60,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         netns_dir: config.netns_dir.clone(),
         questions: Arc::default(),
         auditing: Arc::default(),
+        turns: Arc::default(),
     });
     let api = tokio::spawn(weft_api::serve(
         listener,

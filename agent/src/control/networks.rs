@@ -43,7 +43,7 @@ impl AgentControl {
             match result {
                 // The deletion rests on there being no endpoint: one has come since.
                 Err(ApiError::Conflict { .. }) if force && round < MOST_ROUNDS => {}
-                result => return result.map(|()| detached),
+                result => return result.map(|_| detached),
             }
         }
         Ok(detached)
@@ -104,9 +104,9 @@ impl AgentControl {
 }
 
 /// Whether there was something to write about.
-pub(super) fn existed(result: Result<(), ApiError>) -> Result<bool, ApiError> {
+pub(super) fn existed<T>(result: Result<T, ApiError>) -> Result<bool, ApiError> {
     match result {
-        Ok(()) => Ok(true),
+        Ok(_) => Ok(true),
         Err(ApiError::NotFound { .. }) => Ok(false),
         Err(error) => Err(error),
     }

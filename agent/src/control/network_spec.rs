@@ -1,0 +1,175 @@
+//! Networks as requests describe them, made and changed.
+
+use std::time::Duration;
+
+use weft_api::{ApiError, Call, Subject};
+use weft_core::claims::{self, NetworkChange};
+use weft_proto::v1;
+use weft_store_schema::{NetworkDocument, NetworkName, SubnetDocument};
+
+use super::{AgentControl, parse, record_error};
+use crate::view;
+
+/// The record of a new network.
+pub(super) fn document(spec: v1::NetworkSpec) -> Result<NetworkDocument, ApiError> {
+    let document = NetworkDocument {
+        version: None,
+        subnets: spec.subnets.into_iter().map(subnet).collect(),
+        vni: spec.vni.map(Into::into),
+        mtu: spec.mtu.map(Into::into),
+        multicast: spec.multicast,
+        cooldown: cooldown("spec.cooldown", spec.cooldown)?.filter(|seconds| *seconds > 0),
+        labels: spec.labels.into_iter().collect(),
+        options: spec.options.into_iter().collect(),
+    };
+    document
+        .clone()
+        .validate()
+        .map_err(|e| record_error(e, "spec."))?;
+    Ok(document)
+}
+
+fn subnet(subnet: v1::Subnet) -> SubnetDocument {
+    let given = |text: String| (!text.is_empty()).then_some(text);
+    SubnetDocument {
+        cidr: subnet.cidr,
+        gateway: given(subnet.gateway),
+        range: given(subnet.range),
+        reserved: subnet.reserved,
+    }
+}
+
+/// A cool-down in seconds, as records have it.
+fn cooldown(field: &str, asked: Option<prost_types::Duration>) -> Result<Option<u64>, ApiError> {
+    let Some(asked) = asked else { return Ok(None) };
+    match Duration::try_from(asked) {
+        Ok(time) if time.subsec_nanos() == 0 => Ok(Some(time.as_secs())),
+        _ => Err(ApiError::invalid(field, "must be whole seconds, 0 or more")),
+    }
+}
+
+fn change(request: v1::UpdateNetworkRequest) -> Result<NetworkChange, ApiError> {
+    let add_subnets: Vec<SubnetDocument> = request.add_subnets.into_iter().map(subnet).collect();
+    // What is wrong with them by themselves is told by the request's own fields.
+    if !add_subnets.is_empty() {
+        let alone = NetworkDocument {
+            subnets: add_subnets.clone(),
+            ..NetworkDocument::default()
+        };
+        alone.validate().map_err(|e| record_error(e, "add_"))?;
+    }
+    let remove_subnets = request
+        .remove_subnets
+        .iter()
+        .enumerate()
+        .map(|(i, net)| parse(&format!("remove_subnets[{i}]"), net))
+        .collect::<Result<_, _>>()?;
+    let mut labels: std::collections::BTreeMap<String, Option<String>> = request
+        .labels
+        .into_iter()
+        .map(|(name, text)| (name, Some(text)))
+        .collect();
+    for (i, name) in request.remove_labels.into_iter().enumerate() {
+        if let Some(Some(_)) = labels.insert(name, None) {
+            let why = "is to be set as well";
+            return Err(ApiError::invalid(format!("remove_labels[{i}]"), why));
+        }
+    }
+    let change = NetworkChange {
+        add_subnets,
+        remove_subnets,
+        mtu: request.mtu.map(Into::into),
+        cooldown: cooldown("cooldown", request.cooldown)?,
+        labels,
+    };
+    if change == NetworkChange::default() {
+        return Err(ApiError::invalid(
+            "add_subnets",
+            "nothing is to be changed; give this or another field",
+        ));
+    }
+    Ok(change)
+}
+
+impl AgentControl {
+    pub(super) async fn change_network(
+        &self,
+        call: Call,
+        mut request: v1::UpdateNetworkRequest,
+    ) -> Result<v1::Network, ApiError> {
+        let name: NetworkName = parse("name", &std::mem::take(&mut request.name))?;
+        let change = change(request)?;
+        let what = Subject::network(name.as_str());
+        self.look_up_network(&call, &name).await?;
+        // What is held matters only where a subnet goes.
+        let _pin = if change.remove_subnets.is_empty() {
+            None
+        } else {
+            Some(self.view_of(&call, &name).await?)
+        };
+        let changed = name.clone();
+        self.write(&call, &what, move |r, _| {
+            claims::update_network(&r.snapshot, &changed, &change)
+        })
+        .await?;
+        let netns_dir = self.netns_dir.clone();
+        self.ask(move |r| view::network(r, &name, r.snapshot.network(&name)?, &netns_dir))
+            .await?
+            .ok_or(ApiError::NotFound { what })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(request: v1::UpdateNetworkRequest) -> String {
+        match change(request) {
+            Err(error @ ApiError::InvalidArgument { .. }) => error.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_change_is_named_by_its_field() {
+        let empty = v1::UpdateNetworkRequest::default;
+        assert!(refused(empty()).contains("nothing is to be changed"));
+        let subnet = v1::Subnet {
+            cidr: "10.1.0.0/24".to_owned(),
+            gateway: "10.2.0.1".to_owned(),
+            ..v1::Subnet::default()
+        };
+        let add_subnets = vec![subnet];
+        assert_eq!(
+            refused(v1::UpdateNetworkRequest {
+                add_subnets,
+                ..empty()
+            }),
+            "add_subnets[0].gateway: 10.2.0.1 is not inside 10.1.0.0/24"
+        );
+        let remove_subnets = vec!["10.1.0.0/24".to_owned(), "blue".to_owned()];
+        assert!(
+            refused(v1::UpdateNetworkRequest {
+                remove_subnets,
+                ..empty()
+            })
+            .starts_with("remove_subnets[1]: ")
+        );
+        let cooldown = Some(prost_types::Duration {
+            seconds: 1,
+            nanos: 500_000_000,
+        });
+        assert_eq!(
+            refused(v1::UpdateNetworkRequest { cooldown, ..empty() }),
+            "cooldown: must be whole seconds, 0 or more"
+        );
+        assert_eq!(
+            refused(v1::UpdateNetworkRequest {
+                labels: [("a".to_owned(), String::new())].into(),
+                remove_labels: vec!["a".to_owned()],
+                ..empty()
+            }),
+            "remove_labels[0]: is to be set as well"
+        );
+    }
+}
