@@ -128,7 +128,10 @@ fn refusal_error(refusal: Refusal, what: &Subject) -> ApiError {
         }
         Refusal::InUse(network) | Refusal::Strands { network, .. } => ApiError::Conflict {
             what: Subject::network(network.as_str()),
-            why,
+            // The subject is told before it.
+            why: why
+                .strip_prefix(&format!("network {network} "))
+                .map_or(why.clone(), str::to_owned),
         },
         Refusal::NoReservation(..) => ApiError::Conflict {
             what: what.clone(),

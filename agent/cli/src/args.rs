@@ -2,6 +2,9 @@
 //!
 //! In: arguments and environment. Out: [`Cli`], each value parsed. It must not know the agent.
 
+mod address;
+mod update;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +13,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use ipnet::IpNet;
 
+pub(crate) use self::address::{AddressCommand, Family, ReserveArgs};
+pub(crate) use self::update::UpdateArgs;
 use crate::subnet::Reserved;
 
 /// Where the agent listens unless it is told otherwise.
@@ -80,6 +85,9 @@ pub(crate) enum Command {
     /// Endpoints: containers plugged into networks
     #[command(subcommand)]
     Endpoint(EndpointCommand),
+    /// Addresses of networks: who has which, and reservations
+    #[command(subcommand)]
+    Address(AddressCommand),
     /// The hosts of the cluster
     #[command(subcommand)]
     Peer(PeerCommand),
@@ -152,6 +160,14 @@ pub(crate) enum NetworkCommand {
         /// Its name
         name: String,
     },
+    /// Change a network; what is not named stays
+    #[command(
+        after_help = "Refused while an address is held that would be in no subnet any more, or on what is kept out.\n\nExamples:\n  \
+                      weft network update blue --add-subnet 10.4.0.0/16\n  \
+                      weft network update blue --remove-subnet 10.1.0.0/16 --cooldown 1h\n  \
+                      weft network update blue --remove-subnet 10.4.0.0/16 --add-subnet 10.4.0.0/16 --range 10.4.1.0/24"
+    )]
+    Update(Box<UpdateArgs>),
     /// Delete a network that has no endpoints
     #[command(
         visible_alias = "rm",
@@ -191,6 +207,9 @@ pub(crate) struct CreateArgs {
     /// Replicate multicast and broadcast to all hosts of the network
     #[arg(long)]
     pub(crate) multicast: bool,
+    /// How long an address that was given up is not chosen again, at most 7d [default: 0s]
+    #[arg(long, value_parser = cooldown, value_name = "TIME")]
+    pub(crate) cooldown: Option<Duration>,
     /// A label for people and programs (repeatable)
     #[arg(long = "label", value_parser = key_value, value_name = "KEY=VALUE")]
     pub(crate) labels: Vec<(String, String)>,
@@ -245,6 +264,9 @@ pub(crate) struct AttachArgs {
     /// An address to have, one a subnet (repeatable) [default: a free one of each family]
     #[arg(long = "address", value_name = "IP")]
     pub(crate) addresses: Vec<IpAddr>,
+    /// Take over the addresses of this reservation of this host
+    #[arg(long, value_name = "ID")]
+    pub(crate) reservation: Option<String>,
     /// MAC address to have [default: made from the address]
     #[arg(long, value_name = "MAC")]
     pub(crate) mac: Option<String>,
@@ -368,6 +390,25 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
+const LONGEST_COOLDOWN: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+fn cooldown(text: &str) -> Result<Duration, String> {
+    let cooldown = whole_seconds(text)?;
+    if cooldown > LONGEST_COOLDOWN {
+        return Err("must be at most 7d".to_owned());
+    }
+    Ok(cooldown)
+}
+
+fn whole_seconds(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text)
+        .map_err(|why| format!("{why}; give a time with its unit, such as 30s, 10m or 2h"))?;
+    if time.subsec_nanos() != 0 {
+        return Err("must be whole seconds".to_owned());
+    }
+    Ok(time)
+}
+
 fn timeout(text: &str) -> Result<Duration, String> {
     let timeout = humantime::parse_duration(text)
         .map_err(|why| format!("{why}; give a time with its unit, such as 500ms, 10s or 2m"))?;
@@ -441,6 +482,24 @@ mod tests {
     }
 
     #[test]
+    fn a_network_is_changed_by_any_one_thing() {
+        for change in [
+            "--add-subnet 10.4.0.0/16",
+            "--remove-subnet 10.4.0.0/16",
+            "--mtu auto",
+            "--cooldown 0s",
+            "--label a=",
+            "--remove-label a",
+        ] {
+            let line = format!("weft network update blue {change}");
+            match parse(&line).unwrap().command {
+                Command::Network(NetworkCommand::Update(update)) => assert_eq!(update.name, "blue"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
     fn an_attach_waits_thirty_seconds_or_as_told() {
         let timeout = |line: &str| match parse(line).unwrap().command {
             Command::Endpoint(EndpointCommand::Attach(attach)) => attach.timeout,
@@ -473,6 +532,15 @@ mod tests {
             "weft network create blue --subnet 10.1.0.0/16 --mtu 67",
             "weft network create blue --subnet 10.1.0.0/16 --reserved 10.1.0.9-10.1.0.2",
             "weft network create blue --subnet 10.1.0.0/16 --label =x",
+            "weft network create blue --subnet 10.1.0.0/16 --cooldown 8d",
+            "weft network create blue --subnet 10.1.0.0/16 --cooldown 500ms",
+            "weft network update blue",
+            "weft network update blue --gateway 10.1.0.1",
+            "weft network update blue --mtu none",
+            "weft address reserve blue --ttl 4s",
+            "weft address reserve blue --ttl 25h",
+            "weft address reserve blue --family ipx",
+            "weft address release blue",
             "weft endpoint attach blue web --timeout 10",
             "weft endpoint attach blue web --timeout 0s",
             "weft endpoint attach blue web --timeout 6m",

@@ -14,6 +14,7 @@ use nix::unistd::{Gid, Group, Uid, User};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint as Destination};
 use tonic::{Request, Status, Streaming};
+use weft_proto::v1::addresses_client::AddressesClient;
 use weft_proto::v1::endpoints_client::EndpointsClient;
 use weft_proto::v1::events_client::EventsClient;
 use weft_proto::v1::networks_client::NetworksClient;
@@ -151,6 +152,16 @@ impl Client {
         filled(&action, answer.into_inner().network)
     }
 
+    pub(crate) async fn update_network(
+        &self,
+        request: v1::UpdateNetworkRequest,
+    ) -> Result<v1::Network, Failure> {
+        let action = format!("change network {}", request.name);
+        let request = timed(request, CALL_TIMEOUT);
+        let answer = self.networks().update(request).await.map_err(failed(&action))?;
+        filled(&action, answer.into_inner().network)
+    }
+
     pub(crate) async fn delete_network(
         &self,
         name: &str,
@@ -257,6 +268,60 @@ impl Client {
             .await
             .map_err(failed(&action))?;
         filled(&action, answer.into_inner().endpoint)
+    }
+
+    pub(crate) async fn list_addresses(
+        &self,
+        network: &str,
+        released: bool,
+    ) -> Result<Vec<v1::Address>, Failure> {
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::ListAddressesRequest {
+                network: network.to_owned(),
+                released,
+                page_size: 0,
+                page_token,
+            };
+            let page = AddressesClient::new(self.channel.clone())
+                .list(timed(request, CALL_TIMEOUT))
+                .await;
+            let action = format!("list the addresses of network {network}");
+            let page = page.map_err(failed(&action))?.into_inner();
+            all.extend(page.addresses);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(all);
+            }
+        }
+    }
+
+    pub(crate) async fn reserve_addresses(
+        &self,
+        request: v1::ReserveRequest,
+    ) -> Result<v1::ReserveResponse, Failure> {
+        let action = format!("reserve addresses in network {}", request.network);
+        let request = timed(request, CALL_TIMEOUT);
+        let answer = AddressesClient::new(self.channel.clone()).reserve(request).await;
+        Ok(answer.map_err(failed(&action))?.into_inner())
+    }
+
+    pub(crate) async fn unreserve_addresses(
+        &self,
+        network: &str,
+        id: &str,
+    ) -> Result<v1::UnreserveResponse, Failure> {
+        let request = v1::UnreserveRequest {
+            network: network.to_owned(),
+            id: id.to_owned(),
+        };
+        let answer = AddressesClient::new(self.channel.clone())
+            .unreserve(timed(request, CALL_TIMEOUT))
+            .await;
+        Ok(answer
+            .map_err(failed(&format!("release reservation {network}/{id}")))?
+            .into_inner())
     }
 
     pub(crate) async fn list_peers(&self) -> Result<Vec<v1::Peer>, Failure> {

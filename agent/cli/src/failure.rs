@@ -296,6 +296,7 @@ fn hint(
             (Some("endpoint"), _) => {
                 Some("see 'weft endpoint list --local', or give another --id".to_owned())
             }
+            (Some("reservation"), _) => Some("give another --id, or release it first".to_owned()),
             _ => None,
         },
         Code::Unavailable if away.is_some_and(|what| what.contains("store")) => {
@@ -317,10 +318,17 @@ fn option_of(field: &str) -> Option<&'static str> {
     let field = field.strip_prefix("spec.").unwrap_or(field);
     let (head, tail) = field.split_once(['.', '[']).unwrap_or((field, ""));
     Some(match head {
-        "subnets" if tail.contains("gateway") => "--gateway",
-        "subnets" if tail.contains("range") => "--range",
-        "subnets" if tail.contains("reserved") => "--reserved",
+        "subnets" | "add_subnets" if tail.contains("gateway") => "--gateway",
+        "subnets" | "add_subnets" if tail.contains("range") => "--range",
+        "subnets" | "add_subnets" if tail.contains("reserved") => "--reserved",
         "subnets" => "--subnet",
+        "add_subnets" => "--add-subnet",
+        "remove_subnets" => "--remove-subnet",
+        "cooldown" => "--cooldown",
+        "remove_labels" => "--remove-label",
+        "families" => "--family",
+        "ttl" => "--ttl",
+        "reservation" => "--reservation",
         "vni" => "--vni",
         "mtu" => "--mtu",
         "labels" => "--label",

@@ -4,7 +4,7 @@ use prost_types::{Duration, Timestamp};
 use weft_proto::v1::{self, EndpointState, EventKind, PeerKind, event};
 
 use crate::output::Paint;
-use crate::view::{Endpoint, Event, Network, Peer, Status};
+use crate::view::{Address, Endpoint, Event, Network, Peer, Reservation, Status};
 use crate::{report, table};
 
 fn at(seconds: i64) -> Option<Timestamp> {
@@ -72,6 +72,10 @@ fn blue() -> v1::Network {
                 },
             ],
             labels: [(text("a"), text("b"))].into(),
+            cooldown: Some(Duration {
+                seconds: 90,
+                nanos: 0,
+            }),
             ..Default::default()
         }),
         vni: 77,
@@ -80,6 +84,12 @@ fn blue() -> v1::Network {
         remote_endpoints: 3,
         namespace_path: text("/run/netns/weft-blue"),
         revision: 12,
+        usage: vec![v1::SubnetUsage {
+            cidr: text("10.1.0.0/16"),
+            used: 12,
+            released: 3,
+            size: 1022,
+        }],
         ..Default::default()
     }
 }
@@ -211,9 +221,10 @@ fn network_list_and_inspect() {
         "\
 Network:     blue
 VNI:         77
-Subnet:      10.1.0.0/16, gateway 10.1.0.1, range 10.1.4.0/22, reserved 10.1.4.9
+Subnet:      10.1.0.0/16, gateway 10.1.0.1, range 10.1.4.0/22, reserved 10.1.4.9; 12 of 1022 in use
 Subnet:      fd00::/64
 MTU:         1450 bytes
+Cool-down:   1m 30s
 Multicast:   off
 Endpoints:   1 here, 3 on other hosts
 Namespace:   /run/netns/weft-blue
@@ -232,6 +243,54 @@ Revision:    12
 NAME   VNI   SUBNETS                 MTU    LOCAL   REMOTE   PROBLEMS
 blue   77    10.1.0.0/16,fd00::/64   1450   1       3        0
 red    -     -                       -      0       0        1
+"
+    );
+}
+
+#[test]
+fn address_list_and_reservation() {
+    let address = |address: &str, state: v1::AddressState, holder: &str| {
+        let (node, id) = holder.split_once('/').unwrap_or_default();
+        Address::from(v1::Address {
+            address: text(address),
+            state: state.into(),
+            node: text(node),
+            id: text(id),
+            revision: 9,
+        })
+    };
+    let addresses = [
+        address("10.1.0.2/16", v1::AddressState::Held, "host1/web"),
+        address("10.1.0.3/16", v1::AddressState::Reserved, "host2/r1"),
+        address("10.1.0.4/16", v1::AddressState::Unspecified, ""),
+        address("10.1.0.9/16", v1::AddressState::Released, ""),
+    ];
+    assert_eq!(
+        table::addresses(&addresses, Paint::never()),
+        "\
+ADDRESS       STATE      HOLDER
+10.1.0.2/16   held       host1/web
+10.1.0.3/16   reserved   host2/r1
+10.1.0.4/16   unknown    -
+10.1.0.9/16   released   -
+"
+    );
+    assert_eq!(
+        serde_json::to_string(&addresses[1]).unwrap(),
+        "{\"address\":\"10.1.0.3/16\",\"state\":\"reserved\",\"node\":\"host2\",\"id\":\"r1\",\"revision\":9}"
+    );
+    let made = v1::ReserveResponse {
+        id: text("r1"),
+        addresses: vec![text("10.1.0.3/16"), text("fd00::3/64")],
+        ends: at(60),
+    };
+    let reservation = Reservation::new(text("blue"), made);
+    assert_eq!(
+        report::reservation(&reservation, Paint::never()),
+        "\
+Reservation:   blue/r1
+Addresses:     10.1.0.3/16, fd00::3/64
+Until:         2026-11-18T11:07:40Z
 "
     );
 }
@@ -404,9 +463,11 @@ fn json_of_the_others() {
     assert_eq!(
         network,
         "{\"name\":\"blue\",\"vni\":77,\"mtu\":1450,\"subnets\":[\
-         {\"cidr\":\"10.1.0.0/16\",\"gateway\":\"10.1.0.1\",\"range\":\"10.1.4.0/22\",\"reserved\":[\"10.1.4.9\"]},\
-         {\"cidr\":\"fd00::/64\",\"gateway\":null,\"range\":null,\"reserved\":[]}],\
-         \"multicast\":false,\"labels\":{\"a\":\"b\"},\"options\":{},\"local_endpoints\":1,\"remote_endpoints\":3,\
+         {\"cidr\":\"10.1.0.0/16\",\"gateway\":\"10.1.0.1\",\"range\":\"10.1.4.0/22\",\"reserved\":[\"10.1.4.9\"],\
+         \"used\":12,\"released\":3,\"size\":1022},\
+         {\"cidr\":\"fd00::/64\",\"gateway\":null,\"range\":null,\"reserved\":[],\
+         \"used\":null,\"released\":null,\"size\":null}],\
+         \"multicast\":false,\"cooldown_seconds\":90,\"labels\":{\"a\":\"b\"},\"options\":{},\"local_endpoints\":1,\"remote_endpoints\":3,\
          \"namespace\":\"/run/netns/weft-blue\",\"revision\":12,\"problems\":[]}"
     );
     let status = serde_json::to_value(Status::from(agent())).unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::output::{Paint, Tone, plain};
 use crate::table::{Lines, endpoint_tone, or_dash, problems, seconds};
-use crate::view::{Converged, Endpoint, Event, Network, Status, Subject, Tally, Versions};
+use crate::view::{Converged, Endpoint, Event, Network, Reservation, Status, Subject, Tally, Versions};
 
 /// "Name:  value" lines.
 struct Sheet {
@@ -71,9 +71,21 @@ pub(crate) fn network(network: &Network, paint: Paint) -> String {
         if !subnet.reserved.is_empty() {
             text.push_str(&format!(", reserved {}", subnet.reserved.join(" ")));
         }
+        if let (Some(used), Some(size)) = (subnet.used, subnet.size) {
+            text.push_str(&format!("; {used} of {size} in use"));
+        }
         sheet.line("Subnet", text);
     }
     sheet.if_given("MTU", network.mtu.map(|mtu| format!("{mtu} bytes")));
+    let cooldown = Duration::from_secs(network.cooldown_seconds);
+    sheet.line(
+        "Cool-down",
+        if cooldown.is_zero() {
+            "none".to_owned()
+        } else {
+            humantime::format_duration(cooldown).to_string()
+        },
+    );
     sheet.line("Multicast", if network.multicast { "replicated" } else { "off" });
     sheet.line(
         "Endpoints",
@@ -92,6 +104,17 @@ pub(crate) fn network(network: &Network, paint: Paint) -> String {
         text.push_str(&problems(&network.problems, paint));
     }
     text
+}
+
+pub(crate) fn reservation(reservation: &Reservation, paint: Paint) -> String {
+    let mut sheet = Sheet::new();
+    sheet.line(
+        "Reservation",
+        format!("{}/{}", reservation.network, reservation.id),
+    );
+    sheet.line("Addresses", or_dash(Some(&reservation.addresses.join(", "))));
+    sheet.line("Until", seconds(reservation.ends.as_deref()));
+    sheet.render(paint)
 }
 
 pub(crate) fn endpoint(endpoint: &Endpoint, paint: Paint) -> String {

@@ -3,6 +3,8 @@
 //! In: the parsed command line. Out: text on standard output, or a [`Failure`]. It must not know how calls
 //! travel or how tables are laid out.
 
+mod address;
+
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -76,6 +78,7 @@ async fn carry_out(command: Command, socket: &Path, printer: &Printer) -> Result
     match command {
         Command::Network(command) => network(command, socket, printer).await,
         Command::Endpoint(command) => endpoint(command, socket, printer).await,
+        Command::Address(command) => address::address(command, socket, printer).await,
         Command::Peer(PeerCommand::List) => {
             let client = Client::connect(socket).await?;
             let peers = waiting("listing peers", client.list_peers()).await?;
@@ -145,6 +148,15 @@ async fn network(command: NetworkCommand, socket: &Path, printer: &Printer) -> R
             let client = Client::connect(socket).await?;
             let network = waiting("asking for the network", client.get_network(&name)).await?;
             printer.show(&Network::from(network), report::network)
+        }
+        NetworkCommand::Update(args) => {
+            let request = subnet::update(*args)?;
+            let client = Client::connect(socket).await?;
+            let what = format!("changing network {}", request.name);
+            let changed = waiting(&what, client.update_network(request)).await?;
+            printer.show(&Network::from(changed), |changed, paint| {
+                table::networks(std::slice::from_ref(changed), paint)
+            })
         }
         NetworkCommand::Delete { name, force } => {
             let client = Client::connect(socket).await?;
@@ -247,6 +259,7 @@ fn attachment(args: AttachArgs) -> Result<v1::AttachEndpointRequest, Failure> {
         labels: args.labels.into_iter().collect(),
         timeout: None,
         wait: args.wait,
+        reservation: args.reservation.unwrap_or_default(),
     })
 }
 

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use weft_proto::v1;
 
-use crate::args::CreateArgs;
+use crate::args::{CreateArgs, UpdateArgs};
 use crate::failure::Failure;
 
 /// Addresses never to be handed out: one, a span or a CIDR.
@@ -72,8 +72,38 @@ impl Reserved {
 /// The specification that the arguments describe. Errors: usage, naming the option that lies in none of the
 /// subnets or is given twice for one.
 pub(crate) fn spec(args: &CreateArgs) -> Result<v1::NetworkSpec, Failure> {
-    let mut subnets: Vec<v1::Subnet> = args
-        .subnets
+    Ok(v1::NetworkSpec {
+        subnets: subnets(&args.subnets, &args.gateways, &args.ranges, &args.reserved)?,
+        vni: args.vni,
+        mtu: args.mtu,
+        multicast: args.multicast,
+        labels: args.labels.iter().cloned().collect(),
+        options: args.options.iter().cloned().collect(),
+        cooldown: args.cooldown.and_then(|time| time.try_into().ok()),
+    })
+}
+
+/// The change that the arguments describe. Errors: as those of [`spec`].
+pub(crate) fn update(args: UpdateArgs) -> Result<v1::UpdateNetworkRequest, Failure> {
+    let changes = args.changes;
+    Ok(v1::UpdateNetworkRequest {
+        add_subnets: subnets(&changes.add_subnets, &args.gateways, &args.ranges, &args.reserved)?,
+        remove_subnets: changes.remove_subnets.iter().map(ToString::to_string).collect(),
+        mtu: changes.mtu,
+        cooldown: changes.cooldown.and_then(|time| time.try_into().ok()),
+        labels: changes.labels.into_iter().collect(),
+        remove_labels: changes.remove_labels,
+        name: args.name,
+    })
+}
+
+fn subnets(
+    cidrs: &[IpNet],
+    gateways: &[IpAddr],
+    ranges: &[IpNet],
+    reserved: &[Reserved],
+) -> Result<Vec<v1::Subnet>, Failure> {
+    let mut subnets: Vec<v1::Subnet> = cidrs
         .iter()
         .map(|cidr| v1::Subnet {
             cidr: cidr.to_string(),
@@ -81,8 +111,8 @@ pub(crate) fn spec(args: &CreateArgs) -> Result<v1::NetworkSpec, Failure> {
         })
         .collect();
     let place = |option: &str, value: &dyn fmt::Display, lies_in: &dyn Fn(&IpNet) -> bool| {
-        args.subnets.iter().position(lies_in).ok_or_else(|| {
-            let all: Vec<String> = args.subnets.iter().map(ToString::to_string).collect();
+        cidrs.iter().position(lies_in).ok_or_else(|| {
+            let all: Vec<String> = cidrs.iter().map(ToString::to_string).collect();
             Failure::usage(
                 option,
                 format!("{value} lies in none of the subnets ({})", all.join(", ")),
@@ -97,32 +127,25 @@ pub(crate) fn spec(args: &CreateArgs) -> Result<v1::NetworkSpec, Failure> {
         *slot = value;
         Ok(())
     };
-    for gateway in &args.gateways {
+    for gateway in gateways {
         let at = place("--gateway", gateway, &|subnet| subnet.contains(gateway))?;
         let v1::Subnet {
             cidr, gateway: slot, ..
         } = &mut subnets[at];
         once("--gateway", slot, gateway.to_string(), cidr)?;
     }
-    for range in &args.ranges {
+    for range in ranges {
         let at = place("--range", range, &|subnet| subnet.contains(range))?;
         let v1::Subnet {
             cidr, range: slot, ..
         } = &mut subnets[at];
         once("--range", slot, range.to_string(), cidr)?;
     }
-    for reserved in &args.reserved {
+    for reserved in reserved {
         let at = place("--reserved", reserved, &|subnet| reserved.lies_in(subnet))?;
         subnets[at].reserved.push(reserved.to_string());
     }
-    Ok(v1::NetworkSpec {
-        subnets,
-        vni: args.vni,
-        mtu: args.mtu,
-        multicast: args.multicast,
-        labels: args.labels.iter().cloned().collect(),
-        options: args.options.iter().cloned().collect(),
-    })
+    Ok(subnets)
 }
 
 #[cfg(test)]

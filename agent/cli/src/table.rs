@@ -5,7 +5,7 @@
 use comfy_table::{Table, presets};
 
 use crate::output::{Paint, Tone, plain};
-use crate::view::{Endpoint, Network, Peer, Problem};
+use crate::view::{Address, Endpoint, Network, Peer, Problem};
 
 /// A table of lines, each with a tone.
 pub(crate) struct Lines {
@@ -139,6 +139,30 @@ pub(crate) fn endpoints(endpoints: &[Endpoint], paint: Paint) -> String {
                 or_dash(endpoint.mac.as_deref()),
                 or_dash(endpoint.veth.as_ref().map(|veth| veth.name.as_str())),
                 or_dash(at.as_deref()),
+            ],
+        );
+    }
+    lines.render(paint)
+}
+
+pub(crate) fn addresses(addresses: &[Address], paint: Paint) -> String {
+    let mut lines = Lines::new(&["ADDRESS", "STATE", "HOLDER"]);
+    for address in addresses {
+        let holder = match (&address.node, &address.id) {
+            (Some(node), Some(id)) => Some(format!("{node}/{id}")),
+            _ => None,
+        };
+        let tone = match address.state {
+            "held" | "released" => Tone::Neutral,
+            "reserved" => Tone::Wait,
+            _ => Tone::Bad,
+        };
+        lines.row(
+            tone,
+            &[
+                address.address.clone(),
+                address.state.to_owned(),
+                or_dash(holder.as_deref()),
             ],
         );
     }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use prost_types::Timestamp;
 use serde::Serialize;
-use weft_proto::v1::{self, EndpointState, EventKind, PeerKind, event};
+use weft_proto::v1::{self, AddressState, EndpointState, EventKind, PeerKind, event};
 
 pub(crate) use cluster::{Audit, Deleted, Held, Removed};
 
@@ -25,6 +25,8 @@ pub(crate) struct Network {
     pub(crate) mtu: Option<u32>,
     pub(crate) subnets: Vec<Subnet>,
     pub(crate) multicast: bool,
+    /// How long an address that was given up is not chosen again.
+    pub(crate) cooldown_seconds: u64,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) options: BTreeMap<String, String>,
     pub(crate) local_endpoints: u32,
@@ -43,6 +45,43 @@ pub(crate) struct Subnet {
     pub(crate) gateway: Option<String>,
     pub(crate) range: Option<String>,
     pub(crate) reserved: Vec<String>,
+    /// Of the addresses that can be chosen, those in use; null where the network has no endpoint on this host.
+    pub(crate) used: Option<u64>,
+    /// Of those that are not, the ones that were; null as `used`.
+    pub(crate) released: Option<u64>,
+    /// How many can be chosen at all, at most 2^64 - 1; null as `used`.
+    pub(crate) size: Option<u64>,
+}
+
+/// One address; `address list` prints an array of them: held and reserved ones in numerical order, then released
+/// ones, the oldest first.
+#[derive(Debug, Serialize)]
+pub(crate) struct Address {
+    /// With prefix length.
+    pub(crate) address: String,
+    /// "held", "reserved", "released" or "unknown".
+    pub(crate) state: &'static str,
+    /// The node of the endpoint or reservation that holds it.
+    pub(crate) node: Option<String>,
+    /// The id of the endpoint or reservation that holds it.
+    pub(crate) id: Option<String>,
+    pub(crate) revision: i64,
+}
+
+/// What `address reserve` prints.
+#[derive(Debug, Serialize)]
+pub(crate) struct Reservation {
+    pub(crate) network: String,
+    pub(crate) id: String,
+    /// With prefix length.
+    pub(crate) addresses: Vec<String>,
+    pub(crate) ends: Option<String>,
+}
+
+/// What `address release` prints.
+#[derive(Debug, Serialize)]
+pub(crate) struct Released {
+    pub(crate) existed: bool,
 }
 
 /// One endpoint; `endpoint list` prints an array of them, ordered by network, node and id.
@@ -296,8 +335,18 @@ impl From<v1::Network> for Network {
             name: network.name,
             vni: positive(network.vni),
             mtu: positive(network.mtu),
-            subnets: spec.subnets.into_iter().map(Subnet::from).collect(),
+            subnets: spec
+                .subnets
+                .into_iter()
+                .map(|subnet| {
+                    let usage = network.usage.iter().find(|usage| usage.cidr == subnet.cidr);
+                    Subnet::new(subnet, usage)
+                })
+                .collect(),
             multicast: spec.multicast,
+            cooldown_seconds: spec
+                .cooldown
+                .map_or(0, |time| u64::try_from(time.seconds).unwrap_or(0)),
             labels: spec.labels.into_iter().collect(),
             options: spec.options.into_iter().collect(),
             local_endpoints: network.local_endpoints,
@@ -309,13 +358,44 @@ impl From<v1::Network> for Network {
     }
 }
 
-impl From<v1::Subnet> for Subnet {
-    fn from(subnet: v1::Subnet) -> Self {
+impl Subnet {
+    fn new(subnet: v1::Subnet, usage: Option<&v1::SubnetUsage>) -> Self {
         Self {
+            used: usage.map(|usage| usage.used),
+            released: usage.map(|usage| usage.released),
+            size: usage.map(|usage| usage.size),
             cidr: subnet.cidr,
             gateway: given(subnet.gateway),
             range: given(subnet.range),
             reserved: subnet.reserved,
+        }
+    }
+}
+
+impl From<v1::Address> for Address {
+    fn from(address: v1::Address) -> Self {
+        Self {
+            state: match address.state() {
+                AddressState::Unspecified => "unknown",
+                AddressState::Held => "held",
+                AddressState::Reserved => "reserved",
+                AddressState::Released => "released",
+            },
+            address: address.address,
+            node: given(address.node),
+            id: given(address.id),
+            revision: address.revision,
+        }
+    }
+}
+
+impl Reservation {
+    pub(crate) fn new(network: String, made: v1::ReserveResponse) -> Self {
+        Self {
+            network,
+            id: made.id,
+            addresses: made.addresses,
+            ends: time(made.ends),
         }
     }
 }

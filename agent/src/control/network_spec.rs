@@ -91,6 +91,19 @@ fn change(request: v1::UpdateNetworkRequest) -> Result<NetworkChange, ApiError> 
     Ok(change)
 }
 
+/// Whatever is wrong with the subnets of the record, which was right before, came with the request.
+fn as_field_of_the_request(error: ApiError) -> ApiError {
+    match error {
+        ApiError::InvalidArgument { field, why } if field == "subnets" && why.contains("no subnet") => {
+            ApiError::invalid("remove_subnets", why)
+        }
+        ApiError::InvalidArgument { field, why } if field.starts_with("subnets") => {
+            ApiError::invalid("add_subnets", why)
+        }
+        other => other,
+    }
+}
+
 impl AgentControl {
     pub(super) async fn change_network(
         &self,
@@ -111,7 +124,8 @@ impl AgentControl {
         self.write(&call, &what, move |r, _| {
             claims::update_network(&r.snapshot, &changed, &change)
         })
-        .await?;
+        .await
+        .map_err(as_field_of_the_request)?;
         let netns_dir = self.netns_dir.clone();
         self.ask(move |r| view::network(r, &name, r.snapshot.network(&name)?, &netns_dir))
             .await?

@@ -12,6 +12,7 @@ use tokio_stream::{Stream, iter};
 use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
+use weft_proto::v1::addresses_server::{Addresses, AddressesServer};
 use weft_proto::v1::endpoints_server::{Endpoints, EndpointsServer};
 use weft_proto::v1::events_server::{Events, EventsServer};
 use weft_proto::v1::networks_server::{Networks, NetworksServer};
@@ -42,6 +43,7 @@ impl Agent {
             Server::builder()
                 .add_service(NetworksServer::new(Fake))
                 .add_service(EndpointsServer::new(Fake))
+                .add_service(AddressesServer::new(Fake))
                 .add_service(PeersServer::new(Fake))
                 .add_service(StatusServer::new(Fake))
                 .add_service(RecordsServer::new(Fake))
@@ -186,6 +188,37 @@ impl Networks for Fake {
         Ok(Response::new(v1::WaitResponse { networks }))
     }
 
+    async fn update(
+        &self,
+        request: Request<v1::UpdateNetworkRequest>,
+    ) -> Result<Response<v1::UpdateNetworkResponse>, Status> {
+        let request = request.into_inner();
+        if request.name == "used" {
+            let message = "network used cannot change so, for these addresses are held: 10.1.0.2";
+            return Err(status(
+                Code::FailedPrecondition,
+                "CONFLICT",
+                message,
+                about("used"),
+            ));
+        }
+        let network = v1::Network {
+            name: request.name,
+            spec: Some(v1::NetworkSpec {
+                subnets: request.add_subnets,
+                labels: request.labels,
+                cooldown: request.cooldown,
+                options: [("removed".to_owned(), request.remove_subnets.join(","))].into(),
+                ..Default::default()
+            }),
+            mtu: request.mtu.unwrap_or(9999),
+            ..Default::default()
+        };
+        Ok(Response::new(v1::UpdateNetworkResponse {
+            network: Some(network),
+        }))
+    }
+
     async fn delete(
         &self,
         request: Request<v1::DeleteNetworkRequest>,
@@ -308,6 +341,74 @@ fn held(network: &str, node: &str, id: &str, addresses: &[&str]) -> v1::HeldEndp
         id: id.to_owned(),
         name: String::new(),
         addresses: addresses.iter().map(ToString::to_string).collect(),
+    }
+}
+
+#[tonic::async_trait]
+impl Addresses for Fake {
+    async fn reserve(
+        &self,
+        request: Request<v1::ReserveRequest>,
+    ) -> Result<Response<v1::ReserveResponse>, Status> {
+        let request = request.into_inner();
+        if request.id == "taken" {
+            let message = "reservation blue/host1/taken already exists";
+            return Err(status(
+                Code::AlreadyExists,
+                "ALREADY_EXISTS",
+                message,
+                |details| {
+                    details.set_resource_info("reservation", "blue/host1/taken", "", "");
+                },
+            ));
+        }
+        let families = request.families().map(|family| family.as_str_name().to_owned());
+        Ok(Response::new(v1::ReserveResponse {
+            id: request.id.clone(),
+            addresses: families.chain(request.requested_addresses.clone()).collect(),
+            ends: request.ttl.map(|ttl| prost_types::Timestamp {
+                seconds: ttl.seconds,
+                nanos: 0,
+            }),
+        }))
+    }
+
+    async fn unreserve(
+        &self,
+        request: Request<v1::UnreserveRequest>,
+    ) -> Result<Response<v1::UnreserveResponse>, Status> {
+        let existed = request.into_inner().id == "r1";
+        Ok(Response::new(v1::UnreserveResponse { existed }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListAddressesRequest>,
+    ) -> Result<Response<v1::ListAddressesResponse>, Status> {
+        let request = request.into_inner();
+        let address = |address: &str, state: v1::AddressState| v1::Address {
+            address: address.to_owned(),
+            state: state.into(),
+            ..Default::default()
+        };
+        let (addresses, next_page_token) = match (request.page_token.as_str(), request.released) {
+            ("", released) => (
+                vec![address("10.1.0.2/24", v1::AddressState::Held)],
+                if released {
+                    "more".to_owned()
+                } else {
+                    String::new()
+                },
+            ),
+            _ => (
+                vec![address("10.1.0.3/24", v1::AddressState::Released)],
+                String::new(),
+            ),
+        };
+        Ok(Response::new(v1::ListAddressesResponse {
+            addresses,
+            next_page_token,
+        }))
     }
 }
 

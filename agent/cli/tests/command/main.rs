@@ -1,6 +1,7 @@
 //! The command as people and programs run it: the binary itself, against a made-up agent on a real Unix
 //! socket.
 
+mod addresses;
 mod fake;
 
 use std::process::{Output, Stdio};
