@@ -3,11 +3,13 @@
 //!
 //! It knows records, the command line and the kernel's own listings; it must not know how weft works inside.
 
+mod ask;
 mod capture;
 mod cluster;
 mod mesh;
 mod see;
 
+pub use ask::{addresses, attach, fails, refused};
 pub use capture::{Capture, Frame, Inner};
 pub use cluster::{Cluster, SOON, Station};
 pub use mesh::unanswered;

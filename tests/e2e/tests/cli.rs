@@ -8,55 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use weft_e2e::{Cluster, SOON, link};
-use weft_lab::{Container, Host, Lab, eventually};
-
-/// The exit status and what was said on standard error.
-fn fails(host: &Host, args: &[&str]) -> Result<(i32, String)> {
-    let Output {
-        status,
-        stderr,
-        stdout,
-    } = host.weft_output(args)?;
-    let said = String::from_utf8_lossy(&stderr).into_owned();
-    ensure!(
-        !status.success(),
-        "{args:?} went well: {}",
-        String::from_utf8_lossy(&stdout)
-    );
-    ensure!(
-        !said.contains("panicked") && !said.trim().is_empty(),
-        "{args:?}: {said:?}"
-    );
-    Ok((status.code().context("ended by a signal")?, said))
-}
-
-/// Checks status and words of a failure.
-fn refused(host: &Host, args: &[&str], status: i32, words: &str) -> Result<()> {
-    let (code, said) = fails(host, args)?;
-    ensure!(
-        code == status && said.contains(words),
-        "{args:?}: {code}: {said}; wanted {status} and {words:?}"
-    );
-    Ok(())
-}
-
-fn attach(host: &Host, network: &str, container: &Container, id: &str, more: &[&str]) -> Result<Value> {
-    let path = container.path();
-    host.weft_json(&[&["endpoint", "attach", network, &path, "--id", id], more].concat())
-}
-
-/// An endpoint's addresses, without prefix length.
-fn addresses(endpoint: &Value) -> Result<Vec<IpAddr>> {
-    let listed = endpoint["addresses"].as_array().context("addresses")?;
-    listed
-        .iter()
-        .map(|a| {
-            let text = a.as_str().context("text")?;
-            Ok(text.split('/').next().unwrap_or_default().parse()?)
-        })
-        .collect()
-}
+use weft_e2e::{Cluster, SOON, addresses, attach, fails, link, refused};
+use weft_lab::{Container, Lab, eventually};
 
 #[test]
 fn networks_are_created_listed_shown_and_deleted() -> Result<()> {
