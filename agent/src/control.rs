@@ -26,6 +26,7 @@ use weft_api::{
     Subject,
 };
 use weft_core::{
+    answer,
     claims::{self, Refusal},
     fence::fenced,
     record::{Change, Committed, Entry, Guard, Transaction},
@@ -42,7 +43,7 @@ pub(crate) use self::questions::Questions;
 use crate::{
     kernel_thread::KernelThread,
     node::VERSION,
-    reconcile::{Asker, Reconciler, chain, news, own_changes},
+    reconcile::{Asker, Reconciler, chain},
     view,
 };
 
@@ -320,7 +321,7 @@ impl AgentControl {
                 Committed::Yes { revision } => {
                     return self
                         .ask(move |r| {
-                            let changes = own_changes(&r.snapshot, &ended, revision);
+                            let changes = answer::own_changes(&r.snapshot, &ended, revision);
                             r.learn(&changes);
                             ended
                         })
@@ -332,7 +333,7 @@ impl AgentControl {
                     });
                     let occupied = occupied.map(|entry| String::from_utf8_lossy(&entry.key).into_owned());
                     self.ask(move |r| {
-                        let news = news(&ended, now);
+                        let news = answer::news(&ended, now);
                         r.learn(&news);
                     })
                     .await?;

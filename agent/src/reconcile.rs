@@ -49,7 +49,6 @@ use crate::{
 };
 use barriers::Answers;
 use owed::ChoreDone;
-pub(crate) use owed::{news, own_changes};
 pub(crate) use passes::Look;
 use passes::{Because, Busy, FIRST_RETRY, Failure, FailureOf, answered};
 use underlay::UNDERLAY_PAUSE;

@@ -5,14 +5,14 @@ use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use tokio::time::Instant;
 use weft_core::{
+    answer,
     chores::{self, Chore},
     claims::Choosing,
     dirty::Dirty,
     fence::fenced,
     ownership::port_name,
     problem::Problem,
-    record::{Change, Committed, Connection, Entry, Guard, Scope, Transaction, Write},
-    snapshot::Snapshot,
+    record::{Committed, Connection, Scope, Transaction},
 };
 use weft_store::StoreError;
 use weft_store_schema::{EndpointRef, Key, NetworkName, PeerDocument};
@@ -275,11 +275,11 @@ impl Reconciler {
         match result {
             Ok(Committed::Yes { revision }) => {
                 self.book.succeeded(&chore, now);
-                self.learn(&own_changes(&self.snapshot, &transaction, revision));
+                self.learn(&answer::own_changes(&self.snapshot, &transaction, revision));
             }
             Ok(Committed::No { now: present, .. }) => {
                 self.book.retry(&chore, now);
-                self.learn(&news(&transaction, present));
+                self.learn(&answer::news(&transaction, present));
             }
             Err(error) => {
                 tracing::debug!(?chore, error = %chain(&error), "not written, tried again");
@@ -331,53 +331,4 @@ impl Reconciler {
             }
         }
     }
-}
-
-/// What a transaction of ours changed, as if the watch had told it.
-pub(crate) fn own_changes(snapshot: &Snapshot, transaction: &Transaction, revision: i64) -> Vec<Change> {
-    let prefix = snapshot.prefix();
-    transaction
-        .writes
-        .iter()
-        .filter_map(|write| match write {
-            Write::Put(key, value) | Write::PutLeased(key, value, _) => {
-                let is_new = transaction
-                    .guards
-                    .iter()
-                    .any(|guard| matches!(guard, Guard::Absent(k) if k == key));
-                let created = match key {
-                    Key::Endpoint(endpoint) if !is_new => {
-                        snapshot.endpoint(endpoint).map(|s| s.create_revision)
-                    }
-                    Key::Network(network) if !is_new => snapshot.network(network).map(|s| s.create_revision),
-                    Key::Peer(node) if !is_new => snapshot.peer_slot(node).map(|s| s.create_revision),
-                    _ => None,
-                };
-                Some(Change::Put(Entry {
-                    key: prefix.key(key).into_bytes(),
-                    value: value.clone(),
-                    create_revision: created.unwrap_or(revision),
-                    mod_revision: revision,
-                }))
-            }
-            Write::Delete(key) => Some(Change::Deleted {
-                key: prefix.key(key).into_bytes(),
-                mod_revision: revision,
-            }),
-            // What lay there, the watch tells.
-            Write::DeleteAll(_) => None,
-        })
-        .collect()
-}
-
-/// What a refused transaction told of the keys it was guarded by. Only what exists counts: that a key is
-/// missing is for the watch to say.
-pub(crate) fn news(transaction: &Transaction, present: Vec<Option<Entry>>) -> Vec<Change> {
-    transaction
-        .guards
-        .iter()
-        .zip(present)
-        .filter(|(guard, _)| !matches!(guard, Guard::Empty(_) | Guard::Settled(..)))
-        .filter_map(|(_, entry)| entry.map(Change::Put))
-        .collect()
 }
