@@ -1,7 +1,7 @@
 //! Building a lab: namespaces, the underlay between them, etcd.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -18,6 +18,7 @@ pub struct LabBuilder {
     mtu: u32,
     etcd_members: usize,
     persistent: bool,
+    data_base: Option<PathBuf>,
     bin_dir: Option<PathBuf>,
 }
 
@@ -29,6 +30,7 @@ impl Default for LabBuilder {
             mtu: 1500,
             etcd_members: 1,
             persistent: false,
+            data_base: None,
             bin_dir: None,
         }
     }
@@ -62,6 +64,12 @@ impl LabBuilder {
     /// The lab stays when this process ends, until it is taken down by id.
     pub fn persistent(mut self, persistent: bool) -> Self {
         self.persistent = persistent;
+        self
+    }
+
+    /// A directory in which etcd's data get a directory of their own; default in memory, where fsync costs nothing.
+    pub fn data_base(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.data_base = Some(dir.into());
         self
     }
 
@@ -100,6 +108,12 @@ impl LabBuilder {
             ),
             None => None,
         };
+        let data_base = match self.data_base {
+            Some(dir) => dir
+                .canonicalize()
+                .with_context(|| format!("directory {}", dir.display()))?,
+            None => memory(),
+        };
         let record = LabRecord {
             id: String::new(),
             owner: None,
@@ -112,7 +126,7 @@ impl LabBuilder {
             bin_dir,
         };
         // From here on dropping the lab removes whatever has been made.
-        let mut lab = Lab::from_record(record.claim(self.persistent)?, true);
+        let mut lab = Lab::from_record(record.claim(self.persistent, &data_base)?, true);
         lay_out(&lab).with_context(|| format!("building lab {}", lab.id()))?;
         for member in &lab.members {
             member.spawn()?;
@@ -121,6 +135,17 @@ impl LabBuilder {
         lab.remove_on_drop = !self.persistent;
         Ok(lab)
     }
+}
+
+/// Memory, when there is a tmpfs.
+fn memory() -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    let base = if memory.is_dir() {
+        memory
+    } else {
+        Path::new("/var/tmp")
+    };
+    base.to_path_buf()
 }
 
 fn lay_out(lab: &Lab) -> Result<()> {

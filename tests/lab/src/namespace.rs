@@ -135,8 +135,11 @@ impl Namespace {
         tools::run_with_input(self.command("nft").args(["-f", "-"]), script.as_bytes()).map(drop)
     }
 
-    /// Moves the calling thread into the namespace for the rest of its life.
-    pub(crate) fn enter(&self) -> Result<()> {
+    /// Moves the calling thread into the namespace for the rest of its life; threads that it starts begin there.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn enter(&self) -> Result<()> {
         let file =
             File::open(&self.path).with_context(|| format!("opening namespace {}", self.path.display()))?;
         setns(file, CloneFlags::CLONE_NEWNET)

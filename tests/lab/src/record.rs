@@ -55,7 +55,7 @@ pub struct LabRecord {
     pub mtu: u32,
     /// Number of etcd members.
     pub etcd_members: usize,
-    /// Where etcd keeps its data: memory, when there is a tmpfs.
+    /// Where etcd keeps its data: in memory, unless it was asked for elsewhere.
     pub data_dir: PathBuf,
     /// Where `weftd` and `weft` lie; found when first needed if `None`.
     pub bin_dir: Option<PathBuf>,
@@ -114,20 +114,14 @@ impl LabRecord {
 
     /// Finds a free id and claims it on disk: the record is written beside and renamed into place, so that a sweep
     /// never sees half of one.
-    pub(crate) fn claim(mut self, persistent: bool) -> Result<Self> {
+    pub(crate) fn claim(mut self, persistent: bool, data_base: &Path) -> Result<Self> {
         let me = Identity::of(std::process::id()).context("reading /proc/self/stat")?;
         self.owner = (!persistent).then_some(me);
         self.boot_id = boot_id();
         std::fs::create_dir_all(labs_dir()).with_context(|| format!("making {}", labs_dir().display()))?;
-        let memory = Path::new("/dev/shm");
         for _ in 0..100 {
             self.id = fresh_id();
-            let base = if memory.is_dir() {
-                memory
-            } else {
-                Path::new("/var/tmp")
-            };
-            self.data_dir = base.join(format!("weft-lab-{}", self.id));
+            self.data_dir = data_base.join(format!("weft-lab-{}", self.id));
             let draft = labs_dir().join(format!(".new-{}-{}-{}", me.pid, me.started, self.id));
             std::fs::create_dir(&draft).with_context(|| format!("making {}", draft.display()))?;
             std::fs::write(draft.join("lab.json"), serde_json::to_vec_pretty(&self)?)
