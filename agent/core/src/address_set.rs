@@ -18,14 +18,17 @@ pub struct AddressSet {
 
 /// The numbers from `first` to `last`, both included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Span {
-    pub(crate) first: u128,
-    pub(crate) last: u128,
+pub struct Span {
+    /// The lowest.
+    pub first: u128,
+    /// The highest, not below it.
+    pub last: u128,
 }
 
 impl Span {
     /// How many numbers; one less than the truth for all of 128 bits, which no subnet has.
-    pub(crate) fn len(self) -> u128 {
+    #[expect(clippy::len_without_is_empty, reason = "it never is")]
+    pub fn len(self) -> u128 {
         (self.last - self.first).saturating_add(1)
     }
 
@@ -56,7 +59,7 @@ impl Span {
 }
 
 /// An address as a number.
-pub(crate) fn number(address: IpAddr) -> u128 {
+pub fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(a) => u32::from(a).into(),
         IpAddr::V6(a) => a.into(),
@@ -72,7 +75,8 @@ pub(crate) fn address(number: u128, family: Family) -> IpAddr {
 }
 
 impl AddressSet {
-    pub(crate) fn insert(&mut self, address: IpAddr) {
+    /// Puts an address in.
+    pub fn insert(&mut self, address: IpAddr) {
         let number = number(address);
         self.bitmaps
             .entry(number >> 32)
@@ -109,7 +113,7 @@ impl AddressSet {
     }
 
     /// How many of them lie in a span.
-    pub(crate) fn count(&self, span: Span) -> u128 {
+    pub fn count(&self, span: Span) -> u128 {
         let (low, high) = (span.first >> 32, span.last >> 32);
         self.bitmaps
             .range(low..=high)
@@ -122,7 +126,7 @@ impl AddressSet {
     }
 
     /// The `n`-th number of a span, from 0, that is not in the set; none if there are not so many.
-    pub(crate) fn nth_free(&self, span: Span, n: u128) -> Option<u128> {
+    pub fn nth_free(&self, span: Span, n: u128) -> Option<u128> {
         // As many are free up to a number as it has before it, less those that are in the set: found by halving.
         let free = |last| {
             let part = Span {
