@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo lab-up lab-down clean-lab test storm fmt lint check install
+.PHONY: help setup build release demo lab-up lab-down clean-lab test storm bench bench-addresses fmt lint check install
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -12,7 +12,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo 'sudo -E env "PATH=$$PATH" "HOME=$$HOME"')
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## install what is missing to build, test and demonstrate (Debian packages)
 	@tests/lab/setup.sh
@@ -54,6 +54,12 @@ test: setup ## all tests, end to end included, on real network namespaces and a 
 storm: setup ## attach and detach on four hosts while agents and etcd are killed, stopped and cut off (SECONDS=60, SEED=…)
 	cargo build --locked -p weftd -p weft-cli -p weft-storm
 	$(AS_ROOT) $(TARGET)/debug/weft-storm --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
+
+bench: bench-addresses ## all benchmarks, beside their peers and limits (LONG=1: steady figures)
+
+bench-addresses: setup ## claims of addresses per second beside etcd's bare rate, and Docker's (LONG=1, ONLY=empty/16)
+	cargo build --release --locked -p weft-bench
+	@$(AS_ROOT) LONG='$(LONG)' ONLY='$(ONLY)' $(TARGET)/release/bench-addresses
 
 fmt: ## format
 	cargo fmt --all

@@ -7,7 +7,7 @@ use cargo_metadata::{DependencyKind, Package};
 use weft_workspace_tests::{metadata, root};
 
 /// Every crate of the workspace and the crates of the workspace it may depend on, of any kind.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     // What lies in etcd, and what is said on the socket: they know nobody.
     ("weft-store-schema", &[]),
     ("weft-proto", &[]),
@@ -35,6 +35,11 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("weft-lab", &[]),
     ("weft-e2e", &["weft-lab", "weft-proto", "weft-store-schema"]),
     ("weft-storm", &["weft-e2e", "weft-lab"]),
+    (
+        // Measures the parts of the agent without the agent.
+        "weft-bench",
+        &["weft-core", "weft-lab", "weft-store", "weft-store-schema"],
+    ),
     ("weft-workspace-tests", &[]),
 ];
 
@@ -43,13 +48,15 @@ const KEPT_BEHIND: [(&str, &[&str]); 4] = [
     // They break their interface with each release.
     ("netlink-", &["weft-kernel"]),
     ("rtnetlink", &["weft-kernel"]),
-    ("etcd-client", &["weft-store"]),
+    // The benchmark asks etcd without us, to compare.
+    ("etcd-client", &["weft-bench", "weft-store"]),
     // Tests and programs may be careless with the types of their errors; libraries may not.
     (
         "anyhow",
         &[
             "weftd",
             "weft-cli",
+            "weft-bench",
             "weft-lab",
             "weft-e2e",
             "weft-storm",

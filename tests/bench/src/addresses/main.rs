@@ -1,0 +1,73 @@
+//! `make bench-addresses`: claims of addresses per second and attempts per claim, beside the same etcd's bare
+//! rate in the same run.
+
+mod bare;
+mod choice;
+mod claimer;
+mod docker;
+mod network;
+mod pace;
+mod rates;
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context, Result};
+use weft_bench::{Form, Machine, Progress, Report, on_disk};
+use weft_lab::Lab;
+
+fn main() -> Result<()> {
+    let progress = Progress::start();
+    let form = Form::wanted();
+    let machine = Machine::here();
+    progress.say(format!("{machine}; the {form:?} form"));
+    let only = rates::only(std::env::var("ONLY").ok().as_deref())?;
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
+    std::fs::create_dir_all(&base).with_context(|| format!("making {}", base.display()))?;
+    let disk = on_disk(&base)?;
+    let large = match only {
+        None => {
+            progress.say("choosing in large subnets");
+            // First of all: later the allocator has memory left over from something else.
+            choice::rows(form)?
+        }
+        Some(_) => Vec::new(),
+    };
+    let lab = Lab::builder().hosts(1).data_base(&base).build()?;
+    // Before the runtime: all of its threads begin here then.
+    lab.host(1).netns().enter()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    let url = lab.etcd_endpoints().swap_remove(0);
+    let etcd = lab.etcd(1).pid().context("etcd has ended")?;
+    let found = runtime.block_on(rates::measure(&url, etcd, form, only, progress))?;
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    let mut report = Report {
+        name: "addresses",
+        command: form
+            .pick("make bench-addresses", "LONG=1 make bench-addresses")
+            .to_owned(),
+        method: found.method(&disk),
+        rows: found.rows(),
+        details: found.details(&machine),
+    };
+    lab.close()?;
+    if only.is_none() {
+        report.rows.extend(large);
+        match docker::connects(&base, form.pick(3, 7), 10, progress) {
+            Ok(connects) => report.rows.extend(found.beside_docker(&connects)),
+            Err(why) => {
+                progress.say(format!("Docker 20.10 is left out: {why:#}"));
+                report.method.push(format!("Docker 20.10 was left out: {why:#}."));
+            }
+        }
+    }
+    if only.is_some() {
+        // For looking closer: half a report would replace a whole one.
+        report.print();
+        println!("{}", report.details);
+        return Ok(());
+    }
+    report.publish(&machine)
+}
