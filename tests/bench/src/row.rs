@@ -39,7 +39,7 @@ impl Goal {
 }
 
 /// What a figure is held against.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Against<'a> {
     /// The peer's or limit's name.
     pub what: &'a str,
@@ -84,13 +84,13 @@ impl Row {
         goal: Option<Goal>,
     ) -> Self {
         let value = figure.median();
-        let ratio = against.as_ref().and_then(|a| figure.ratio(a.figure));
+        let ratio = against.and_then(|a| figure.ratio(a.figure));
         Self {
             row: row.into(),
             value,
             unit: unit.to_owned(),
-            against: against.as_ref().map(|a| a.what.to_owned()),
-            against_value: against.as_ref().map(|a| a.figure.median()),
+            against: against.map(|a| a.what.to_owned()),
+            against_value: against.map(|a| a.figure.median()),
             ratio,
             goal: goal.map(Goal::text),
             met: goal.and_then(|goal| goal.is_met(value, ratio)),
