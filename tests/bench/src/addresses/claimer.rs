@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use weft_core::{
     answer,
     claims::{self, Choosing},
+    fence::fenced,
     record::{Committed, StoreEvent, Transaction},
     snapshot::Snapshot,
 };
@@ -107,8 +108,9 @@ impl Claimer {
                 let members = view.members(&self.network);
                 let there = members.map_or((0, 0), |m| (m.count(), m.claims().count()));
                 bail!(
-                    "{} sees {there:?} endpoints and claims instead of {count}",
-                    self.node
+                    "{} sees {there:?} endpoints and claims instead of {count}, and {} peers instead of {peers}",
+                    self.node,
+                    view.peers().count()
                 )
             }
         }
@@ -128,8 +130,10 @@ impl Claimer {
             lost,
             ..Choosing::default()
         };
-        let chosen = claims::attach(&lock(&self.view), &name, endpoint(self.next), None, &choosing);
-        chosen.map_err(|refusal| anyhow::anyhow!("{refusal}"))
+        let view = lock(&self.view);
+        let chosen = claims::attach(&view, &name, endpoint(self.next), None, &choosing);
+        let transaction = chosen.map_err(|refusal| anyhow::anyhow!("{refusal}"))?;
+        Ok(fenced(&view, transaction))
     }
 
     /// Claims an address for a new endpoint, however many attempts it takes.

@@ -51,10 +51,17 @@ pub(crate) fn connects(base: &Path, rounds: usize, on_each: usize, progress: Pro
     let mut figure = Figure::default();
     for round in 0..=rounds {
         progress.say(format!("Docker 20.10: round {round} of {rounds}"));
-        let took = on_both(&sockets, "connect", on_each)?;
-        on_both(&sockets, "disconnect", on_each)?;
-        if round > 0 {
-            figure.push(2.0 * on_each as f64 / took.as_secs_f64());
+        let took = on_both(&sockets, "connect", on_each)
+            .and_then(|took| on_both(&sockets, "disconnect", on_each).map(|_| took));
+        match took {
+            Ok(_) if round == 0 => {}
+            Ok(took) => figure.push(2.0 * on_each as f64 / took.as_secs_f64()),
+            // It sometimes finds an endpoint there that it has just removed itself. The rounds before count.
+            Err(why) if figure.runs() > 0 => {
+                progress.say(format!("Docker 20.10: no more rounds: {why:#}"));
+                break;
+            }
+            Err(why) => return Err(why),
         }
     }
     Ok(figure)
@@ -67,7 +74,7 @@ fn on_both(sockets: &[PathBuf; 2], what: &str, count: usize) -> Result<Duration>
         let working = hosts.map(|(host, socket)| {
             scope.spawn(move || {
                 (0..count).try_for_each(|n| {
-                    let body = format!(r#"{{"Container":"h{host}c{n}","Force":true}}"#);
+                    let body = format!(r#"{{"Container":"h{host}c{n}"}}"#);
                     post(socket, &format!("/networks/ov/{what}"), &body)
                 })
             })
@@ -96,7 +103,8 @@ fn post(socket: &Path, path: &str, body: &str) -> Result<()> {
         .read_to_string(&mut answer)
         .with_context(|| format!("{path}: no answer"))?;
     let status = answer.split(' ').nth(1).unwrap_or_default();
-    ensure!(status == "200", "{path} {body}: {answer}");
+    let said = answer.trim().lines().last().unwrap_or_default();
+    ensure!(status == "200", "{path} {body} is answered with {status}: {said}");
     Ok(())
 }
 

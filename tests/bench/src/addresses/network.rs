@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
+    ops::Range,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -138,13 +139,17 @@ impl Network {
             .context("deleting what was claimed")
     }
 
-    /// Deletes all of it.
+    /// Deletes all of it, and the peers.
     ///
     /// # Errors
     /// When etcd does not answer.
     pub(crate) async fn delete(&self, kv: &mut KvClient) -> Result<()> {
         let prefix = Prefix::default();
-        for directory in [prefix.endpoints_of(&self.name), prefix.addresses_of(&self.name)] {
+        for directory in [
+            prefix.endpoints_of(&self.name),
+            prefix.addresses_of(&self.name),
+            prefix.all(Kind::Peers),
+        ] {
             let options = DeleteOptions::new().with_prefix();
             kv.delete(directory, Some(options))
                 .await
@@ -243,18 +248,14 @@ pub(crate) fn node(number: usize) -> Result<NodeName> {
     Ok(NodeName::new(&format!("claimer-{number:02}"))?)
 }
 
-/// Writes the claimers' peer records, and none besides.
+/// Writes the peer records of these claimers. Those that are there stay as they are: claims rest on them.
 ///
 /// # Errors
 /// When etcd refuses or does not answer.
-pub(crate) async fn peers(kv: &mut KvClient, count: usize) -> Result<()> {
+pub(crate) async fn put_peers(kv: &mut KvClient, numbers: Range<usize>) -> Result<()> {
     let prefix = Prefix::default();
-    let options = DeleteOptions::new().with_prefix();
-    kv.delete(prefix.all(Kind::Peers), Some(options))
-        .await
-        .context("deleting peers")?;
     let mut writes = Vec::new();
-    for number in 0..count {
+    for number in numbers {
         let peer = PeerDocument {
             vteps: vec![format!("10.99.0.{}", number + 1)],
             mtu: Some(1500),

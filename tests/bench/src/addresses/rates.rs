@@ -187,7 +187,7 @@ impl Run<'_> {
             .into_iter()
             .filter(|n| only.is_none_or(|only| only == *n))
         {
-            network::peers(&mut kv, at_a_time).await?;
+            network::put_peers(&mut kv, claimers.len()..at_a_time).await?;
             // A few at a time: a listing that waits behind many others runs out of time.
             while claimers.len() < at_a_time {
                 let first = claimers.len();
