@@ -1,7 +1,7 @@
 //! What is wanted and what is there → what is to be done. Whole values are compared, both ways, over the
 //! union of both sides; the order of operations is such that traffic finds its way at every step.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use ipnet::IpNet;
 use weft_store_schema::{EndpointId, EndpointRef, Family, IfName, Mac, NetworkName, NodeName};
@@ -125,6 +125,14 @@ fn carry(
         }
     }
 
+    let made: HashSet<&IfName> = wanted
+        .locals
+        .values()
+        .filter_map(|local| match local {
+            Wanted::Is(local) => Some(&local.port_name),
+            _ => None,
+        })
+        .collect();
     let mut late = Vec::new();
     let mut local_forwards = Vec::new();
     let row_there = |mac: &Mac| {
@@ -138,6 +146,10 @@ fn carry(
         let row = row_there(mac);
         match wanted {
             Wanted::Keep => {}
+            // Looked at alone, before its endpoint's turn has come: the entry is put together with the port.
+            Wanted::Is(Forward::Local(port)) if !will_be(port, &made, there, &lost) => {
+                drop_row(*mac, &row, &mut late);
+            }
             Wanted::Is(forward @ Forward::Local(_)) => {
                 diff_forward(*mac, forward, &row, &mut local_forwards, &mut late);
             }
@@ -182,6 +194,11 @@ fn carry(
     ops.append(&mut local_forwards);
     ops.append(&mut late);
     ops
+}
+
+/// Whether there is such a port when the plan is carried out.
+fn will_be(port: &IfName, made: &HashSet<&IfName>, there: &ObservedNetwork, lost: &Lost) -> bool {
+    made.contains(port) || there.ports.contains_key(port) && !lost.ports.contains(port)
 }
 
 /// A plan is a value: the same input gives the same order.

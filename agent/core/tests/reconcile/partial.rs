@@ -1,7 +1,11 @@
-//! An agent that has just started: the scopes are listed one by one, and what is not listed yet is not missing.
+//! What is not known or not looked at yet is not missing: the scopes of an agent that has just started are listed one by
+//! one, and a pass may be about a part.
 
 use weft_core::{
     chores::Chore,
+    diff,
+    dirty::Dirty,
+    plan::Op,
     record::{Change, Scope},
 };
 use weft_store_schema::EndpointRef;
@@ -73,4 +77,35 @@ fn an_endpoint_that_lacks_something_is_completed_once_all_is_listed() {
     }
     agent.list(&store, &Scope::Addresses("blue".parse().unwrap()));
     assert!(owed(&agent));
+}
+
+#[test]
+fn a_forwarding_entry_that_is_looked_at_alone_waits_for_its_port() {
+    let (mut store, mut agent) = restarted(
+        r#"{"attachment":{"netns":"/run/netns/web"},"addresses":["10.1.0.4","fd00::c"],"mac":"02:42:0a:01:00:04"}"#,
+    );
+    for claim in CLAIMS {
+        store.put(&Store::key(claim), br#"{"endpoint":"host1/web"}"#);
+    }
+    agent.sync(&store);
+    agent.settle();
+    // The record of another has come, and before its turn the kernel said something of its MAC: it was another host's.
+    let text =
+        r#"{"attachment":{"netns":"/run/netns/db"},"addresses":["10.1.0.5"],"mac":"02:42:0a:01:00:05"}"#;
+    store.put(&Store::key("endpoints/blue/host1/db"), text.as_bytes());
+    store.put(
+        &Store::key("addresses/blue/10.1.0.5"),
+        br#"{"endpoint":"host1/db"}"#,
+    );
+    agent.sync(&store);
+    let mut row = Dirty::default();
+    row.mac(&"blue".parse().unwrap(), "02:42:0a:01:00:05".parse().unwrap());
+    let (plan, _) = diff::plan(&agent.snapshot, &agent.host, &agent.observed, &row);
+    assert!(plan.is_empty(), "{plan:#?}");
+    let done = agent.pass();
+    let made = |op: &Op| matches!(op, Op::CreateLocal(..));
+    let put = |op: &Op| matches!(op, Op::PutForward(mac, _) if mac.to_string() == "02:42:0a:01:00:05");
+    let place = |of: &dyn Fn(&Op) -> bool| done.iter().position(|(_, op)| of(op)).unwrap();
+    assert!(place(&made) < place(&put), "{done:#?}");
+    agent.check();
 }
