@@ -386,8 +386,14 @@ fn a_late_or_repeated_detach_frees_nothing_of_the_next_holder() -> Result<()> {
         .context("a claim")?;
     // Retries of whoever did not hear of it, also of an agent that knows nothing any more.
     for round in 0..2 {
-        let again = one.weft_json(&["endpoint", "detach", "blue", "a"])?;
-        assert_eq!(again, json!({"existed": false, "record_pending": false}));
+        eventually(SOON, "host1 knows that it is gone", || {
+            let again = one.weft_json(&["endpoint", "detach", "blue", "a"])?;
+            ensure!(
+                again == json!({"existed": false, "record_pending": false}),
+                "{again}"
+            );
+            Ok(())
+        })?;
         if round == 0 {
             one.restart()?;
         }
