@@ -56,7 +56,8 @@ impl Network {
     /// A network with an IPv4 subnet of 2^`bits` addresses and an IPv6 subnet of as many.
     #[must_use]
     pub fn small(number: u8, bits: u8) -> Self {
-        let wishes = (2..(1_u16 << bits).min(18)).flat_map(|last| {
+        // Neither the gateway nor, in IPv4, the last one.
+        let wishes = (2..((1_u16 << bits) - 1).min(18)).flat_map(|last| {
             [
                 IpAddr::from([10, 30 + number, 0, u8::try_from(last).unwrap_or(2)]),
                 IpAddr::from([0xfd30 + u16::from(number), 0, 0, 0, 0, 0, 0, last]),

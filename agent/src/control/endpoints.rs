@@ -1,0 +1,412 @@
+//! Endpoints attached, detached and looked up.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use weft_api::{ApiError, Call, EndpointFilter, NodeFilter, Subject};
+use weft_core::{
+    claims,
+    record::{Change, Entry},
+};
+use weft_proto::v1;
+use weft_store_schema::{
+    AttachmentDocument, Endpoint, EndpointDocument, EndpointId, EndpointRef, Key, NetworkName,
+};
+
+use super::{
+    AgentControl, STORE_PATIENCE, convergence,
+    errors::{parse, record_error, stopping, store_error, subject},
+    made_up_id, until,
+};
+use crate::{reconcile::chain, view};
+
+/// A detachment waits this long for the store to agree before it returns without.
+const DETACH_PATIENCE: Duration = Duration::from_millis(1000);
+
+impl AgentControl {
+    /// See [`weft_api::Control::attach_endpoint`].
+    pub(super) async fn attach(
+        &self,
+        call: Call,
+        request: v1::AttachEndpointRequest,
+    ) -> Result<v1::AttachEndpointResponse, ApiError> {
+        let wait = request.wait;
+        let id = if request.id.is_empty() {
+            made_up_id()
+        } else {
+            request.id
+        };
+        let reservation: Option<EndpointId> = match request.reservation.as_str() {
+            "" => None,
+            given => Some(parse("reservation", given)?),
+        };
+        let name = self.endpoint(&request.network, None, &id)?;
+        let attachment = request.attachment.unwrap_or_default();
+        let document = EndpointDocument {
+            version: None,
+            name: (!request.name.is_empty()).then_some(request.name),
+            attachment: AttachmentDocument {
+                netns: attachment.netns,
+                ifname: (!attachment.ifname.is_empty()).then_some(attachment.ifname),
+            },
+            requested_addresses: request.requested_addresses,
+            addresses: Vec::new(),
+            mac: (!request.mac.is_empty()).then_some(request.mac),
+            labels: request.labels.into_iter().collect(),
+        };
+        let valid = document.clone().validate().map_err(|e| record_error(e, ""))?;
+        let place = valid.attachment.clone();
+        let checked = self
+            .kernel
+            .run(move |kernel| kernel.check_attachment(&place))
+            .await
+            .map_err(|_| stopping())?;
+        checked.map_err(|error| ApiError::invalid("attachment.netns", chain(&error)))?;
+
+        let what = subject(&name);
+        self.look_up_network(&call, &name.network).await?;
+        let pin = self.view_of(&call, &name.network).await?;
+        let (same, wanted) = (name.clone(), valid.clone());
+        let before = self
+            .ask(move |r| {
+                let there = r.snapshot.endpoint(&same)?.value.as_ref()?;
+                Some(
+                    there.attachment == wanted.attachment
+                        && wanted.requested.iter().all(|a| there.addresses.contains(a)),
+                )
+            })
+            .await?;
+        match before {
+            Some(false) => return Err(ApiError::AlreadyExists { what }),
+            Some(true) => {}
+            None => {
+                let (made, attachment) = (name.clone(), valid.attachment.clone());
+                let taken = self
+                    .ask(move |r| r.snapshot.owner_of_attachment(&attachment).cloned())
+                    .await?;
+                if let Some(owner) = taken {
+                    let why = format!(
+                        "{} in {} belongs to endpoint {owner}",
+                        valid.attachment.ifname, valid.attachment.netns
+                    );
+                    return Err(ApiError::Conflict { what, why });
+                }
+                let lease = match &reservation {
+                    Some(reservation) => self.lease_of(&call, &name.network, reservation).await?,
+                    None => None,
+                };
+                self.write(&call, &what, move |r, lost| {
+                    let choosing = r.choosing(&made.network, lost);
+                    claims::attach(
+                        &r.snapshot,
+                        &made,
+                        document.clone(),
+                        reservation.as_ref(),
+                        &choosing,
+                    )
+                })
+                .await?;
+                self.end_lease(lease);
+            }
+        }
+
+        let wanted = name.clone();
+        // Where the answer to the transaction was lost, it takes a while until the watch tells of the record.
+        let seen = Arc::new(AtomicBool::new(false));
+        let arrived = self
+            .wait(call.deadline, move |r| match r.state_of(&wanted) {
+                _ if r.snapshot.endpoint(&wanted).is_none() => {
+                    seen.load(Ordering::Relaxed).then_some(Ok(None))
+                }
+                (v1::EndpointState::Ready, _) => Some(Ok(view::endpoint_by_name(r, &wanted))),
+                (v1::EndpointState::Failed, why) => Some(Err(why)),
+                _ => {
+                    seen.store(true, Ordering::Relaxed);
+                    None
+                }
+            })
+            .await?;
+        match arrived {
+            Some(Ok(Some(endpoint))) => {
+                let converged = match wait {
+                    true => Some(self.converge_attached(&call, &name).await?),
+                    false => None,
+                };
+                drop(pin);
+                Ok(v1::AttachEndpointResponse {
+                    endpoint: Some(endpoint),
+                    converged,
+                })
+            }
+            Some(Ok(None)) => Err(ApiError::Conflict {
+                what,
+                why: "it was deleted while it was being attached".to_owned(),
+            }),
+            failed => {
+                // Who is told that it failed must not find it half there.
+                if before.is_none() {
+                    let undone = name.clone();
+                    self.ask(move |r| r.detach(&undone)).await?;
+                    if let Err(error) = self.remember_detach(&name).await {
+                        tracing::warn!(endpoint = %name, error = %chain(&error), "a failed attach may come back");
+                    }
+                }
+                Err(match failed {
+                    Some(Err(why)) => ApiError::Conflict { what, why },
+                    _ => ApiError::DeadlineExceeded {
+                        what,
+                        waited: call.started.elapsed(),
+                        why: "this host's data plane does not carry it yet; see weft status".to_owned(),
+                    },
+                })
+            }
+        }
+    }
+
+    /// See [`weft_api::Control::detach_endpoint`].
+    pub(super) async fn detach(
+        &self,
+        call: Call,
+        network: String,
+        id: String,
+    ) -> Result<v1::DetachEndpointResponse, ApiError> {
+        let name = self.endpoint(&network, None, &id)?;
+        let known = name.clone();
+        let (seen, in_kernel) = self
+            .ask(move |r| {
+                let port = weft_core::ownership::port_name(&known);
+                let network = r.observed.networks.get(&known.network);
+                let in_kernel = network.is_some_and(|n| n.ports.contains_key(&port));
+                // Before the records are known, what is not seen may well exist.
+                (
+                    r.snapshot.endpoint(&known).is_some(),
+                    in_kernel || !r.is_informed(),
+                )
+            })
+            .await?;
+        // What was recorded a moment ago, by hand or by an attach whose answer was lost, may not have come by the
+        // watch yet.
+        let unseen = !seen && self.detach_unseen(&call, &name).await?;
+        let existed = seen || in_kernel || unseen;
+        if existed && !unseen {
+            let gone = name.clone();
+            self.ask(move |r| r.detach(&gone)).await?;
+        }
+        if !existed {
+            return Ok(v1::DetachEndpointResponse {
+                existed,
+                record_pending: false,
+            });
+        }
+        if !self.ask(|r| r.is_connected() && r.is_adopted()).await? {
+            self.remember_detach(&name).await?;
+        }
+        if !self.ask(|r| r.is_adopted()).await? {
+            // Nothing is written to the kernel before the records are known; then this comes first.
+            return Ok(v1::DetachEndpointResponse {
+                existed,
+                record_pending: true,
+            });
+        }
+        let watched = name.clone();
+        let port = weft_core::ownership::port_name(&name);
+        let rid = self
+            .wait(call.deadline, move |r| {
+                let there = r
+                    .observed
+                    .networks
+                    .get(&watched.network)
+                    .is_some_and(|n| n.ports.contains_key(&port));
+                (!there).then_some(())
+            })
+            .await?;
+        if rid.is_none() {
+            return Err(ApiError::DeadlineExceeded {
+                what: subject(&name),
+                waited: call.started.elapsed(),
+                why: "this host's data plane is not rid of it yet; it goes on by itself, see weft status"
+                    .to_owned(),
+            });
+        }
+        let agreed = call.deadline.min(Instant::now() + DETACH_PATIENCE);
+        let watched = name.clone();
+        let deleted = self
+            .wait(agreed, move |r| {
+                let pending = r.snapshot.awaits_detach(&watched);
+                (!pending).then_some(())
+            })
+            .await?;
+        if deleted.is_none() {
+            self.remember_detach(&name).await?;
+        }
+        Ok(v1::DetachEndpointResponse {
+            existed,
+            record_pending: deleted.is_none(),
+        })
+    }
+
+    /// See [`weft_api::Control::list_endpoints`].
+    pub(super) async fn endpoints(
+        &self,
+        call: Call,
+        filter: EndpointFilter,
+    ) -> Result<Vec<v1::Endpoint>, ApiError> {
+        let network: Option<NetworkName> = filter
+            .network
+            .as_deref()
+            .map(|n| parse("network", n))
+            .transpose()?;
+        let node = match filter.node {
+            NodeFilter::Any => None,
+            NodeFilter::Local => Some(self.node.clone()),
+            NodeFilter::Named(node) => Some(parse("node", &node)?),
+        };
+        let own_only = node.as_ref() == Some(&self.node);
+        let (wanted, wanted_node) = (network.clone(), node.clone());
+        let (mut endpoints, unknown) = self
+            .ask(move |r| {
+                let mut unknown = Vec::new();
+                for (name, _) in r.snapshot.networks() {
+                    let in_view = own_only || r.snapshot.takes_part(name) && r.snapshot.knows_members(name);
+                    if wanted.as_ref().is_none_or(|w| w == name) && !in_view {
+                        unknown.push(name.clone());
+                    }
+                }
+                let seen = view::endpoints(r, wanted.as_ref(), wanted_node.as_ref(), &unknown);
+                (seen, unknown)
+            })
+            .await?;
+        if let Some(network) = network
+            && endpoints.is_empty()
+            && unknown.is_empty()
+        {
+            let asked = network.clone();
+            if !self.ask(move |r| r.snapshot.network(&asked).is_some()).await? {
+                return Err(ApiError::NotFound {
+                    what: Subject::network(network.as_str()),
+                });
+            }
+        }
+        for network in unknown {
+            let read = self.read_endpoints(&call, &network).await?;
+            let node = node.clone();
+            endpoints.extend(
+                self.ask(move |r| {
+                    read.iter()
+                        .filter(|(name, ..)| node.as_ref().is_none_or(|n| *n == name.node))
+                        .map(|(name, endpoint, revision)| view::endpoint(r, name, endpoint, *revision))
+                        .collect::<Vec<_>>()
+                })
+                .await?,
+            );
+        }
+        Ok(endpoints)
+    }
+
+    /// See [`weft_api::Control::get_endpoint`].
+    pub(super) async fn one_endpoint(
+        &self,
+        call: Call,
+        network: String,
+        node: Option<String>,
+        id: String,
+    ) -> Result<v1::Endpoint, ApiError> {
+        let name = self.endpoint(&network, node.as_deref(), &id)?;
+        let wanted = name.clone();
+        if let Some(found) = self.ask(move |r| view::endpoint_by_name(r, &wanted)).await? {
+            return Ok(found);
+        }
+        let what = subject(&name);
+        let key = Key::Endpoint(name.clone());
+        let fetched = self
+            .store
+            .get(&key, until(call.deadline, STORE_PATIENCE))
+            .await
+            .map_err(|e| store_error(&e))?;
+        let Some(entry) = fetched.entry else {
+            return Err(ApiError::NotFound { what });
+        };
+        let endpoint = Endpoint::decode(&entry.value).map_err(|e| ApiError::Conflict {
+            what,
+            why: e.to_string(),
+        })?;
+        self.ask(move |r| view::endpoint(r, &name, &endpoint, entry.mod_revision))
+            .await
+    }
+
+    /// Waits for all hosts after an attach, which holds whatever comes of this.
+    async fn converge_attached(&self, call: &Call, name: &EndpointRef) -> Result<v1::Convergence, ApiError> {
+        const HOLDS: &str = "it is attached and works on this host";
+        match self.converge(call, &name.network).await {
+            Ok(Ok(converged)) => Ok(converged),
+            Ok(Err(behind)) => {
+                let behind = BTreeMap::from([(name.network.clone(), behind)]);
+                let done = format!("{HOLDS}; ");
+                Err(convergence::behind_error(call, subject(name), &done, &behind))
+            }
+            Err(ApiError::Unavailable { what, why }) => Err(ApiError::Unavailable {
+                what,
+                why: format!("{why}; {}: {HOLDS}", subject(name)),
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Detaches an endpoint that is not in view, if the store has it. A store that does not answer has none:
+    /// detaching works without it.
+    async fn detach_unseen(&self, call: &Call, name: &EndpointRef) -> Result<bool, ApiError> {
+        if !self.ask(|r| r.is_connected()).await? {
+            return Ok(false);
+        }
+        let patience = until(call.deadline, DETACH_PATIENCE);
+        let Ok(fetched) = self.store.get(&Key::Endpoint(name.clone()), patience).await else {
+            return Ok(false);
+        };
+        let Some(entry) = fetched.entry else {
+            return Ok(false);
+        };
+        let gone = name.clone();
+        self.ask(move |r| {
+            // In this order: seen first, it would be completed first.
+            r.detach(&gone);
+            r.learn(&[Change::Put(entry)]);
+        })
+        .await?;
+        Ok(true)
+    }
+
+    async fn remember_detach(&self, name: &EndpointRef) -> Result<(), ApiError> {
+        let remembered = name.clone();
+        self.ask(move |r| r.remember_detach(&remembered))
+            .await?
+            .map_err(|error| ApiError::internal(format!("detaching {name}"), error))
+    }
+
+    /// Endpoint records of networks that this host does not take part in are not in view: they are read.
+    async fn read_endpoints(
+        &self,
+        call: &Call,
+        network: &NetworkName,
+    ) -> Result<Vec<(EndpointRef, Endpoint, i64)>, ApiError> {
+        let directory = self.store.prefix().endpoints_of(network);
+        let listing = self
+            .store
+            .list(&directory, until(call.deadline, STORE_PATIENCE))
+            .await
+            .map_err(|e| store_error(&e))?;
+        let parse = |entry: Entry| {
+            let Ok(Key::Endpoint(name)) = self.store.prefix().parse(&entry.key) else {
+                return None;
+            };
+            Some((name, Endpoint::decode(&entry.value).ok()?, entry.mod_revision))
+        };
+        Ok(listing.entries.into_iter().filter_map(parse).collect())
+    }
+}

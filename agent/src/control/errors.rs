@@ -1,0 +1,95 @@
+//! What went wrong, in the API's terms.
+
+use weft_api::{ApiError, Subject};
+use weft_core::claims::Refusal;
+use weft_store::StoreError;
+use weft_store_schema::{EndpointRef, RecordError};
+
+use crate::reconcile::chain;
+
+pub(super) fn stopping() -> ApiError {
+    ApiError::Unavailable {
+        what: "the agent".to_owned(),
+        why: "it is stopping".to_owned(),
+    }
+}
+
+pub(super) fn store_error(error: &StoreError) -> ApiError {
+    ApiError::Unavailable {
+        what: "the store".to_owned(),
+        why: chain(error),
+    }
+}
+
+pub(super) fn record_error(error: RecordError, within: &str) -> ApiError {
+    match error {
+        RecordError::Field { field, why } => ApiError::invalid(format!("{within}{field}"), why),
+        other => ApiError::invalid(within.trim_end_matches('.'), other.to_string()),
+    }
+}
+
+pub(super) fn refusal_error(refusal: Refusal, what: &Subject) -> ApiError {
+    let why = refusal.to_string();
+    match refusal {
+        Refusal::NoNetwork(network) => ApiError::NotFound {
+            what: Subject::network(network.as_str()),
+        },
+        Refusal::NetworkExists(network) => ApiError::AlreadyExists {
+            what: Subject::network(network.as_str()),
+        },
+        Refusal::VniTaken { .. } => ApiError::Conflict {
+            what: what.clone(),
+            why,
+        },
+        Refusal::Exists(e) => ApiError::AlreadyExists { what: subject(&e) },
+        Refusal::NoEndpoint(e) => ApiError::NotFound { what: subject(&e) },
+        Refusal::Outside { .. } | Refusal::Reserved { .. } => ApiError::invalid("requested_addresses", why),
+        Refusal::Taken { .. } | Refusal::MacTaken { .. } => ApiError::Conflict {
+            what: what.clone(),
+            why,
+        },
+        Refusal::Full { network, subnets, .. } => {
+            let pool: Vec<String> = subnets.iter().map(|s| s.net.to_string()).collect();
+            let few = |n: u128| u64::try_from(n).unwrap_or(u64::MAX);
+            ApiError::Full {
+                what: Subject::network(network.as_str()),
+                pool: pool.join(", "),
+                used: few(subnets.iter().map(|s| s.used).sum()),
+                capacity: few(subnets.iter().map(|s| s.size).sum()),
+                why,
+            }
+        }
+        Refusal::InUse(network) | Refusal::Strands { network, .. } => ApiError::Conflict {
+            what: Subject::network(network.as_str()),
+            // The subject is told before it.
+            why: why
+                .strip_prefix(&format!("network {network} "))
+                .map_or(why.clone(), str::to_owned),
+        },
+        Refusal::NoReservation(..) => ApiError::Conflict {
+            what: what.clone(),
+            why,
+        },
+        Refusal::ReservationExists(network, (node, id)) => ApiError::AlreadyExists {
+            what: Subject::reservation(network.as_str(), node.as_str(), id.as_str()),
+        },
+        Refusal::NoSuchFamily(..) => ApiError::invalid("families", why),
+        Refusal::Invalid { field, why, .. } => ApiError::invalid(field, why),
+    }
+}
+
+pub(super) fn subject(endpoint: &EndpointRef) -> Subject {
+    Subject::endpoint(
+        endpoint.network.as_str(),
+        endpoint.node.as_str(),
+        endpoint.id.as_str(),
+    )
+}
+
+pub(super) fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(
+    field: &str,
+    text: &str,
+) -> Result<T, ApiError> {
+    text.parse()
+        .map_err(|error: T::Err| ApiError::invalid(field, error.to_string()))
+}
