@@ -420,8 +420,9 @@ impl Found {
                 self.shape
             ),
             format!(
-                "Each of the {} claims was looked up in etcd: it is there, no address is held twice, claims and endpoints \
-                 agree.",
+                "After every round etcd held as many claims and endpoints of the network as it should, and no two of the {} \
+                 claims had got one address; after the last round of each kind every key was read: what was claimed is there \
+                 as it was written, no address is held twice, claims and endpoints agree.",
                 self.verified
             ),
         ]
