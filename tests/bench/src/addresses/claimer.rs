@@ -1,10 +1,14 @@
-//! A claimer: the path by which an agent claims, without kernel and API. A store client with its own
+//! A host that claims: the path by which an agent claims, without kernel and API. A store client with its own
 //! connection and watch, a view fed by its events, a choice from that view, one transaction, and what its
-//! answer tells taken into the view before the next choice.
+//! answer tells taken into the view before the next choice. Several claims may be under way at a time.
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -15,12 +19,12 @@ use weft_core::{
     answer,
     claims::{self, Choosing},
     fence::fenced,
-    record::{Committed, StoreEvent, Transaction},
+    record::{Committed, StoreEvent, Transaction, Write},
     snapshot::Snapshot,
 };
 use weft_store::{Config, Store};
 use weft_store_schema::{
-    AttachmentDocument, EndpointDocument, EndpointId, EndpointRef, NetworkName, NodeName, Prefix,
+    AttachmentDocument, EndpointDocument, EndpointId, EndpointRef, Key, NetworkName, NodeName, Prefix,
 };
 
 /// An agent waits this long before it tries again after a lost race, doubled each time up to the second.
@@ -37,7 +41,9 @@ pub(crate) struct Claimer {
     stop: CancellationToken,
     network: NetworkName,
     node: NodeName,
-    next: u64,
+    /// What is being claimed just now, as an agent's book has it.
+    claiming: Mutex<BTreeSet<IpAddr>>,
+    next: AtomicU64,
 }
 
 /// A claim that succeeded.
@@ -49,8 +55,8 @@ pub(crate) struct Claimed {
     pub(crate) transaction: Transaction,
 }
 
-fn lock(view: &Mutex<Snapshot>) -> MutexGuard<'_, Snapshot> {
-    view.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Claimer {
@@ -82,7 +88,8 @@ impl Claimer {
             stop,
             network,
             node,
-            next: 0,
+            claiming: Mutex::default(),
+            next: AtomicU64::new(0),
         })
     }
 
@@ -91,7 +98,7 @@ impl Claimer {
     ///
     /// # Errors
     /// When it does not within a minute.
-    pub(crate) async fn informed(&mut self, count: usize, peers: usize) -> Result<()> {
+    pub(crate) async fn informed(&self, count: usize, peers: usize) -> Result<()> {
         let (network, view) = (self.network.clone(), Arc::clone(&self.view));
         let is_informed = |_: &u64| {
             let view = lock(&view);
@@ -100,7 +107,8 @@ impl Claimer {
             let there = members.map_or((0, 0), |m| (m.count(), m.claims().count()));
             view.is_complete(&scopes) && there == (count, count) && view.peers().count() == peers
         };
-        let informed = tokio::time::timeout(Duration::from_secs(60), self.seen.wait_for(is_informed)).await;
+        let mut seen = self.seen.clone();
+        let informed = tokio::time::timeout(Duration::from_secs(60), seen.wait_for(is_informed)).await;
         match informed {
             Ok(informed) => informed.map(drop).context("the store's client has ended"),
             Err(_) => {
@@ -116,22 +124,28 @@ impl Claimer {
         }
     }
 
-    /// The transaction of the next claim, without sending it. `lost` is how often another was faster.
+    /// The transaction of the next claim, without sending it.
     ///
     /// # Errors
     /// When the view shows that it cannot be.
-    pub(crate) fn choose(&self, lost: u32) -> Result<Transaction> {
+    pub(crate) fn example(&self) -> Result<Transaction> {
+        self.choose(self.next.load(Ordering::Relaxed), 0)
+    }
+
+    /// `lost` is how often another was faster.
+    fn choose(&self, number: u64, lost: u32) -> Result<Transaction> {
         let name = EndpointRef {
             network: self.network.clone(),
             node: self.node.clone(),
-            id: EndpointId::new(&format!("e{:07}", self.next))?,
+            id: EndpointId::new(&format!("e{number:07}"))?,
         };
         let choosing = Choosing {
+            claiming: lock(&self.claiming).clone(),
             lost,
             ..Choosing::default()
         };
         let view = lock(&self.view);
-        let chosen = claims::attach(&view, &name, endpoint(self.next), None, &choosing);
+        let chosen = claims::attach(&view, &name, endpoint(number), None, &choosing);
         let transaction = chosen.map_err(|refusal| anyhow::anyhow!("{refusal}"))?;
         Ok(fenced(&view, transaction))
     }
@@ -140,30 +154,38 @@ impl Claimer {
     ///
     /// # Errors
     /// When the network is full, or etcd does not answer.
-    pub(crate) async fn claim(&mut self) -> Result<Claimed> {
+    pub(crate) async fn claim(&self) -> Result<Claimed> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
         let mut lost = 0;
         let mut pause = FIRST_PAUSE;
         loop {
-            let transaction = self.choose(lost)?;
-            match self.store.commit(&transaction, COMMIT_DEADLINE).await? {
-                Committed::Yes { revision } => {
-                    let mut view = lock(&self.view);
-                    let changes = answer::own_changes(&view, &transaction, revision);
-                    view.learn(&changes);
-                    self.next += 1;
-                    return Ok(Claimed {
-                        attempts: u64::from(lost) + 1,
-                        transaction,
-                    });
-                }
-                Committed::No { now, .. } => {
-                    lock(&self.view).learn(&answer::news(&transaction, now));
-                }
+            let transaction = self.choose(number, lost)?;
+            let addresses = addresses_of(&transaction);
+            lock(&self.claiming).extend(&addresses);
+            let committed = self.store.commit(&transaction, COMMIT_DEADLINE).await;
+            if self.end(&transaction, &addresses, committed?) {
+                return Ok(Claimed {
+                    attempts: u64::from(lost) + 1,
+                    transaction,
+                });
             }
             lost += 1;
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+    }
+
+    /// Takes in what became of a claim: whether it happened.
+    fn end(&self, transaction: &Transaction, addresses: &[IpAddr], committed: Committed) -> bool {
+        // Whoever chooses next finds the address in the view or being claimed, never neither.
+        let mut view = lock(&self.view);
+        lock(&self.claiming).retain(|a| !addresses.contains(a));
+        let (happened, changes) = match committed {
+            Committed::Yes { revision } => (true, answer::own_changes(&view, transaction, revision)),
+            Committed::No { now, .. } => (false, answer::news(transaction, now)),
+        };
+        view.learn(&changes);
+        happened
     }
 
     /// How long making a transaction from the view as it is now takes, the fastest of many: what else runs only
@@ -175,7 +197,7 @@ impl Claimer {
         let mut fastest = Duration::MAX;
         for _ in 0..100 {
             let started = Instant::now();
-            self.choose(0)?;
+            self.example()?;
             fastest = fastest.min(started.elapsed());
         }
         Ok(fastest)
@@ -188,6 +210,14 @@ impl Claimer {
         // It ends with its store.
         let _ = self.pump.await;
     }
+}
+
+fn addresses_of(transaction: &Transaction) -> Vec<IpAddr> {
+    let claims = transaction.writes.iter().filter_map(|write| match write {
+        Write::Put(Key::Address(_, address), _) => Some(*address),
+        _ => None,
+    });
+    claims.collect()
 }
 
 fn take_in(view: &mut Snapshot, event: StoreEvent) {

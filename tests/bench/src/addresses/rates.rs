@@ -20,13 +20,60 @@ use crate::{
     pace::{Pace, Paced},
 };
 
-/// How many claim at a time.
-const AT_A_TIME: [usize; 4] = [1, 4, 16, 64];
+/// On how many hosts how many claim at a time, the fewest hosts first: each host watches what all of them write.
+const STAGES: [Stand; 5] = [
+    Stand {
+        hosts: 1,
+        at_a_time: 1,
+    },
+    Stand {
+        hosts: 2,
+        at_a_time: 16,
+    },
+    Stand {
+        hosts: 4,
+        at_a_time: 4,
+    },
+    Stand {
+        hosts: 16,
+        at_a_time: 16,
+    },
+    Stand {
+        hosts: 64,
+        at_a_time: 64,
+    },
+];
 /// The number of claimers that the goals are for.
 const JUDGED: usize = 16;
 const LAYOUTS: [Layout; 3] = [Layout::Empty, Layout::Random, Layout::Sequential];
 /// How full the full ones are, percent.
 const FULL: usize = 95;
+
+/// How many claim, and from where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stand {
+    hosts: usize,
+    at_a_time: usize,
+}
+
+impl Stand {
+    /// As it is written after `ONLY=`.
+    fn name(self) -> String {
+        if self.hosts == self.at_a_time {
+            self.at_a_time.to_string()
+        } else {
+            format!("{}on{}", self.at_a_time, self.hosts)
+        }
+    }
+
+    fn text(self) -> String {
+        match (self.at_a_time, self.hosts) {
+            (1, _) => "1 claimer".to_owned(),
+            (n, hosts) if n == hosts => format!("{n} claimers"),
+            (n, hosts) => format!("{n} claimers on {hosts} hosts"),
+        }
+    }
+}
 
 /// What is measured in a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,7 +124,7 @@ impl Series {
 struct Stage {
     layout: Layout,
     text: &'static str,
-    at_a_time: usize,
+    stand: Stand,
     series: BTreeMap<Peer, Series>,
     choosing: Duration,
 }
@@ -96,19 +143,19 @@ pub(crate) struct Found {
 ///
 /// # Errors
 /// When the text names none.
-pub(crate) fn only(text: Option<&str>) -> Result<Option<(Layout, usize)>> {
+pub(crate) fn only(text: Option<&str>) -> Result<Option<(Layout, Stand)>> {
     let Some(text) = text.filter(|text| !text.is_empty()) else {
         return Ok(None);
     };
     let all = LAYOUTS
         .into_iter()
-        .flat_map(|layout| AT_A_TIME.map(|n| (layout, n)));
+        .flat_map(|layout| STAGES.map(|stand| (layout, stand)));
     let mut found = all
         .clone()
-        .filter(|(layout, n)| text == format!("{}/{n}", layout.name()));
+        .filter(|(layout, stand)| text == format!("{}/{}", layout.name(), stand.name()));
     let names: Vec<_> = all
         .clone()
-        .map(|(layout, n)| format!("{}/{n}", layout.name()))
+        .map(|(layout, stand)| format!("{}/{}", layout.name(), stand.name()))
         .collect();
     let one = found
         .next()
@@ -126,7 +173,7 @@ struct Run<'a> {
     time: Duration,
     progress: Progress,
     form: Form,
-    only: Option<(Layout, usize)>,
+    only: Option<(Layout, Stand)>,
     verified: usize,
 }
 
@@ -138,10 +185,10 @@ pub(crate) async fn measure(
     url: &str,
     etcd: u32,
     form: Form,
-    only: Option<(Layout, usize)>,
+    only: Option<(Layout, Stand)>,
     progress: Progress,
 ) -> Result<Found> {
-    let most = AT_A_TIME.into_iter().max().unwrap_or(1);
+    let most = STAGES.iter().map(|stand| stand.at_a_time).max().unwrap_or(1);
     let mut run = Run {
         url,
         etcd,
@@ -175,53 +222,56 @@ impl Run<'_> {
         let mut kv = self.bare.kv();
         let network = Network::make(&mut kv, layout, FULL).await?;
         self.progress.say(format!("{}: made", network.text()));
-        let mut claimers: Vec<Claimer> = Vec::new();
+        let mut claimers: Vec<Arc<Claimer>> = Vec::new();
         let mut stages = Vec::new();
-        let only = match (self.only, layout, self.form) {
-            (Some((_, n)), ..) => Some(n),
-            // Time goes mostly into so many views of so many addresses.
-            (None, Layout::Sequential, Form::Short) => Some(JUDGED),
-            _ => None,
-        };
-        for at_a_time in AT_A_TIME
-            .into_iter()
-            .filter(|n| only.is_none_or(|only| only == *n))
-        {
-            network::put_peers(&mut kv, claimers.len()..at_a_time).await?;
+        for stand in STAGES {
+            let wanted = match (self.only, layout, self.form) {
+                (Some((_, only)), ..) => only == stand,
+                // Time goes mostly into so many views of so many addresses.
+                (None, Layout::Sequential, Form::Short) => stand.at_a_time == JUDGED,
+                _ => true,
+            };
+            if !wanted {
+                continue;
+            }
+            network::put_peers(&mut kv, claimers.len()..stand.hosts).await?;
             // A few at a time: a listing that waits behind many others runs out of time.
-            while claimers.len() < at_a_time {
+            while claimers.len() < stand.hosts {
                 let first = claimers.len();
-                for number in first..at_a_time.min(first + 8) {
+                for number in first..stand.hosts.min(first + 8) {
                     let node = network::node(number)?;
-                    claimers.push(Claimer::open(self.url, node, network.name.clone()).await?);
+                    let claimer = Claimer::open(self.url, node, network.name.clone()).await?;
+                    claimers.push(Arc::new(claimer));
                 }
-                for claimer in &mut claimers[first..] {
-                    claimer.informed(network.filled, at_a_time).await?;
+                for claimer in &claimers[first..] {
+                    claimer.informed(network.filled, stand.hosts).await?;
                 }
             }
-            for claimer in &mut claimers {
-                claimer.informed(network.filled, at_a_time).await?;
+            for claimer in &claimers {
+                claimer.informed(network.filled, stand.hosts).await?;
             }
-            self.progress
-                .say(format!("{}: {at_a_time} at a time", network.text()));
-            stages.push(self.stage(&network, &mut claimers).await?);
+            self.progress.say(format!("{}: {}", network.text(), stand.text()));
+            stages.push(self.stage(&network, stand, &claimers).await?);
         }
         for claimer in claimers {
-            claimer.close().await;
+            Arc::into_inner(claimer)
+                .context("somebody claims still")?
+                .close()
+                .await;
         }
         network.delete(&mut kv).await?;
         self.bare.forget_history().await?;
         Ok(stages)
     }
 
-    async fn stage(&mut self, network: &Network, claimers: &mut Vec<Claimer>) -> Result<Stage> {
-        let at_a_time = claimers.len();
+    async fn stage(&mut self, network: &Network, stand: Stand, claimers: &[Arc<Claimer>]) -> Result<Stage> {
+        let at_a_time = stand.at_a_time;
         let first = claimers.first().context("nobody claims")?;
         let choosing = first.time_to_choose()?;
         let shape = match &self.shape {
             Some(shape) => Arc::clone(shape),
             None => {
-                let shape = Arc::new(Shape::of(&first.choose(0)?, &Prefix::default())?);
+                let shape = Arc::new(Shape::of(&first.example()?, &Prefix::default())?);
                 self.shape = Some(Arc::clone(&shape));
                 shape
             }
@@ -263,7 +313,7 @@ impl Run<'_> {
                             Vec::new(),
                         )
                     }
-                    Peer::Claims => claim(claimers, pace).await?,
+                    Peer::Claims => claim(claimers, at_a_time, pace).await?,
                 };
                 let used = Usage::now(self.etcd)?.since(before);
                 series.entry(peer).or_default().add(&paced, used, cores);
@@ -277,7 +327,7 @@ impl Run<'_> {
         Ok(Stage {
             layout: network.layout,
             text: network.text(),
-            at_a_time,
+            stand,
             series,
             choosing,
         })
@@ -287,7 +337,7 @@ impl Run<'_> {
     async fn tidy(
         &mut self,
         network: &Network,
-        claimers: &mut [Claimer],
+        claimers: &[Arc<Claimer>],
         claimed: &[Transaction],
         thoroughly: bool,
     ) -> Result<()> {
@@ -306,11 +356,12 @@ impl Run<'_> {
     }
 }
 
-/// Has all claimers claim at the same time.
-async fn claim(claimers: &mut Vec<Claimer>, pace: Pace) -> Result<(Paced, Vec<Transaction>)> {
+/// Has so many claim at the same time, on all hosts alike.
+async fn claim(claimers: &[Arc<Claimer>], at_a_time: usize, pace: Pace) -> Result<(Paced, Vec<Transaction>)> {
     let mut working = JoinSet::new();
     let started = Instant::now();
-    for mut claimer in claimers.drain(..) {
+    for claimer in claimers.iter().cycle().take(at_a_time) {
+        let claimer = Arc::clone(claimer);
         working.spawn(async move {
             let mut claimed = Vec::new();
             let mut attempts = 0;
@@ -319,14 +370,13 @@ async fn claim(claimers: &mut Vec<Claimer>, pace: Pace) -> Result<(Paced, Vec<Tr
                 attempts += one.attempts;
                 claimed.push(one.transaction);
             }
-            anyhow::Ok((claimer, attempts, claimed))
+            anyhow::Ok((attempts, claimed))
         });
     }
     let mut all = Vec::new();
     let mut attempts = 0;
     while let Some(worker) = working.join_next().await {
-        let (claimer, sent, claimed) = worker??;
-        claimers.push(claimer);
+        let (sent, claimed) = worker??;
         attempts += sent;
         all.extend(claimed);
     }
@@ -336,19 +386,18 @@ async fn claim(claimers: &mut Vec<Claimer>, pace: Pace) -> Result<(Paced, Vec<Tr
 }
 
 impl Found {
-    fn of(&self, layout: Layout, at_a_time: usize) -> Option<&Stage> {
+    fn of(&self, layout: Layout, stand: Stand) -> Option<&Stage> {
         self.stages
             .iter()
-            .find(|stage| stage.layout == layout && stage.at_a_time == at_a_time)
+            .find(|stage| stage.layout == layout && stage.stand == stand)
     }
 
     /// The rows.
     pub(crate) fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
         for stage in &self.stages {
-            let (n, at_sixteen) = (stage.at_a_time, stage.at_a_time == JUDGED);
-            let plural = if n == 1 { "" } else { "s" };
-            let what = format!("{n} claimer{plural}, {}", stage.text);
+            let at_sixteen = stage.stand.at_a_time == JUDGED;
+            let what = format!("{}, {}", stage.stand.text(), stage.text);
             let bound = if stage.layout == Layout::Empty { 0.8 } else { 0.6 };
             let Some(claims) = stage.series.get(&Peer::Claims) else {
                 continue;
@@ -384,7 +433,8 @@ impl Found {
 
     /// The rows that need Docker's figure: containers that enter a network a second.
     pub(crate) fn beside_docker(&self, connects: &Figure) -> Vec<Row> {
-        let stage = self.of(Layout::Empty, JUDGED);
+        let two_hosts = STAGES.into_iter().find(|stand| stand.hosts == 2);
+        let stage = two_hosts.and_then(|stand| self.of(Layout::Empty, stand));
         let claims = stage.and_then(|stage| stage.series.get(&Peer::Claims));
         let row = claims.map(|claims| {
             let against = Against {
@@ -392,7 +442,7 @@ impl Found {
                 figure: connects,
             };
             Row::new(
-                "claims, 16 claimers, empty /16",
+                "claims, 16 claimers on 2 hosts, empty /16",
                 "1/s",
                 &claims.rate,
                 Some(against),
@@ -411,8 +461,9 @@ impl Found {
                 self.rounds,
                 self.time.as_millis()
             ),
-            "A claimer is an agent's path without kernel: its own store client with connection and watch, its own view, \
-             the choice, one transaction, and learning from the answer. All of them share one process."
+            "A claimer is an agent's path without kernel: a store client with connection and watch, a view, the choice, one \
+             transaction, and learning from the answer. Each stands on a host of its own, that is, has client and view to \
+             itself, unless the row says on how many hosts they stand. All of them share one process."
                 .to_owned(),
             format!(
                 "The bare transaction is a claim's own on keys that nobody else touches: {}. The bare put writes a value as \
@@ -432,7 +483,7 @@ impl Found {
     pub(crate) fn details(&self, machine: &Machine) -> String {
         let mut text = format!(
             "CPU time of one request in microseconds, here and in etcd, and the share of the {} processors' time that both \
-             used:\n\n| | at a time | 1/s | here | etcd | busy |\n|---|---|---|---|---|---|\n",
+             used:\n\n| | claiming | 1/s | here | etcd | busy |\n|---|---|---|---|---|---|\n",
             machine.cores
         );
         for stage in &self.stages {
@@ -442,7 +493,7 @@ impl Found {
                     "| {}, {} | {} | {:.0} | {:.0} | {:.0} | {:.0} % |",
                     peer.text(),
                     stage.text,
-                    stage.at_a_time,
+                    stage.stand.name(),
                     series.rate.median(),
                     series.own.median(),
                     series.etcd.median(),
