@@ -22,6 +22,8 @@ use crate::reconcile::Asker;
 
 /// Mends under way at a time.
 const AT_ONCE: usize = 16;
+/// Between the two looks.
+const SECOND_LOOK: std::time::Duration = std::time::Duration::from_millis(700);
 /// After so many rounds, what still changes under our hands is left to the next audit.
 const MOST_ROUNDS: usize = 4;
 /// Parts of the answer that may wait for the client.
@@ -74,7 +76,7 @@ impl Auditor {
     async fn run(&self, repair: bool) -> Result<(), ApiError> {
         let mut mended = 0;
         for round in 1.. {
-            let (found, revision) = self.look(mended).await?;
+            let (found, revision) = self.look_twice(mended).await?;
             let is_last = !repair || round == MOST_ROUNDS;
             if is_last || found.findings.iter().all(|finding| finding.mend.is_none()) {
                 self.tell_all(found, revision, mended).await;
@@ -83,6 +85,21 @@ impl Auditor {
             mended += self.mend(found.findings).await?;
         }
         Ok(())
+    }
+
+    /// What is wrong in two looks: what an agent is about to mend anyway, such as the claims of an endpoint that was
+    /// deleted a moment ago, is no finding.
+    async fn look_twice(&self, mended: u64) -> Result<(Audit, i64), ApiError> {
+        let (first, revision) = self.look(mended).await?;
+        if first.findings.is_empty() {
+            return Ok((first, revision));
+        }
+        tokio::time::sleep(SECOND_LOOK).await;
+        let (mut second, revision) = self.look(mended).await?;
+        let name = |finding: &Finding| (finding.key.clone(), finding.kind.to_string());
+        let before: BTreeSet<_> = first.findings.iter().map(name).collect();
+        second.findings.retain(|finding| before.contains(&name(finding)));
+        Ok((second, revision))
     }
 
     /// Reads and judges everything.
