@@ -295,8 +295,8 @@ fn give_up(transaction: &mut Transaction, snapshot: &Snapshot, network: &Network
         .guards
         .push(Guard::Unchanged(key.clone(), slot.mod_revision));
     transaction.writes.push(Write::Delete(key));
-    // Of a network that is gone, nothing will be chosen.
-    if snapshot.network(network).is_some() {
+    // Of a network that is gone, nothing will be chosen; and its deletion has taken the traces away that were there.
+    if let Some(there) = snapshot.network(network).filter(|slot| !slot.held) {
         let last = slot
             .value
             .as_ref()
@@ -306,6 +306,10 @@ fn give_up(transaction: &mut Transaction, snapshot: &Snapshot, network: &Network
         });
         let key = Key::Released(network.clone(), address);
         transaction.writes.push(Write::Put(key, encode(&trace)));
+        let exists = Guard::Unchanged(Key::Network(network.clone()), there.mod_revision);
+        if !transaction.guards.contains(&exists) {
+            transaction.guards.push(exists);
+        }
     }
 }
 
