@@ -69,7 +69,7 @@ impl Stand {
     fn text(self) -> String {
         match (self.at_a_time, self.hosts) {
             (1, _) => "1 claimer".to_owned(),
-            (n, hosts) if n == hosts => format!("{n} claimers"),
+            (n, hosts) if n == hosts => format!("{n} claimers on a host each"),
             (n, hosts) => format!("{n} claimers on {hosts} hosts"),
         }
     }
