@@ -268,17 +268,31 @@ fn claim_all(
                     .push(Guard::Unchanged(key.clone(), slot.mod_revision));
                 transaction.writes.push(Write::Put(key, claim()));
             }
-            _ => claim_anew(transaction, key, |key| Write::Put(key, claim())),
+            _ => claim_anew(transaction, members, (&name.network, *address), |key| {
+                Write::Put(key, claim())
+            }),
         }
     }
 }
 
-/// Claims an address that nobody holds. A trace of its last holder goes, also one that has not come into view.
-fn claim_anew(transaction: &mut Transaction, key: Key, put: impl FnOnce(Key) -> Write) {
-    if let Key::Address(network, address) = &key {
-        let trace = Key::Released(network.clone(), *address);
-        transaction.writes.push(Write::Delete(trace));
+/// Claims an address that nobody holds, as it was given up last, if ever. Its trace goes. One that has not come into
+/// view makes the address another choice than it seems; and one that came since shows that this very claim was
+/// made and given up already, if its answer was lost.
+fn claim_anew(
+    transaction: &mut Transaction,
+    members: &Members,
+    (network, address): (&NetworkName, IpAddr),
+    put: impl FnOnce(Key) -> Write,
+) {
+    let trace = Key::Released(network.clone(), address);
+    match members.released_at(address) {
+        Some(at) => {
+            transaction.guards.push(Guard::Unchanged(trace.clone(), at));
+            transaction.writes.push(Write::Delete(trace));
+        }
+        None => transaction.guards.push(Guard::Absent(trace)),
     }
+    let key = Key::Address(network.clone(), address);
     transaction.guards.push(Guard::Absent(key.clone()));
     transaction.writes.push(put(key));
 }

@@ -65,8 +65,7 @@ pub fn reserve(
         families,
     };
     for address in allocate(snapshot, network, &asking, choosing)? {
-        let key = Key::Address(name.clone(), address);
-        claim_anew(&mut transaction, key, |key| {
+        claim_anew(&mut transaction, members, (name, address), |key| {
             Write::PutLeased(key, claim.clone(), lease)
         });
     }
