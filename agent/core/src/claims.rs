@@ -165,6 +165,8 @@ pub fn complete(
     // What it held besides stays claimed, also what the record no longer told of: it may still be on the
     // interface. A chore gives it up once it is not.
     claim_all(&mut transaction, members, name, &addresses, &[]);
+    let left = written.addresses.iter().filter(|a| !addresses.contains(a));
+    unclaimed(&mut transaction, members, &name.network, left);
     let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let Ok(record) = set_fields(
         raw,
@@ -195,6 +197,8 @@ pub fn detach(snapshot: &Snapshot, name: &EndpointRef) -> Result<Transaction, Re
     for address in members.claimed_by(&(name.node.clone(), name.id.clone())) {
         give_up(&mut transaction, snapshot, &name.network, address);
     }
+    let named = slot.value.iter().flat_map(|endpoint| &endpoint.addresses);
+    unclaimed(&mut transaction, members, &name.network, named);
     Ok(transaction)
 }
 
@@ -323,6 +327,22 @@ fn give_up(transaction: &mut Transaction, snapshot: &Snapshot, network: &Network
         let exists = Guard::Unchanged(Key::Network(network.clone()), there.mod_revision);
         if !transaction.guards.contains(&exists) {
             transaction.guards.push(exists);
+        }
+    }
+}
+
+/// Rests on it that addresses that an endpoint names and lets go of are claimed by nobody, where no claim is seen: the
+/// watch may have told of the record, and not of the claims yet, which would stay behind.
+fn unclaimed<'a>(
+    transaction: &mut Transaction,
+    members: &Members,
+    network: &NetworkName,
+    addresses: impl Iterator<Item = &'a IpAddr>,
+) {
+    for address in addresses {
+        if members.claim(*address).is_none_or(|slot| slot.held) {
+            let key = Key::Address(network.clone(), *address);
+            transaction.guards.push(Guard::Absent(key));
         }
     }
 }
