@@ -305,6 +305,13 @@ impl Snapshot {
         })
     }
 
+    /// Whether the store is known to have no record of an endpoint that was detached here: none of that life, and not
+    /// only because its network's endpoints are not listed yet.
+    pub fn has_left(&self, endpoint: &EndpointRef) -> bool {
+        !self.detaching.contains_key(endpoint)
+            || self.knows_members(&endpoint.network) && !self.awaits_detach(endpoint)
+    }
+
     /// Forgets what lies outside the scopes that are still wanted. What was forgotten is to be looked at once
     /// more: what was wrong with it is nobody's problem here any longer.
     pub fn retain(&mut self, scopes: &BTreeSet<Scope>) -> Dirty {

@@ -238,10 +238,7 @@ impl AgentControl {
         let agreed = call.deadline.min(Instant::now() + DETACH_PATIENCE);
         let watched = name.clone();
         let deleted = self
-            .wait(agreed, move |r| {
-                let pending = r.snapshot.awaits_detach(&watched);
-                (!pending).then_some(())
-            })
+            .wait(agreed, move |r| r.snapshot.has_left(&watched).then_some(()))
             .await?;
         if deleted.is_none() {
             self.remember_detach(&name).await?;

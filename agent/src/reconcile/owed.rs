@@ -320,7 +320,7 @@ impl Reconciler {
             .snapshot
             .detaching()
             .keys()
-            .filter(|e| self.snapshot.knows_members(&e.network) && !self.snapshot.awaits_detach(e))
+            .filter(|e| self.snapshot.has_left(e))
             .cloned()
             .collect();
         for endpoint in ended {
