@@ -40,6 +40,8 @@ struct Task {
     running: bool,
     /// Waits for the kernel, not for a time.
     withheld: bool,
+    /// It became owed anew while it was under way: its success is not the end of it.
+    anew: bool,
 }
 
 /// What is owed.
@@ -66,19 +68,24 @@ impl ChoreBook {
             lost: 0,
             running: false,
             withheld: false,
+            anew: false,
         });
+        task.anew = task.running;
         if rank == 0 {
             task.due = task.due.min(due);
         }
     }
 
-    /// Notes that it was done.
+    /// Notes that it was done. It is looked at once more if it became owed anew meanwhile.
     pub(crate) fn succeeded(&mut self, chore: &Chore, now: Instant) {
-        self.tasks.remove(chore);
+        let anew = self.tasks.remove(chore).is_some_and(|task| task.anew);
         self.lately.retain(|_, (at, _)| *at + FORGET > now);
         let (at, times) = self.lately.entry(chore.clone()).or_insert((now, 0));
         *at = now;
         *times += 1;
+        if anew {
+            self.add(chore.clone(), 0, now);
+        }
     }
 
     /// When the next one is due.
@@ -117,6 +124,7 @@ impl ChoreBook {
     pub(crate) fn started(&mut self, chore: &Chore) {
         if let Some(task) = self.tasks.get_mut(chore) {
             task.running = true;
+            task.anew = false;
         }
     }
 
@@ -296,6 +304,21 @@ mod tests {
             !book.lately.contains_key(&Chore::PublishPeer),
             "a quiet minute is a fresh start"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_becomes_owed_anew_while_it_is_under_way_is_done_anew() {
+        let mut book = ChoreBook::default();
+        let (chore, now) = (Chore::PublishPeer, Instant::now());
+        for anew in [true, false] {
+            book.add(chore.clone(), 0, now);
+            book.started(&chore);
+            if anew {
+                book.add(chore.clone(), 0, now);
+            }
+            book.succeeded(&chore, now);
+            assert_eq!(!book.due(now).is_empty(), anew);
+        }
     }
 
     #[test]
