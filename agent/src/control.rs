@@ -6,7 +6,6 @@ mod audit;
 mod convergence;
 mod endpoints;
 mod errors;
-mod lost;
 mod network_spec;
 mod networks;
 mod questions;
@@ -22,17 +21,15 @@ use weft_core::{
     answer,
     claims::{self, Refusal},
     fence::fenced,
+    lost::{Found, Telling},
     record::{Change, Committed, Guard, Transaction},
 };
 use weft_proto::v1;
 use weft_store::{Store, StoreError};
 use weft_store_schema::{EndpointRef, Key, Kind, NetworkName, NodeName};
 
+use self::errors::{parse, record_error, refusal_error, stopping, store_error, subject};
 pub(crate) use self::questions::Questions;
-use self::{
-    errors::{parse, record_error, refusal_error, stopping, store_error, subject},
-    lost::{Found, Telling},
-};
 use crate::{
     kernel_thread::KernelThread,
     node::VERSION,

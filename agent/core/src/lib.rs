@@ -18,6 +18,7 @@ pub mod dirty;
 pub mod fence;
 mod hash;
 mod listing;
+pub mod lost;
 pub mod members;
 pub mod ownership;
 pub mod plan;

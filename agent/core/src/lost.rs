@@ -1,11 +1,13 @@
-//! Transactions whose answer was lost: which key tells whether they happened, and what it tells.
+//! Transactions whose answer was lost, and of which the store's client cannot say whether they happened: which key tells,
+//! and what it tells.
 
-use weft_core::record::{Entry, Guard, Transaction, Write};
 use weft_store_schema::Key;
 
+use crate::record::{Entry, Guard, Transaction, Write};
+
 /// What the store says of a transaction whose answer was lost.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
     /// It did not happen, or nothing tells of it any more.
     Not,
     /// What it was for is so.
@@ -15,11 +17,14 @@ pub(super) enum Found {
 }
 
 /// The key that tells.
-pub(super) struct Telling<'a> {
-    pub(super) key: &'a Key,
+#[derive(Debug)]
+pub struct Telling<'a> {
+    /// The key.
+    pub key: &'a Key,
     sign: Sign<'a>,
 }
 
+#[derive(Debug)]
 enum Sign<'a> {
     /// It lies under this lease, under which nobody else puts anything.
     Lease(i64),
@@ -31,7 +36,7 @@ enum Sign<'a> {
 
 impl<'a> Telling<'a> {
     /// What tells of a transaction; none if nothing of it is its own.
-    pub(super) fn of(transaction: &'a Transaction) -> Option<Self> {
+    pub fn of(transaction: &'a Transaction) -> Option<Self> {
         let put = transaction.writes.iter().find_map(|write| match write {
             Write::PutLeased(key, _, lease) => Some((key, Sign::Lease(*lease))),
             Write::Put(key @ (Key::Endpoint(_) | Key::Network(_)), value) => Some((key, Sign::Value(value))),
@@ -54,7 +59,7 @@ impl<'a> Telling<'a> {
     }
 
     /// What it tells: the key's state, and the lease that it lies under.
-    pub(super) fn judge(&self, entry: Option<&Entry>, lease: i64) -> Found {
+    pub fn judge(&self, entry: Option<&Entry>, lease: i64) -> Found {
         match (&self.sign, entry) {
             (Sign::Lease(ours), Some(entry)) if *ours == lease => Found::At(entry.mod_revision),
             (Sign::Value(value), Some(entry)) if entry.value == *value => Found::Somewhen,
