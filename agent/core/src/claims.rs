@@ -166,7 +166,7 @@ pub fn complete(
     // interface. A chore gives it up once it is not.
     claim_all(&mut transaction, members, name, &addresses, &[]);
     let left = written.addresses.iter().filter(|a| !addresses.contains(a));
-    unclaimed(&mut transaction, members, &name.network, left);
+    not_held(&mut transaction, members, name, left);
     let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let Ok(record) = set_fields(
         raw,
@@ -198,7 +198,7 @@ pub fn detach(snapshot: &Snapshot, name: &EndpointRef) -> Result<Transaction, Re
         give_up(&mut transaction, snapshot, &name.network, address);
     }
     let named = slot.value.iter().flat_map(|endpoint| &endpoint.addresses);
-    unclaimed(&mut transaction, members, &name.network, named);
+    not_held(&mut transaction, members, name, named);
     Ok(transaction)
 }
 
@@ -331,18 +331,21 @@ fn give_up(transaction: &mut Transaction, snapshot: &Snapshot, network: &Network
     }
 }
 
-/// Rests on it that addresses that an endpoint names and lets go of are claimed by nobody, where no claim is seen: the
+/// Rests on it that addresses that an endpoint names, lets go of and does not seem to hold are not claimed for it: the
 /// watch may have told of the record, and not of the claims yet, which would stay behind.
-fn unclaimed<'a>(
+fn not_held<'a>(
     transaction: &mut Transaction,
     members: &Members,
-    network: &NetworkName,
+    name: &EndpointRef,
     addresses: impl Iterator<Item = &'a IpAddr>,
 ) {
+    let member: Member = (name.node.clone(), name.id.clone());
     for address in addresses {
-        if members.claim(*address).is_none_or(|slot| slot.held) {
-            let key = Key::Address(network.clone(), *address);
-            transaction.guards.push(Guard::Absent(key));
+        let key = Key::Address(name.network.clone(), *address);
+        match members.claim(*address).filter(|slot| !slot.held) {
+            None => transaction.guards.push(Guard::Absent(key)),
+            Some(_) if members.is_claimed_by(*address, &member) => {}
+            Some(slot) => transaction.guards.push(Guard::Unchanged(key, slot.mod_revision)),
         }
     }
 }
