@@ -54,7 +54,9 @@ pub fn attach(
     let reserved = match &reservation {
         None => Vec::new(),
         Some(reservation) => {
-            let reserved: Vec<IpAddr> = members.reserved_by(reservation).into_iter().collect();
+            // It may be of an earlier network of the name; the rest of it ends with its lease.
+            let mut reserved: Vec<IpAddr> = members.reserved_by(reservation).into_iter().collect();
+            reserved.retain(|a| network.subnet_of(*a).is_some_and(|subnet| subnet.admits(*a)));
             if reserved.is_empty() {
                 return Err(Refusal::NoReservation(name.network.clone(), reservation.clone()));
             }
@@ -134,7 +136,9 @@ pub fn complete(
     let mut wished: Vec<IpAddr> = written.requested.to_vec();
     // Written anew without addresses, after a deletion or with another wish: what it holds is in its claims.
     let mut kept: Vec<IpAddr> = if endpoint.addresses.is_empty() {
-        members.claimed_by(&member).into_iter().collect()
+        let left = members.claimed_by(&member).into_iter();
+        left.filter(|a| network.subnet_of(*a).is_some_and(|subnet| subnet.admits(*a)))
+            .collect()
     } else {
         endpoint.addresses.to_vec()
     };
