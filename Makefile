@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo lab-up lab-down clean-lab test storm bench bench-addresses fmt lint check install
+.PHONY: help setup build release demo lab-up lab-down clean-lab test model storm bench bench-addresses fmt lint check install
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -50,6 +50,10 @@ test: setup ## all tests, end to end included, on real network namespaces and a 
 	    cargo test --workspace --locked --no-run; \
 	    $(AS_ROOT) cargo test --workspace --locked --no-fail-fast; \
 	fi
+
+model: setup ## the claim protocol against a reference, in random schedules of agents and faults (SCHEDULES=5000000, SEED=…)
+	cargo build --release --locked -p weft-model
+	@$(TARGET)/release/weft-model --schedules $(or $(SCHEDULES),200000) $(if $(SEED),--seed $(SEED)) $(if $(FAULT),--fault $(FAULT))
 
 storm: setup ## attach and detach on four hosts while agents and etcd are killed, stopped and cut off (SECONDS=60, SEED=…)
 	cargo build --locked -p weftd -p weft-cli -p weft-storm
