@@ -65,12 +65,13 @@ impl Snapshot {
         self.drop_strays(scope, entries);
         if self.listed.insert(scope.clone()) {
             match scope {
-                Scope::Networks | Scope::Peers | Scope::Vnis => dirty.everything = true,
+                // Nothing is owed before all of these are known.
+                Scope::Networks | Scope::Peers | Scope::Removed | Scope::Vnis => dirty.everything = true,
                 Scope::OwnEndpoints(network)
                 | Scope::Endpoints(network)
                 | Scope::Addresses(network)
                 | Scope::Released(network) => drop(dirty.networks.insert(network.clone())),
-                Scope::Removed | Scope::Barriers(_) | Scope::Passed | Scope::PassedTo(_) => {}
+                Scope::Barriers(_) | Scope::Passed | Scope::PassedTo(_) => {}
             }
         }
         self.store = Some(match self.store {
