@@ -424,10 +424,9 @@ fn reservation(
 /// Traces of addresses of networks that are gone, one finding a network.
 fn released(records: &Records, findings: &mut Vec<Finding>) {
     let mut traces: BTreeMap<&NetworkName, usize> = BTreeMap::new();
-    let with_endpoints: BTreeSet<&NetworkName> = records.endpoints.keys().map(|name| &name.network).collect();
     for (network, _) in records.released.keys() {
         // With endpoints, the network is missing, and not its traces too many.
-        if !records.networks.contains_key(network) && !with_endpoints.contains(network) {
+        if !records.networks.contains_key(network) && !records.with_endpoints.contains(network) {
             *traces.entry(network).or_default() += 1;
         }
     }

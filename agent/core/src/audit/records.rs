@@ -34,6 +34,8 @@ pub(super) struct Records {
     pub(super) endpoints: BTreeMap<EndpointRef, Record<Endpoint>>,
     pub(super) claims: BTreeMap<(NetworkName, IpAddr), Record<AddressClaim>>,
     pub(super) released: BTreeMap<(NetworkName, IpAddr), Record<ReleasedDocument>>,
+    /// The networks below whose directory of endpoints is any key, be it one that cannot be read.
+    pub(super) with_endpoints: BTreeSet<NetworkName>,
 }
 
 impl Records {
@@ -54,6 +56,12 @@ impl Records {
                 Ok(key) => records.take(key, entry, leased.contains(&entry.key)),
                 Err(error) => Err(error.to_string()),
             };
+            if let Some((network, _)) = shown()
+                .strip_prefix("endpoints/")
+                .and_then(|rest| rest.split_once('/'))
+            {
+                records.with_endpoints.extend(network.parse::<NetworkName>());
+            }
             if let Err(message) = read {
                 findings.push(Finding {
                     key: shown(),

@@ -17,24 +17,17 @@ pub(super) fn check(records: &Records, findings: &mut Vec<Finding>) {
             users.entry(vni).or_default().push(name);
         }
     }
-    let with_endpoints: BTreeSet<&NetworkName> = records.endpoints.keys().map(|name| &name.network).collect();
     let vnis: BTreeSet<&Vni> = records.vnis.keys().chain(users.keys()).collect();
     for vni in vnis {
         let users = users.get(vni).map_or(&[][..], Vec::as_slice);
-        check_vni(records, *vni, users, &with_endpoints, findings);
+        check_vni(records, *vni, users, findings);
     }
     for (node, record) in &records.removed {
         findings.extend(present(records, node, record.mod_revision));
     }
 }
 
-fn check_vni(
-    records: &Records,
-    vni: Vni,
-    users: &[&NetworkName],
-    with_endpoints: &BTreeSet<&NetworkName>,
-    findings: &mut Vec<Finding>,
-) {
+fn check_vni(records: &Records, vni: Vni, users: &[&NetworkName], findings: &mut Vec<Finding>) {
     let record = records.vnis.get(&vni);
     let claimed = record.map(|record| record.value.as_ref().map(|claim| &claim.network));
     // Whose it is if several name it, as on every host: who holds the claim, then who was there first.
@@ -72,7 +65,6 @@ fn check_vni(
                 vni,
                 (record.mod_revision, holder),
                 (users, only_user),
-                with_endpoints,
             ));
         }
         // A claim that cannot be read is told of already.
@@ -106,7 +98,6 @@ fn stray(
     vni: Vni,
     (claimed_at, holder): (i64, &NetworkName),
     (users, only_user): (&[&NetworkName], Option<&NetworkName>),
-    with_endpoints: &BTreeSet<&NetworkName>,
 ) -> Option<Finding> {
     let key = Key::Vni(vni);
     let finding = |message: String, remedy: String, mend| Finding {
@@ -119,7 +110,7 @@ fn stray(
     };
     let mut guards = vec![Guard::Unchanged(key.clone(), claimed_at)];
     let why = match records.networks.get(holder) {
-        None if with_endpoints.contains(holder) => {
+        None if records.with_endpoints.contains(holder) => {
             return Some(finding(
                 format!("claimed for network {holder}, which has endpoints and no record"),
                 format!("put the record networks/{holder} back, or delete its endpoints"),
