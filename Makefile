@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo lab-up lab-down clean-lab test model storm bench bench-addresses fmt lint check install
+.PHONY: help setup build release demo lab-up lab-down clean-lab test model storm faults bench bench-addresses fmt lint check install
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -58,6 +58,11 @@ model: setup ## the claim protocol against a reference, in random schedules of a
 storm: setup ## attach and detach on four hosts while agents and etcd are killed, stopped and cut off (SECONDS=60, SEED=…)
 	cargo build --locked -p weftd -p weft-cli -p weft-storm
 	$(AS_ROOT) $(TARGET)/debug/weft-storm --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
+
+faults: setup ## the failure table: restarts, crashes, drift, trouble with etcd; a test a row, with traffic running (ROW=part of a name)
+	cargo build --workspace --locked
+	cargo test --locked -p weft-faults --no-run
+	$(AS_ROOT) cargo test --locked -p weft-faults --no-fail-fast -- --test-threads 2 $(ROW)
 
 bench: bench-addresses ## all benchmarks, beside their peers and limits (LONG=1: steady figures)
 

@@ -36,6 +36,7 @@ mod process;
 mod record;
 mod teardown;
 mod tools;
+mod traffic;
 mod wait;
 mod watch;
 
@@ -48,6 +49,7 @@ pub use probe::{PingStream, PingSummary};
 pub use record::{LabRecord, Underlay, labs};
 pub use teardown::{Swept, down, sweep};
 pub use tools::{bin_dir, require_root_and_tools};
+pub use traffic::{FlowSummary, Traffic};
 pub use wait::eventually;
 pub use watch::{KeyEvent, Watch};
 

@@ -7,7 +7,7 @@ use cargo_metadata::{DependencyKind, Package};
 use weft_workspace_tests::{metadata, root};
 
 /// Every crate of the workspace and the crates of the workspace it may depend on, of any kind.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     // What lies in etcd, and what is said on the socket: they know nobody.
     ("weft-store-schema", &[]),
     ("weft-proto", &[]),
@@ -34,6 +34,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
     // Tests see the product from outside.
     ("weft-lab", &[]),
     ("weft-e2e", &["weft-lab", "weft-proto", "weft-store-schema"]),
+    ("weft-faults", &["weft-e2e", "weft-lab"]),
     ("weft-model", &["weft-core", "weft-store-schema"]),
     ("weft-storm", &["weft-e2e", "weft-lab"]),
     (
@@ -60,6 +61,7 @@ const KEPT_BEHIND: [(&str, &[&str]); 4] = [
             "weft-bench",
             "weft-lab",
             "weft-e2e",
+            "weft-faults",
             "weft-storm",
             "weft-workspace-tests",
         ],
