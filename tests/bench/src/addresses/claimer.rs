@@ -19,6 +19,7 @@ use weft_core::{
     answer,
     claims::{self, Choosing},
     fence::fenced,
+    members::Members,
     record::{Committed, StoreEvent, Transaction, Write},
     snapshot::Snapshot,
 };
@@ -59,6 +60,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Endpoints, claims and traces.
+fn known(members: &Members) -> (usize, usize, usize) {
+    (
+        members.count(),
+        members.claims().count(),
+        members.released().count(),
+    )
+}
+
 impl Claimer {
     /// Connects and begins to follow the network's records.
     ///
@@ -93,19 +103,19 @@ impl Claimer {
         })
     }
 
-    /// Waits until the view is complete and holds this many endpoints and claims of the network, and this many
-    /// peers: a node's place among them decides where in the network it chooses.
+    /// Waits until the view is complete and holds this many endpoints and claims of the network, this many traces
+    /// of addresses given up, and this many peers: a node's place among them decides where in the network it chooses.
     ///
     /// # Errors
     /// When it does not within a minute.
-    pub(crate) async fn informed(&self, count: usize, peers: usize) -> Result<()> {
+    pub(crate) async fn informed(&self, count: usize, released: usize, peers: usize) -> Result<()> {
         let (network, view) = (self.network.clone(), Arc::clone(&self.view));
         let is_informed = |_: &u64| {
             let view = lock(&view);
             let scopes = view.interest(&BTreeSet::new(), &BTreeSet::from([network.clone()]));
             let members = view.members(&network);
-            let there = members.map_or((0, 0), |m| (m.count(), m.claims().count()));
-            view.is_complete(&scopes) && there == (count, count) && view.peers().count() == peers
+            let there = members.map_or((0, 0, 0), known);
+            view.is_complete(&scopes) && there == (count, count, released) && view.peers().count() == peers
         };
         let mut seen = self.seen.clone();
         let informed = tokio::time::timeout(Duration::from_secs(60), seen.wait_for(is_informed)).await;
@@ -114,9 +124,10 @@ impl Claimer {
             Err(_) => {
                 let view = lock(&self.view);
                 let members = view.members(&self.network);
-                let there = members.map_or((0, 0), |m| (m.count(), m.claims().count()));
+                let there = members.map_or((0, 0, 0), known);
                 bail!(
-                    "{} sees {there:?} endpoints and claims instead of {count}, and {} peers instead of {peers}",
+                    "{} sees {there:?} endpoints, claims and traces instead of {count}, {count} and {released}, and {} \
+                     peers instead of {peers}",
                     self.node,
                     view.peers().count()
                 )

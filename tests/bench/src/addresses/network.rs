@@ -11,7 +11,7 @@ use etcd_client::{DeleteOptions, GetOptions, KvClient, SortOrder, SortTarget, Tx
 use weft_core::record::{Transaction, Write};
 use weft_store_schema::{
     AddressClaimDocument, EndpointDocument, EndpointId, EndpointRef, Key, Kind, Mac, NetworkName, NodeName,
-    PeerDocument, Prefix, encode,
+    PeerDocument, Prefix, ReleasedDocument, encode,
 };
 
 use crate::claimer::endpoint;
@@ -30,6 +30,8 @@ pub(crate) enum Layout {
     Random,
     /// From the first on, so that all free ones lie together at the end.
     Sequential,
+    /// As before, and each of the free ones was used once: all claimers want the one that was given up longest ago.
+    Used,
 }
 
 impl Layout {
@@ -39,6 +41,7 @@ impl Layout {
             Self::Empty => "empty",
             Self::Random => "anywhere",
             Self::Sequential => "in-a-row",
+            Self::Used => "all-used-before",
         }
     }
 }
@@ -52,6 +55,8 @@ pub(crate) struct Network {
     pub(crate) layout: Layout,
     /// Endpoints it was filled with.
     pub(crate) filled: usize,
+    /// Addresses that were given up.
+    pub(crate) released: usize,
 }
 
 /// Addresses of the /16 that may be claimed: neither network nor broadcast address.
@@ -76,7 +81,7 @@ impl Network {
         }
         let filled = match layout {
             Layout::Empty => 0,
-            Layout::Random | Layout::Sequential => SIZE * percent / 100,
+            Layout::Random | Layout::Sequential | Layout::Used => SIZE * percent / 100,
         };
         let mut writes = Vec::new();
         for (i, number) in numbers[..filled].iter().enumerate() {
@@ -100,6 +105,12 @@ impl Network {
                 None,
             ));
         }
+        let free = if layout == Layout::Used {
+            &numbers[filled..]
+        } else {
+            &[]
+        };
+        writes.extend(free.iter().map(|number| trace(&name, address(*number).into())));
         let key = prefix.key(&Key::Network(name.clone()));
         writes.push(TxnOp::put(
             key,
@@ -109,7 +120,12 @@ impl Network {
         all_of(kv, writes)
             .await
             .with_context(|| format!("filling {name}"))?;
-        Ok(Self { name, layout, filled })
+        Ok(Self {
+            released: free.len(),
+            name,
+            layout,
+            filled,
+        })
     }
 
     /// In words.
@@ -118,6 +134,7 @@ impl Network {
             Layout::Empty => "empty /16",
             Layout::Random => "/16 95 % full, anywhere",
             Layout::Sequential => "/16 95 % full, in a row",
+            Layout::Used => "/16 95 % full, all used before",
         }
     }
 
@@ -127,16 +144,16 @@ impl Network {
     /// When etcd refuses or does not answer.
     pub(crate) async fn undo(&self, kv: &mut KvClient, claimed: &[Transaction]) -> Result<()> {
         let prefix = Prefix::default();
-        let keys = claimed
-            .iter()
-            .flat_map(|t| &t.writes)
-            .filter_map(|write| match write {
-                Write::Put(key, _) => Some(TxnOp::delete(prefix.key(key), None)),
-                _ => None,
-            });
-        all_of(kv, keys.collect())
-            .await
-            .context("deleting what was claimed")
+        let mut operations = Vec::new();
+        for write in claimed.iter().flat_map(|t| &t.writes) {
+            if let Write::Put(key, _) = write {
+                operations.push(TxnOp::delete(prefix.key(key), None));
+            }
+            if let (Write::Put(Key::Address(_, address), _), Layout::Used) = (write, self.layout) {
+                operations.push(trace(&self.name, *address));
+            }
+        }
+        all_of(kv, operations).await.context("deleting what was claimed")
     }
 
     /// Deletes all of it, and the peers.
@@ -148,6 +165,7 @@ impl Network {
         for directory in [
             prefix.endpoints_of(&self.name),
             prefix.addresses_of(&self.name),
+            prefix.released_of(&self.name),
             prefix.all(Kind::Peers),
         ] {
             let options = DeleteOptions::new().with_prefix();
@@ -241,6 +259,12 @@ impl Network {
         }
         Ok(())
     }
+}
+
+/// What is left of an address that was given up.
+fn trace(network: &NetworkName, address: IpAddr) -> TxnOp {
+    let key = Prefix::default().key(&Key::Released(network.clone(), address));
+    TxnOp::put(key, encode(&ReleasedDocument::default()), None)
 }
 
 /// The node of a claimer.

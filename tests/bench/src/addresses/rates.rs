@@ -45,7 +45,7 @@ const STAGES: [Stand; 5] = [
 ];
 /// The number of claimers that the goals are for.
 const JUDGED: usize = 16;
-const LAYOUTS: [Layout; 3] = [Layout::Empty, Layout::Random, Layout::Sequential];
+const LAYOUTS: [Layout; 4] = [Layout::Empty, Layout::Random, Layout::Sequential, Layout::Used];
 /// How full the full ones are, percent.
 const FULL: usize = 95;
 
@@ -228,7 +228,7 @@ impl Run<'_> {
             let wanted = match (self.only, layout, self.form) {
                 (Some((_, only)), ..) => only == stand,
                 // Time goes mostly into so many views of so many addresses.
-                (None, Layout::Sequential, Form::Short) => stand.at_a_time == JUDGED,
+                (None, Layout::Sequential | Layout::Used, Form::Short) => stand.at_a_time == JUDGED,
                 _ => true,
             };
             if !wanted {
@@ -244,11 +244,15 @@ impl Run<'_> {
                     claimers.push(Arc::new(claimer));
                 }
                 for claimer in &claimers[first..] {
-                    claimer.informed(network.filled, stand.hosts).await?;
+                    claimer
+                        .informed(network.filled, network.released, stand.hosts)
+                        .await?;
                 }
             }
             for claimer in &claimers {
-                claimer.informed(network.filled, stand.hosts).await?;
+                claimer
+                    .informed(network.filled, network.released, stand.hosts)
+                    .await?;
             }
             self.progress.say(format!("{}: {}", network.text(), stand.text()));
             stages.push(self.stage(&network, stand, &claimers).await?);
@@ -350,7 +354,7 @@ impl Run<'_> {
         network.undo(&mut kv, claimed).await?;
         let peers = claimers.len();
         for claimer in claimers {
-            claimer.informed(network.filled, peers).await?;
+            claimer.informed(network.filled, network.released, peers).await?;
         }
         Ok(())
     }
