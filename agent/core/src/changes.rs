@@ -33,7 +33,7 @@ impl Snapshot {
         let mut dirty = Dirty::default();
         for change in changes {
             // A transaction of ours has deleted the key since; the watch is about to tell.
-            let is_old = matches!(change, Change::Put(e) if self.undone.get(&e.key).is_some_and(|at| *at > e.mod_revision));
+            let is_old = matches!(change, Change::Put(entry) if self.is_undone(entry));
             if !is_old {
                 dirty.merge(self.take_in(change));
             }

@@ -48,9 +48,16 @@ impl Snapshot {
     ) -> Dirty {
         let mut dirty = Dirty::default();
         let trouble = self.trouble(scope, cluster_id, revision);
+        if trouble.is_some() {
+            // What was deleted was deleted in another history.
+            self.undone.clear();
+        }
         let missing = self.keys_of(scope, entries);
         for entry in entries {
-            dirty.merge(self.put(entry, trouble.is_some()));
+            // It may have been read before a transaction of ours deleted the key.
+            if !self.is_undone(entry) {
+                dirty.merge(self.put(entry, trouble.is_some()));
+            }
         }
         for (key, known_at, held) in missing {
             if trouble.is_some() && informs_of_state(&key) {
@@ -81,7 +88,9 @@ impl Snapshot {
             _ => (cluster_id, revision),
         });
         self.positions.insert(scope.clone(), (cluster_id, revision));
-        self.undone.retain(|_, at| *at > revision);
+        let mut undone = std::mem::take(&mut self.undone);
+        undone.retain(|key, at| *at > revision || !self.scopes_of(key).any(|s| s == *scope));
+        self.undone = undone;
         if let Some(superseded) = counterpart(scope) {
             self.positions.remove(&superseded);
         }
@@ -131,7 +140,7 @@ impl Snapshot {
     }
 
     /// The scopes that hold a key.
-    fn scopes_of(&self, key: &[u8]) -> impl Iterator<Item = Scope> + use<> {
+    pub(crate) fn scopes_of(&self, key: &[u8]) -> impl Iterator<Item = Scope> + use<> {
         let scopes = match self.prefix.parse(key) {
             Ok(Key::Network(_)) => [Some(Scope::Networks), None],
             Ok(Key::Peer(_)) => [Some(Scope::Peers), None],
@@ -149,6 +158,13 @@ impl Snapshot {
             Ok(Key::Alive(_) | Key::Status(_)) | Err(_) => [None, None],
         };
         scopes.into_iter().flatten()
+    }
+
+    /// Whether a transaction of ours has deleted the key since it was so.
+    pub(crate) fn is_undone(&self, entry: &Entry) -> bool {
+        self.undone
+            .get(&entry.key)
+            .is_some_and(|at| *at > entry.mod_revision)
     }
 
     /// Notes that the watch of the scopes that hold a key has come to this revision.

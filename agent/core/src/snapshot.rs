@@ -322,6 +322,9 @@ impl Snapshot {
                 || matches!(scope, Scope::OwnEndpoints(n) if scopes.contains(&Scope::Endpoints(n.clone())))
                 || matches!(scope, Scope::Endpoints(n) if scopes.contains(&Scope::OwnEndpoints(n.clone())))
         });
+        let mut undone = std::mem::take(&mut self.undone);
+        undone.retain(|key, _| self.scopes_of(key).any(|scope| scopes.contains(&scope)));
+        self.undone = undone;
         let mut forgotten = Vec::new();
         for (network, members) in &mut self.members {
             if scopes.contains(&Scope::Endpoints(network.clone())) {

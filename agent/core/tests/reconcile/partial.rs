@@ -109,3 +109,80 @@ fn a_forwarding_entry_that_is_looked_at_alone_waits_for_its_port() {
     assert!(place(&made) < place(&put), "{done:#?}");
     agent.check();
 }
+
+/// An agent that has seen an endpoint of its own, and what its own transaction says that deleted it.
+fn detached() -> (Store, Agent, Vec<Change>) {
+    let (mut store, mut agent) = restarted(r#"{"attachment":{"netns":"/run/netns/web"}}"#);
+    for scope in scopes() {
+        agent.list(&store, &scope);
+    }
+    let key = Store::key("endpoints/blue/host1/web");
+    let before = store.clone();
+    store.delete(&key);
+    let deleted = Change::Deleted {
+        key,
+        mod_revision: store.revision,
+    };
+    (before, agent, vec![deleted])
+}
+
+fn is_there(agent: &Agent) -> bool {
+    let web = EndpointRef {
+        network: "blue".parse().unwrap(),
+        node: "host1".parse().unwrap(),
+        id: "web".parse().unwrap(),
+    };
+    agent.snapshot.endpoint(&web).is_some()
+}
+
+#[test]
+fn a_listing_from_before_our_own_deletion_does_not_undo_it() {
+    let (before, mut agent, deleted) = detached();
+    agent.snapshot.learn(&deleted);
+    assert!(!is_there(&agent));
+    for scope in scopes() {
+        agent.list(&before, &scope);
+        assert!(!is_there(&agent), "after {scope:?}");
+    }
+}
+
+#[test]
+fn a_listing_of_another_scope_does_not_make_our_own_deletion_forgotten() {
+    let (before, mut agent, deleted) = detached();
+    agent.snapshot.learn(&deleted);
+    let mut later = before.clone();
+    later.put(
+        &Store::key("networks/red"),
+        br#"{"subnets":[{"cidr":"10.2.0.0/26"}]}"#,
+    );
+    later.put(
+        &Store::key("networks/red"),
+        br#"{"subnets":[{"cidr":"10.2.0.0/26"}]}"#,
+    );
+    agent.list(&later, &Scope::Networks);
+    let old = before
+        .get(&Store::key("endpoints/blue/host1/web"))
+        .cloned()
+        .unwrap();
+    agent.snapshot.apply_changes(&[Change::Put(old)]);
+    assert!(!is_there(&agent));
+}
+
+#[test]
+fn our_own_deletion_in_another_history_is_none_in_this_one() {
+    let (before, mut agent, mut deleted) = detached();
+    if let Some(Change::Deleted { mod_revision, .. }) = deleted.first_mut() {
+        *mod_revision += 100;
+    }
+    agent.snapshot.learn(&deleted);
+    // The store went back to before the endpoint was, and somebody writes it again.
+    let key = Store::key("endpoints/blue/host1/web");
+    let mut restored = before.clone();
+    restored.delete(&key);
+    restored.revision = before.revision - 1;
+    agent.list(&restored, &Scope::OwnEndpoints("blue".parse().unwrap()));
+    restored.put(&key, br#"{"attachment":{"netns":"/run/netns/web"}}"#);
+    let again = restored.get(&key).cloned().unwrap();
+    agent.snapshot.apply_changes(&[Change::Put(again)]);
+    assert!(is_there(&agent));
+}
