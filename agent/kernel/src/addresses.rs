@@ -49,13 +49,6 @@ pub(crate) fn address(index: u32, net: IpNet) -> AddressMessage {
     message
 }
 
-/// An address of ours and the index of its interface; none if it is not ours.
-fn read_address(message: &AddressMessage) -> Option<(u32, IpNet)> {
-    subject_of_address(message)
-        .filter(|(_, _, ours)| *ours)
-        .map(|(index, net, _)| (index, net))
-}
-
 /// The interface's index, the address, and whether it is ours.
 pub(crate) fn subject_of_address(message: &AddressMessage) -> Option<(u32, IpNet, bool)> {
     let (mut local, mut remote, mut ours) = (None, None, false);
@@ -90,13 +83,6 @@ pub(crate) fn route(index: u32, net: IpNet) -> RouteMessage {
     message.attributes.push(RouteAttribute::Destination(destination));
     message.attributes.push(RouteAttribute::Oif(index));
     message
-}
-
-/// A route of ours and the index of its interface; none if it is not ours.
-fn read_route(message: &RouteMessage) -> Option<(u32, IpNet)> {
-    subject_of_route(message)
-        .filter(|(_, _, ours)| *ours)
-        .map(|(index, net, _)| (index, net))
 }
 
 /// The interface's index, the destination, and whether the route is ours.
@@ -150,15 +136,7 @@ pub(crate) fn dump(
     let objects = channel
         .dump(&RouteNetlinkMessage::GetAddress(question))
         .map_err(|r| refused(format!("list the addresses of {place}"), r))?;
-    let addresses = objects
-        .iter()
-        .filter_map(|object| match object {
-            RouteNetlinkMessage::NewAddress(message) => read_address(message),
-            _ => None,
-        })
-        .filter(|(on, _)| *on == index)
-        .map(|(_, net)| net)
-        .collect();
+    let addresses = read_on(&objects, index);
     let mut routes = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut question = RouteMessage::default();
@@ -176,14 +154,21 @@ pub(crate) fn dump(
                 }
             })
             .map_err(|r| refused(format!("list the routes of {place}"), r))?;
-        routes.extend(objects.iter().filter_map(|object| {
-            match object {
-                RouteNetlinkMessage::NewRoute(message) => read_route(message)
-                    .filter(|(on, _)| *on == index)
-                    .map(|(_, net)| net),
-                _ => None,
-            }
-        }));
+        routes.append(&mut read_on(&objects, index));
     }
     Ok((addresses, routes))
+}
+
+/// The addresses or routes of a dump that are ours and on this interface.
+pub(crate) fn read_on(objects: &[RouteNetlinkMessage], index: u32) -> BTreeSet<IpNet> {
+    objects
+        .iter()
+        .filter_map(|object| match object {
+            RouteNetlinkMessage::NewAddress(message) => subject_of_address(message),
+            RouteNetlinkMessage::NewRoute(message) => subject_of_route(message),
+            _ => None,
+        })
+        .filter(|(on, _, ours)| *ours && *on == index)
+        .map(|(_, net, _)| net)
+        .collect()
 }

@@ -10,12 +10,13 @@ use std::{
 };
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sys::socket::{setsockopt, sockopt};
+
+use crate::wire::{self, NLMSG_DONE, NLMSG_ERROR, Raw};
 
 /// Messages in one send. More gains nothing, and the answers to this many fit into any receive buffer.
 const BATCH: usize = 128;
@@ -27,12 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// of those changes have it looked at again.
 const DUMP_TRIES: usize = 10;
 
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 const NLM_F_DUMP_INTR: u16 = 0x10;
-const NLM_F_ACK_TLVS: u16 = 0x200;
-const NLMSGERR_ATTR_MSG: u16 = 1;
-const HEADER: usize = 16;
 
 /// The kernel's answer to a request that it did not carry out.
 #[derive(Debug)]
@@ -107,8 +103,8 @@ impl Channel {
         result.map(drop).map_err(Refusal::Socket)
     }
 
-    /// Reads one datagram and hands over each message in it: type, flags, sequence, whole bytes.
-    fn receive(&mut self, mut each: impl FnMut(u16, u16, u32, &[u8])) -> Result<(), Refusal> {
+    /// Reads one datagram and hands over each message in it.
+    fn receive(&mut self, mut each: impl FnMut(Raw<'_>)) -> Result<(), Refusal> {
         let size = loop {
             match self.socket.recv(&mut &mut self.buffer[..], 0) {
                 Ok(size) => break size,
@@ -120,20 +116,8 @@ impl Channel {
                 Err(e) => return Err(Refusal::Socket(e)),
             }
         };
-        let mut rest = &self.buffer[..size];
-        while let Some(length) = u32_at(rest, 0) {
-            let length = length as usize;
-            if length < HEADER || length > rest.len() {
-                break;
-            }
-            let (message, _) = rest.split_at(length);
-            let (Some(kind), Some(flags), Some(sequence)) =
-                (u16_at(message, 4), u16_at(message, 6), u32_at(message, 8))
-            else {
-                break;
-            };
-            each(kind, flags, sequence, message);
-            rest = &rest[length.next_multiple_of(4).min(rest.len())..];
+        for message in wire::split(&self.buffer[..size]) {
+            each(message);
         }
         Ok(())
     }
@@ -149,13 +133,13 @@ impl Channel {
         let mut answers = Vec::new();
         let mut end = None;
         while end.is_none() {
-            self.receive(|kind, flags, sequence, bytes| {
-                if sequence != wanted {
+            self.receive(|raw| {
+                if raw.sequence != wanted {
                     return;
                 }
-                if kind == NLMSG_ERROR {
-                    end = Some(error_of(flags, bytes));
-                } else if let Some(answer) = decode(bytes) {
+                if raw.kind == NLMSG_ERROR {
+                    end = Some(wire::error_of(raw));
+                } else if let Some(answer) = wire::decode(raw) {
                     answers.push(answer);
                 }
             })?;
@@ -204,15 +188,15 @@ impl Channel {
         self.send()?;
         let mut ended = false;
         while !ended {
-            self.receive(|kind, flags, sequence, bytes| {
-                let place = sequence.wrapping_sub(first);
-                if kind != NLMSG_ERROR || place > last.wrapping_sub(first) {
+            self.receive(|raw| {
+                let place = raw.sequence.wrapping_sub(first);
+                if raw.kind != NLMSG_ERROR || place > last.wrapping_sub(first) {
                     return;
                 }
-                if let Some(refusal) = error_of(flags, bytes) {
+                if let Some(refusal) = wire::error_of(raw) {
                     refused.push((offset + place as usize, refusal));
                 }
-                ended |= sequence == last;
+                ended |= raw.sequence == last;
             })?;
         }
         Ok(())
@@ -228,14 +212,14 @@ impl Channel {
             self.send()?;
             let (mut objects, mut end, mut interrupted) = (Vec::new(), None, false);
             while end.is_none() {
-                self.receive(|kind, flags, sequence, bytes| {
-                    if sequence != wanted {
+                self.receive(|raw| {
+                    if raw.sequence != wanted {
                         return;
                     }
-                    interrupted |= flags & NLM_F_DUMP_INTR != 0;
-                    match kind {
-                        NLMSG_DONE | NLMSG_ERROR => end = Some(error_of(flags, bytes)),
-                        _ => objects.extend(decode(bytes)),
+                    interrupted |= raw.flags & NLM_F_DUMP_INTR != 0;
+                    match raw.kind {
+                        NLMSG_DONE | NLMSG_ERROR => end = Some(wire::error_of(raw)),
+                        _ => objects.extend(wire::decode(raw)),
                     }
                 })?;
             }
@@ -254,64 +238,4 @@ impl std::fmt::Debug for Channel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Channel({})", self.socket.as_raw_fd())
     }
-}
-
-/// A message of a kind that this code has no use for, or that the packet crate cannot read, is skipped: the
-/// kernel may know objects that weft does not.
-fn decode(bytes: &[u8]) -> Option<RouteNetlinkMessage> {
-    let kind = u16_at(bytes, 4)?;
-    let mut header = NetlinkHeader::default();
-    header.message_type = kind;
-    match RouteNetlinkMessage::deserialize(&header, bytes.get(HEADER..)?) {
-        Ok(message) => Some(message),
-        Err(error) => {
-            tracing::debug!(kind, %error, "a netlink message cannot be read");
-            None
-        }
-    }
-}
-
-/// The refusal in an error answer (or at a dump's end); none for an acknowledgement.
-fn error_of(flags: u16, bytes: &[u8]) -> Option<Refusal> {
-    let errno = u32_at(bytes, HEADER).map_or(0, |n| n as i32);
-    if errno == 0 {
-        return None;
-    }
-    let mut text = None;
-    if flags & NLM_F_ACK_TLVS != 0 {
-        // Behind the error number stands the header of the request, and only that (NETLINK_CAP_ACK).
-        let mut rest = bytes.get(HEADER + 4 + HEADER..).unwrap_or_default();
-        while let (Some(length), Some(kind)) = (u16_at(rest, 0), u16_at(rest, 2)) {
-            let length = usize::from(length);
-            let Some(value) = rest.get(4..length) else { break };
-            if kind & 0x3fff == NLMSGERR_ATTR_MSG {
-                let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());
-                text = Some(String::from_utf8_lossy(&value[..end]).into_owned());
-            }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-    }
-    Some(Refusal::Errno(-errno, text))
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-/// Decodes the messages of one datagram of notifications.
-pub(crate) fn decode_all(mut bytes: &[u8]) -> Vec<RouteNetlinkMessage> {
-    let mut messages = Vec::new();
-    while let Some(length) = u32_at(bytes, 0) {
-        let length = length as usize;
-        if length < HEADER || length > bytes.len() {
-            break;
-        }
-        messages.extend(decode(&bytes[..length]));
-        bytes = &bytes[length.next_multiple_of(4).min(bytes.len())..];
-    }
-    messages
 }

@@ -218,8 +218,19 @@ pub(crate) fn dump_forwards(
     let objects = channel
         .dump(&RouteNetlinkMessage::GetNeighbour(message))
         .map_err(|r| refused(format!("list the forwarding entries of {place}"), r))?;
-    let mut rows: HashMap<Mac, ForwardRow> = HashMap::new();
     foreign.clear();
+    let mut rows = HashMap::new();
+    read_forwards(objects, devices, foreign, &mut rows);
+    Ok(rows)
+}
+
+/// Adds the forwarding entries of an answer to what is known of them.
+pub(crate) fn read_forwards(
+    objects: Vec<RouteNetlinkMessage>,
+    devices: &HashMap<u32, Device>,
+    foreign: &mut HashSet<(u32, Mac)>,
+    rows: &mut HashMap<Mac, ForwardRow>,
+) {
     for object in objects {
         let RouteNetlinkMessage::NewNeighbour(message) = object else {
             continue;
@@ -228,9 +239,8 @@ pub(crate) fn dump_forwards(
             continue;
         };
         foreign.extend(foreign_in_tunnel(&message, device));
-        add_entry(&mut rows, read_entry(&message), device);
+        add_entry(rows, read_entry(&message), device);
     }
-    Ok(rows)
 }
 
 fn add_entry(rows: &mut HashMap<Mac, ForwardRow>, entry: Option<Entry>, device: &Device) {
@@ -269,18 +279,7 @@ pub(crate) fn get_forward(
     of_bridge.attributes.push(NeighbourAttribute::Controller(bridge));
     for question in std::iter::once(of_bridge).chain(tunnels) {
         match channel.request(RouteNetlinkMessage::GetNeighbour(question), 0) {
-            Ok(answers) => {
-                for answer in answers {
-                    let RouteNetlinkMessage::NewNeighbour(message) = answer else {
-                        continue;
-                    };
-                    let Some(device) = devices.get(&message.header.ifindex) else {
-                        continue;
-                    };
-                    foreign.extend(foreign_in_tunnel(&message, device));
-                    add_entry(&mut rows, read_entry(&message), device);
-                }
-            }
+            Ok(answers) => read_forwards(answers, devices, foreign, &mut rows),
             Err(refusal) if refusal.is(nix::errno::Errno::ENOENT) => {}
             Err(refusal) => {
                 return Err(refused(
@@ -311,7 +310,12 @@ pub(crate) fn dump_neighbours(
     let objects = channel
         .dump(&RouteNetlinkMessage::GetNeighbour(message))
         .map_err(|r| refused(format!("list the neighbours of {place}"), r))?;
-    Ok(objects
+    Ok(read_neighbours(&objects, bridge))
+}
+
+/// The neighbours of a dump that are ours and on this bridge.
+pub(crate) fn read_neighbours(objects: &[RouteNetlinkMessage], bridge: u32) -> HashMap<IpAddr, Mac> {
+    objects
         .iter()
         .filter_map(|object| match object {
             RouteNetlinkMessage::NewNeighbour(message) if message.header.ifindex == bridge => {
@@ -319,7 +323,7 @@ pub(crate) fn dump_neighbours(
             }
             _ => None,
         })
-        .collect())
+        .collect()
 }
 
 /// One neighbour on a network's bridge.

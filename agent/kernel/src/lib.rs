@@ -9,6 +9,8 @@ mod apply;
 mod channel;
 mod entries;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod links;
 mod mounts;
 mod namespace;
@@ -17,6 +19,7 @@ mod notify;
 mod observe;
 mod registry;
 mod underlay;
+mod wire;
 
 use std::{
     collections::HashMap,

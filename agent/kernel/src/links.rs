@@ -269,13 +269,18 @@ pub(crate) fn dump(channel: &mut Channel, place: &str) -> Result<Vec<Link>, Kern
     let objects = channel
         .dump(&RouteNetlinkMessage::GetLink(message))
         .map_err(|r| refused(format!("list the interfaces of {place}"), r))?;
-    Ok(objects
+    Ok(read_all(objects))
+}
+
+/// The links of a dump.
+pub(crate) fn read_all(objects: Vec<RouteNetlinkMessage>) -> Vec<Link> {
+    objects
         .into_iter()
         .filter_map(|object| match object {
             RouteNetlinkMessage::NewLink(link) => Some(Link::read(link)),
             _ => None,
         })
-        .collect())
+        .collect()
 }
 
 /// Whether a link can carry packets (RFC 2863's operational state, `IF_OPER_UP`).

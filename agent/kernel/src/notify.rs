@@ -25,10 +25,10 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
     Kernel, KernelError,
-    channel::decode_all,
     mounts::{self, Mounts},
     notice::Notice,
     registry::Registry,
+    wire,
 };
 
 /// Room for notifications that wait to be read, in bytes. When it is full, the kernel drops and says so.
@@ -137,7 +137,7 @@ impl Notifications {
                         let read = ready.try_io(|_| receive(&self.socket, &mut self.buffer));
                         match read {
                             Ok(Ok((size, nsid))) => {
-                                for message in decode_all(&self.buffer[..size]) {
+                                for message in wire::split(&self.buffer[..size]).filter_map(wire::decode) {
                                     self.registry.read(nsid, message, &mut notices);
                                 }
                             }

@@ -17,10 +17,10 @@ use crate::{
 };
 
 /// A network's links, and what else has to be asked for by their indexes.
-struct Links {
+pub(crate) struct Links {
     network: ObservedNetwork,
     bridge: Option<u32>,
-    devices: HashMap<u32, Device>,
+    pub(crate) devices: HashMap<u32, Device>,
     /// Indexes of the host ends by name.
     ports: HashMap<IfName, u32>,
 }
@@ -258,7 +258,7 @@ pub(crate) fn read_interface(link: &Link, netns: &str) -> Option<Interface> {
     })
 }
 
-fn sort(all: &[Link]) -> Links {
+pub(crate) fn sort(all: &[Link]) -> Links {
     let bridge = all.iter().find(|link| link.is_bridge());
     let index = bridge.map(|b| b.index);
     let mut links = Links {

@@ -142,6 +142,34 @@ impl Registry {
         forget(&mut self.lock(), &(network.clone(), id.clone()), None);
     }
 
+    /// Networks and containers as if they had been looked into, each at its place in the list.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn of(
+        network: &NetworkName,
+        devices: HashMap<u32, Device>,
+        ends: HashMap<u32, EndpointId>,
+    ) -> Self {
+        let ends: HashMap<u32, Member> = ends
+            .into_iter()
+            .map(|(index, id)| (index, (network.clone(), id)))
+            .collect();
+        let members = ends.values().cloned().collect();
+        let inside = [
+            Inside::Network {
+                name: network.clone(),
+                devices,
+            },
+            Inside::Container { members, ends },
+        ];
+        let places = (0..).zip(inside).map(|(nsid, inside)| {
+            let identity = (0, 0);
+            (nsid, Place { identity, inside })
+        });
+        Self {
+            places: Mutex::new(places.collect()),
+        }
+    }
+
     /// Reads a notification; `nsid` is none for one of the host's own namespace.
     pub(crate) fn read(&self, nsid: Option<i32>, message: RouteNetlinkMessage, notices: &mut Vec<Notice>) {
         let Some(nsid) = nsid else {
@@ -203,9 +231,14 @@ fn nsid(host: &mut Channel, namespace: &File) -> Option<i32> {
     let mut question = NsidMessage::default();
     question.attributes = vec![NsidAttribute::Fd(fd)];
     let answers: Result<_, Refusal> = host.request(RouteNetlinkMessage::GetNsId(question), 0);
-    answers.ok()?.into_iter().find_map(|answer| match answer {
-        RouteNetlinkMessage::NewNsId(message) => message.attributes.into_iter().find_map(|a| match a {
-            NsidAttribute::Id(id) if id >= 0 => Some(id),
+    read_nsid(&answers.ok()?)
+}
+
+/// The id that the kernel answered; none if it has given none.
+pub(crate) fn read_nsid(answers: &[RouteNetlinkMessage]) -> Option<i32> {
+    answers.iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewNsId(message) => message.attributes.iter().find_map(|a| match a {
+            NsidAttribute::Id(id) if *id >= 0 => Some(*id),
             _ => None,
         }),
         _ => None,

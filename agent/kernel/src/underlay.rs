@@ -34,7 +34,7 @@ pub struct Underlay {
 }
 
 /// An address of this host.
-struct Own {
+pub(crate) struct Own {
     index: u32,
     address: IpAddr,
     /// Global scope, and not on its way out or in.
@@ -136,31 +136,7 @@ impl Kernel {
             .host
             .dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()))
             .map_err(|r| refused("list the host's addresses".to_owned(), r))?;
-        let read = |object| {
-            let RouteNetlinkMessage::NewAddress(message) = object else {
-                return None;
-            };
-            let (mut local, mut address, mut flags) = (None, None, AddressFlags::empty());
-            for attribute in &message.attributes {
-                match attribute {
-                    AddressAttribute::Local(a) => local = Some(*a),
-                    AddressAttribute::Address(a) => address = Some(*a),
-                    AddressAttribute::Flags(f) => flags = *f,
-                    _ => {}
-                }
-            }
-            // `Secondary` on IPv6 means a temporary privacy address; on IPv4 a second one of a subnet.
-            let passing = AddressFlags::Tentative
-                | AddressFlags::Deprecated
-                | AddressFlags::Dadfailed
-                | AddressFlags::Secondary;
-            Some(Own {
-                index: message.header.index,
-                address: local.or(address)?,
-                lasting: message.header.scope == AddressScope::Universe && !flags.intersects(passing),
-            })
-        };
-        Ok(objects.into_iter().filter_map(read).collect())
+        Ok(objects.iter().filter_map(read_own).collect())
     }
 
     /// The interface of the default route, IPv4's if there is one.
@@ -172,33 +148,61 @@ impl Kernel {
                 .host
                 .dump(&RouteNetlinkMessage::GetRoute(question))
                 .map_err(|r| refused("list the host's routes".to_owned(), r))?;
-            let best = objects
-                .iter()
-                .filter_map(|object| match object {
-                    RouteNetlinkMessage::NewRoute(message)
-                        if message.header.destination_prefix_length == 0
-                            && message.header.table == RouteHeader::RT_TABLE_MAIN
-                            && message.header.kind == RouteType::Unicast =>
-                    {
-                        let priority = message.attributes.iter().find_map(|a| match a {
-                            RouteAttribute::Priority(p) => Some(*p),
-                            _ => None,
-                        });
-                        // Of several next hops the first.
-                        let oif = message.attributes.iter().find_map(|a| match a {
-                            RouteAttribute::Oif(index) => Some(*index),
-                            RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
-                            _ => None,
-                        });
-                        Some((priority.unwrap_or_default(), oif?))
-                    }
-                    _ => None,
-                })
-                .min();
+            let best = objects.iter().filter_map(read_default).min();
             if let Some((_, index)) = best {
                 return Ok(Some(index));
             }
         }
         Ok(None)
     }
+}
+
+/// An address of the host.
+pub(crate) fn read_own(object: &RouteNetlinkMessage) -> Option<Own> {
+    let RouteNetlinkMessage::NewAddress(message) = object else {
+        return None;
+    };
+    let (mut local, mut address, mut flags) = (None, None, AddressFlags::empty());
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(a) => local = Some(*a),
+            AddressAttribute::Address(a) => address = Some(*a),
+            AddressAttribute::Flags(f) => flags = *f,
+            _ => {}
+        }
+    }
+    // `Secondary` on IPv6 means a temporary privacy address; on IPv4 a second one of a subnet.
+    let passing = AddressFlags::Tentative
+        | AddressFlags::Deprecated
+        | AddressFlags::Dadfailed
+        | AddressFlags::Secondary;
+    Some(Own {
+        index: message.header.index,
+        address: local.or(address)?,
+        lasting: message.header.scope == AddressScope::Universe && !flags.intersects(passing),
+    })
+}
+
+/// Priority and interface of a default route.
+pub(crate) fn read_default(object: &RouteNetlinkMessage) -> Option<(u32, u32)> {
+    let RouteNetlinkMessage::NewRoute(message) = object else {
+        return None;
+    };
+    if message.header.destination_prefix_length != 0
+        || message.header.table != RouteHeader::RT_TABLE_MAIN
+        || message.header.kind != RouteType::Unicast
+    {
+        return None;
+    }
+    let priority = message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Priority(p) => Some(*p),
+        _ => None,
+    });
+    // Of several next hops the first.
+    let oif = message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Oif(index) => Some(*index),
+        RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
+        _ => None,
+    });
+    Some((priority.unwrap_or_default(), oif?))
 }

@@ -1,0 +1,78 @@
+//! What this crate makes of bytes from the kernel, without a kernel: the same functions in the same order, for
+//! `tests/fuzz`. Nothing here is part of the product.
+
+use std::collections::{HashMap, HashSet};
+
+use weft_core::{dataplane::BridgeTarget, dataplane::Observed, dirty::Dirty};
+use weft_store_schema::{Family, NetworkName, NodeName};
+
+use crate::{
+    Notice, addresses,
+    entries::{self, Device},
+    links, observe,
+    registry::{self, Registry},
+    underlay, wire,
+};
+
+/// Indexes of the devices that the entries of a dump may be on.
+const BRIDGE: u32 = 2;
+
+fn devices() -> HashMap<u32, Device> {
+    let target = |target| Device::Target(target);
+    let mut devices = HashMap::from([
+        (BRIDGE, Device::Bridge),
+        (3, target(BridgeTarget::Tunnel(Family::V4))),
+        (4, target(BridgeTarget::Tunnel(Family::V6))),
+    ]);
+    devices.extend(("ve0123456789abc".parse().ok()).map(|port| (5, target(BridgeTarget::Port(port)))));
+    devices
+}
+
+/// Takes a datagram for the answer to each question that is ever asked. Returns how many objects it held.
+pub fn answers(datagram: &[u8]) -> usize {
+    let mut objects = Vec::new();
+    for raw in wire::split(datagram) {
+        let _refusal = wire::error_of(raw);
+        objects.extend(wire::decode(raw));
+    }
+    let all = links::read_all(objects.clone());
+    let mut devices = devices();
+    devices.extend(observe::sort(&all).devices);
+    for link in &all {
+        let _end = (link.endpoint(), observe::read_interface(link, "/run/netns/c1"));
+    }
+    let (mut foreign, mut rows) = (HashSet::new(), HashMap::new());
+    entries::read_forwards(objects.clone(), &devices, &mut foreign, &mut rows);
+    let neighbours = entries::read_neighbours(&objects, BRIDGE);
+    let on_interface = addresses::read_on(&objects, BRIDGE);
+    let own = objects.iter().filter_map(underlay::read_own).count();
+    let default = objects.iter().filter_map(underlay::read_default).min();
+    let nsid = registry::read_nsid(&objects);
+    std::hint::black_box((rows, neighbours, on_interface, own, default, nsid));
+    objects.len()
+}
+
+/// Takes a datagram for notifications of the host, of a network's namespace and of a container's, and does with
+/// the notices what the agent does. Returns how many there were.
+pub fn notifications(datagram: &[u8]) -> usize {
+    let (Ok(network), Ok(id), Ok(node)) = (
+        "blue".parse::<NetworkName>(),
+        "web".parse(),
+        "host1".parse::<NodeName>(),
+    ) else {
+        return 0;
+    };
+    let registry = Registry::of(&network, devices(), HashMap::from([(BRIDGE, id)]));
+    let (mut notices, mut look) = (Vec::new(), Dirty::default());
+    for nsid in [None, Some(0), Some(1)] {
+        for message in wire::split(datagram).filter_map(wire::decode) {
+            registry.read(nsid, message, &mut notices);
+        }
+    }
+    Notice::keep_latest(&mut notices);
+    for notice in &notices {
+        let _known = notice.agrees_with(&Observed::default());
+        notice.mark(&mut look, &node);
+    }
+    notices.len()
+}
