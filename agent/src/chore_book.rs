@@ -88,6 +88,11 @@ impl ChoreBook {
         }
     }
 
+    /// How many there are.
+    pub(crate) fn owed(&self) -> usize {
+        self.tasks.len()
+    }
+
     /// When the next one is due.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         let waiting = self.tasks.values().filter(|t| !t.running && !t.withheld);

@@ -3,8 +3,10 @@
 //! In: the command line, the environment, a TOML file. Out: one [`Config`], checked. Every error names the
 //! setting and where it was given.
 
+mod file;
+
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,6 +15,8 @@ use clap::{Parser, ValueEnum};
 use serde::Deserialize;
 use thiserror::Error;
 use weft_store_schema::{IfName, Mtu, NodeName, Prefix};
+
+use file::File;
 
 /// Where the file is looked for when none is named.
 pub(crate) const DEFAULT_FILE: &str = "/etc/weft/weftd.toml";
@@ -92,6 +96,21 @@ pub(crate) struct Args {
     /// Group that may use the socket besides root.
     #[arg(long, env = "WEFT_SOCKET_GROUP", value_name = "GROUP")]
     pub(crate) socket_group: Option<String>,
+    /// Where to serve metrics for Prometheus: unix:/PATH or a loopback ADDRESS:PORT [default: nowhere].
+    #[arg(long, env = "WEFT_METRICS_LISTEN", value_name = "WHERE")]
+    pub(crate) metrics_listen: Option<String>,
+    /// Group that may use the metrics' Unix socket besides root.
+    #[arg(long, env = "WEFT_METRICS_GROUP", value_name = "GROUP")]
+    pub(crate) metrics_group: Option<String>,
+    /// Allow an address for the metrics that other hosts can reach [default: false].
+    #[arg(
+        long,
+        env = "WEFT_METRICS_ALLOW_REMOTE",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub(crate) metrics_allow_remote: Option<bool>,
     /// What to log: error, warn, info, debug, trace, or tracing directives [default: info].
     #[arg(long, env = "WEFT_LOG", value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
@@ -126,64 +145,6 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// The file, as it is written.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct File {
-    node: Option<String>,
-    prefix: Option<String>,
-    netns_dir: Option<PathBuf>,
-    attachment_dirs: Vec<PathBuf>,
-    state_dir: Option<PathBuf>,
-    resync_seconds: Option<u64>,
-    etcd: EtcdSection,
-    underlay: UnderlaySection,
-    api: ApiSection,
-    endpoints: EndpointsSection,
-    log: LogSection,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct EtcdSection {
-    endpoints: Vec<String>,
-    ca: Option<PathBuf>,
-    cert: Option<PathBuf>,
-    key: Option<PathBuf>,
-    username: Option<String>,
-    password_file: Option<PathBuf>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct UnderlaySection {
-    interface: Option<String>,
-    addresses: Vec<IpAddr>,
-    mtu: Option<u16>,
-    port: Option<u16>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct ApiSection {
-    socket: Option<PathBuf>,
-    group: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct EndpointsSection {
-    dead_grace: Option<String>,
-    release_dead: Option<bool>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct LogSection {
-    level: Option<String>,
-    format: Option<LogFormat>,
-}
-
 /// The agent's settings, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
@@ -205,6 +166,8 @@ pub(crate) struct Config {
     pub(crate) socket: PathBuf,
     /// The group of the socket.
     pub(crate) socket_group: Option<String>,
+    /// Where metrics are served, if anywhere.
+    pub(crate) metrics: Option<MetricsListen>,
     /// What to log.
     pub(crate) log_level: String,
     /// Form of the log.
@@ -215,6 +178,20 @@ pub(crate) struct Config {
     pub(crate) dead_grace: Duration,
     /// Whether such endpoints are detached.
     pub(crate) release_dead: bool,
+}
+
+/// Where metrics are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum MetricsListen {
+    /// A Unix socket.
+    Unix {
+        /// Its path.
+        path: PathBuf,
+        /// Its group.
+        group: Option<String>,
+    },
+    /// A TCP port, on a loopback address unless another was allowed.
+    Tcp(SocketAddr),
 }
 
 /// Where etcd is and who we are there.
@@ -435,6 +412,13 @@ impl Config {
                 or_default(args.socket.or(file.api.socket), "/run/weft/weftd.sock"),
             )?,
             socket_group: args.socket_group.or(file.api.group),
+            metrics: metrics(
+                &args.metrics_listen.or(file.metrics.listen).unwrap_or_default(),
+                args.metrics_group.or(file.metrics.group),
+                args.metrics_allow_remote
+                    .or(file.metrics.allow_remote)
+                    .unwrap_or(false),
+            )?,
             log_level: args
                 .log_level
                 .or(file.log.level)
@@ -445,6 +429,35 @@ impl Config {
             release_dead: args.release_dead.or(file.endpoints.release_dead).unwrap_or(false),
         })
     }
+}
+
+/// Where metrics are served; nowhere for an empty text.
+fn metrics(
+    text: &str,
+    group: Option<String>,
+    allow_remote: bool,
+) -> Result<Option<MetricsListen>, ConfigError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let wrong = |why: &str| setting("metrics.listen", format!("{text:?} {why}"));
+    if let Some(path) = text.strip_prefix("unix:") {
+        let path = PathBuf::from(path);
+        if !path.is_absolute() {
+            return Err(wrong("is not unix: and an absolute path"));
+        }
+        return Ok(Some(MetricsListen::Unix { path, group }));
+    }
+    let address: SocketAddr = text.parse().map_err(|_| {
+        wrong("is neither unix:/PATH nor an address with a port, such as 127.0.0.1:9477 or [::1]:9477")
+    })?;
+    if !address.ip().is_loopback() && !allow_remote {
+        return Err(wrong(
+            "can be reached from other hosts, which would see this host's state without being asked who they are; \
+             choose 127.0.0.1, [::1] or unix:/PATH, or set metrics.allow_remote",
+        ));
+    }
+    Ok(Some(MetricsListen::Tcp(address)))
 }
 
 fn dead_grace(text: &str) -> Result<Duration, ConfigError> {

@@ -29,6 +29,30 @@ pub(crate) enum Source {
     Attachment,
 }
 
+impl Source {
+    /// All of them.
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Record,
+        Self::Assessment,
+        Self::Claim,
+        Self::Kernel,
+        Self::Host,
+        Self::Attachment,
+    ];
+
+    /// Its name in logs and metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Record => "record",
+            Self::Assessment => "assessment",
+            Self::Claim => "claim",
+            Self::Kernel => "kernel",
+            Self::Host => "host",
+            Self::Attachment => "attachment",
+        }
+    }
+}
+
 /// Everything that is wrong now.
 #[derive(Debug)]
 pub(crate) struct Problems {
@@ -124,6 +148,11 @@ impl Problems {
         self.present
             .get(&(source, key.to_owned()))
             .map(|(problem, _)| problem)
+    }
+
+    /// How many a source sees.
+    pub(crate) fn count(&self, source: Source) -> usize {
+        self.keys_of(source).count()
     }
 
     /// How many there are.

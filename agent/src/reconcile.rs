@@ -44,6 +44,7 @@ use crate::{
     detachments::Detachments,
     history::History,
     kernel_thread::KernelThread,
+    metrics::{Arrivals, Metrics},
     node::{Node, Underlay},
     problems::{Problems, Source},
 };
@@ -83,21 +84,6 @@ impl Asker {
     }
 }
 
-/// Figures for status.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Counters {
-    /// Passes that looked or planned.
-    pub(crate) passes: u64,
-    /// Passes over everything.
-    pub(crate) full_passes: u64,
-    /// Netlink messages sent that change something, and namespaces made or removed.
-    pub(crate) writes: u64,
-    /// Operations done, by kind.
-    pub(crate) operations: BTreeMap<&'static str, u64>,
-    /// Repairs of what somebody else changed, by kind.
-    pub(crate) drift: BTreeMap<&'static str, u64>,
-}
-
 /// The loop's state.
 pub(crate) struct Reconciler {
     /// This node.
@@ -110,8 +96,10 @@ pub(crate) struct Reconciler {
     pub(crate) underlay: Option<Underlay>,
     /// What is wrong.
     pub(crate) problems: Problems,
-    /// Figures.
-    pub(crate) counters: Counters,
+    /// What is counted.
+    pub(crate) metrics: Metrics,
+    /// Store events that are not in the kernel yet.
+    arrivals: Arrivals,
     /// How far the records are known, and the kernel follows them.
     pub(crate) reached: Reached,
     /// What is being claimed and owed.
@@ -143,6 +131,8 @@ pub(crate) struct Reconciler {
     /// When to look for the underlay again: a while after the host's links or routes changed.
     underlay_due: Option<Instant>,
     busy: Option<Busy>,
+    /// Since when.
+    busy_since: Instant,
     looked: bool,
     /// The last pass was made for what happened in the kernel.
     look_was_last: bool,
@@ -170,6 +160,8 @@ pub(crate) struct Parts {
     pub(crate) history: History,
     /// Where events are published.
     pub(crate) events: EventHub,
+    /// What is counted.
+    pub(crate) metrics: Metrics,
     /// Told when the first pass is done.
     pub(crate) ready: oneshot::Sender<()>,
 }
@@ -195,10 +187,10 @@ pub(crate) async fn run(
         tokio::select! {
             () = stop.cancelled() => break,
             Some(event) = store_events.recv() => {
-                reconciler.on_store_event(event);
+                reconciler.on_store_event(event, store_events.arrived());
                 // What came together is taken in together: the pass that follows costs the same.
                 while let Some(event) = store_events.try_recv() {
-                    reconciler.on_store_event(event);
+                    reconciler.on_store_event(event, store_events.arrived());
                 }
                 reconciler.after_records();
             }
@@ -227,6 +219,7 @@ impl Reconciler {
             detachments,
             history,
             events,
+            metrics,
             ready,
         } = parts;
         let mut snapshot = Snapshot::new(store.prefix().clone(), node.name.clone());
@@ -239,7 +232,8 @@ impl Reconciler {
             observed: Observed::default(),
             underlay: None,
             problems: Problems::new(events.clone()),
-            counters: Counters::default(),
+            metrics,
+            arrivals: Arrivals::default(),
             reached: Reached::default(),
             book: ChoreBook::default(),
             cooldowns: Cooldowns::default(),
@@ -261,6 +255,7 @@ impl Reconciler {
             expected: None,
             underlay_due: None,
             busy: None,
+            busy_since: Instant::now(),
             looked: false,
             look_was_last: false,
             adopted: false,
@@ -277,7 +272,7 @@ impl Reconciler {
 
     // ---- what comes in -------------------------------------------------------------------------------
 
-    fn on_store_event(&mut self, event: StoreEvent) {
+    fn on_store_event(&mut self, event: StoreEvent, arrived: Instant) {
         let dirty = match event {
             StoreEvent::Listed {
                 scope,
@@ -331,7 +326,16 @@ impl Reconciler {
                 return;
             }
         };
+        self.note_arrival(&dirty, arrived);
         self.take_in(dirty);
+    }
+
+    /// Measures how long it takes until the kernel has what an event asks for.
+    fn note_arrival(&mut self, dirty: &Dirty, arrived: Instant) {
+        // What is found at the start is as old as it is.
+        if self.ready.is_none() && !dirty.is_empty() {
+            self.arrivals.take_in(arrived);
+        }
     }
 
     /// What is to be done after any change of the snapshot.
@@ -353,6 +357,7 @@ impl Reconciler {
     /// Applies changes that did not come by the watch: our own transactions, and what they were refused for.
     pub(crate) fn learn(&mut self, changes: &[Change]) {
         let dirty = self.snapshot.learn(changes);
+        self.note_arrival(&dirty, Instant::now());
         self.take_in(dirty);
         self.after_records();
     }
@@ -375,6 +380,7 @@ impl Reconciler {
         for notice in notices {
             match notice {
                 Notice::Overrun => {
+                    self.metrics.overran();
                     tracing::warn!(
                         "the kernel's notifications came faster than they could be read; looking at everything"
                     );

@@ -14,7 +14,7 @@ use weft_store_schema::{
     decode,
 };
 
-use crate::{node::VERSION, reconcile::Reconciler};
+use crate::{drift::Kind, metrics::Figures, node::VERSION, problems::Source, reconcile::Reconciler};
 
 fn problems_of(r: &Reconciler, key: &Key) -> Vec<v1::Problem> {
     let key = key.to_string();
@@ -280,15 +280,17 @@ pub(crate) fn status(r: &Reconciler) -> v1::AgentStatus {
         .duration_since(r.node.started)
         .unwrap_or_default();
     let count = |n: usize| n as u64;
-    let by_kind = |counts: &BTreeMap<&'static str, u64>| {
+    let by_kind = |counts: Vec<(Kind, u64)>| {
         counts
-            .iter()
+            .into_iter()
             .map(|(kind, count)| v1::CountByKind {
-                kind: (*kind).to_owned(),
-                count: *count,
+                kind: kind.name().to_owned(),
+                count,
             })
             .collect()
     };
+    let (passes, full_passes) = r.metrics.passes();
+    let drift = r.metrics.drift();
     v1::AgentStatus {
         node: r.node.name.to_string(),
         boot_id: r.node.boot_id.clone(),
@@ -302,7 +304,7 @@ pub(crate) fn status(r: &Reconciler) -> v1::AgentStatus {
             revision: health.revision,
             cluster_id: health.cluster_id.map(|id| format!("{id:x}")).unwrap_or_default(),
             last_error: health.last_error.unwrap_or_default(),
-            last_error_time: None,
+            last_error_time: health.last_error_at.map(Into::into),
         }),
         applied_revision: r.reached.newest_applied(),
         counts: Some(v1::StatusCounts {
@@ -325,12 +327,12 @@ pub(crate) fn status(r: &Reconciler) -> v1::AgentStatus {
                 .map(|n| count(n.neighbours.len()))
                 .sum(),
         }),
-        netlink_writes: r.counters.writes,
-        netlink_writes_by_kind: by_kind(&r.counters.operations),
-        drift_repaired: r.counters.drift.values().sum(),
-        drift_repaired_by_kind: by_kind(&r.counters.drift),
-        passes: r.counters.passes,
-        full_passes: r.counters.full_passes,
+        netlink_writes: r.metrics.writes(),
+        netlink_writes_by_kind: by_kind(r.metrics.changes()),
+        drift_repaired: drift.iter().map(|(_, count)| count).sum(),
+        drift_repaired_by_kind: by_kind(drift),
+        passes,
+        full_passes,
         problems: r.problems.to_proto(),
         held_deletions: r.snapshot.held_because().map(|reason| {
             let keys = r.snapshot.held_keys();
@@ -341,5 +343,41 @@ pub(crate) fn status(r: &Reconciler) -> v1::AgentStatus {
                 keys: keys.iter().take(100).map(ToString::to_string).collect(),
             }
         }),
+    }
+}
+
+/// The loop's state in figures.
+pub(crate) fn figures(r: &Reconciler) -> Figures {
+    let (local_endpoints, remote_endpoints) = r.endpoint_counts();
+    let networks = r.observed.networks.values();
+    Figures {
+        ready: r.is_ready(),
+        applied_revision: r.reached.newest_applied(),
+        networks: r
+            .snapshot
+            .networks()
+            .filter(|(_, slot)| slot.value.is_some())
+            .count() as u64,
+        local_networks: r.observed.networks.len() as u64,
+        local_endpoints,
+        ready_endpoints: r.ready_endpoints(),
+        remote_endpoints,
+        peers: r
+            .snapshot
+            .peers()
+            .filter(|(_, slot)| slot.value.is_some())
+            .count() as u64,
+        fdb_entries: networks.clone().map(|n| n.forwards.len() as u64).sum(),
+        neighbours: networks.map(|n| n.neighbours.len() as u64).sum(),
+        problems: Source::ALL
+            .into_iter()
+            .map(|source| (source.name(), r.problems.count(source) as u64))
+            .collect(),
+        held_deletions: r
+            .snapshot
+            .held_because()
+            .map_or(0, |_| r.snapshot.held_keys().len() as u64),
+        chores_owed: r.book.owed() as u64,
+        kernel_busy: r.busy_for().unwrap_or_default().as_secs_f64(),
     }
 }

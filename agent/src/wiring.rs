@@ -17,8 +17,10 @@ use crate::{
     config::{Config, Etcd},
     control::AgentControl,
     detachments::Detachments,
+    health,
     history::History,
     kernel_thread::KernelThread,
+    metrics::{self, Metrics, Page},
     node::{Node, VERSION},
     reconcile::{self, Asker, Parts, chain},
 };
@@ -62,12 +64,24 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         auditing: Arc::default(),
         turns: Arc::default(),
     });
+    let asker = control.asker.clone();
     let api = tokio::spawn(weft_api::serve(
         listener,
         Limits::default(),
         control,
+        health::watch(asker.clone()),
         stop.clone(),
     ));
+    let counted = Metrics::new();
+    if let Some(listen) = config.metrics {
+        let page = Page {
+            metrics: counted.clone(),
+            asker: asker.clone(),
+            store: store.clone(),
+            node: node.clone(),
+        };
+        tokio::spawn(metrics::serve(listen, page, asker, stop.clone()));
+    }
     tokio::spawn(tell_systemd(is_ready));
     tracing::info!(node = %node.name, version = VERSION, socket = %config.socket.display(), "started");
 
@@ -78,6 +92,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         detachments,
         history,
         events,
+        metrics: counted,
         ready,
     };
     reconcile::run(

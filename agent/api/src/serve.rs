@@ -13,10 +13,13 @@ use std::time::Duration;
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
+use tonic::server::NamedService as _;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 use weft_proto::v1::addresses_server::AddressesServer;
 use weft_proto::v1::endpoints_server::EndpointsServer;
 use weft_proto::v1::events_server::EventsServer;
@@ -93,12 +96,15 @@ pub enum ServeError {
     },
 }
 
-/// Serves `control` until `shutdown` is cancelled: then no call is accepted any more, streams of events end,
+/// Serves `control` until `shutdown` is cancelled. The health service says SERVING while `healthy` does, of the agent as a
+/// whole and of each service; a client that is told otherwise may ask all the same. At shutdown it says NOT_SERVING:
+/// then no call is accepted any more, streams of events end,
 /// calls under way have `limits.drain` to finish, and the socket is removed.
 pub async fn serve<C: Control>(
     listener: Listener,
     limits: Limits,
     control: Arc<C>,
+    healthy: watch::Receiver<bool>,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
     let path = listener.path().display().to_string();
@@ -107,13 +113,8 @@ pub async fn serve<C: Control>(
         source,
     })?;
     let (health, health_server) = tonic_health::server::health_reporter();
-    health.set_serving::<NetworksServer<Service<C>>>().await;
-    health.set_serving::<EndpointsServer<Service<C>>>().await;
-    health.set_serving::<AddressesServer<Service<C>>>().await;
-    health.set_serving::<PeersServer<Service<C>>>().await;
-    health.set_serving::<StatusServer<Service<C>>>().await;
-    health.set_serving::<RecordsServer<Service<C>>>().await;
-    health.set_serving::<EventsServer<Service<C>>>().await;
+    tell_health::<C>(&health, false).await;
+    tokio::spawn(follow_health::<C>(health, healthy, shutdown.clone()));
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(weft_proto::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -155,6 +156,49 @@ pub async fn serve<C: Control>(
     Ok(())
 }
 
+/// Has the health service say how the agent is, until shutdown, and then that it is not.
+async fn follow_health<C: Control>(
+    health: HealthReporter,
+    mut healthy: watch::Receiver<bool>,
+    shutdown: CancellationToken,
+) {
+    let follow = async {
+        loop {
+            let now = *healthy.borrow_and_update();
+            tell_health::<C>(&health, now).await;
+            if healthy.changed().await.is_err() {
+                // Whoever knew is gone.
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = follow => {}
+        () = shutdown.cancelled() => {}
+    }
+    tell_health::<C>(&health, false).await;
+}
+
+async fn tell_health<C: Control>(health: &HealthReporter, healthy: bool) {
+    let status = match healthy {
+        true => ServingStatus::Serving,
+        false => ServingStatus::NotServing,
+    };
+    for name in [
+        // The agent as a whole.
+        "",
+        NetworksServer::<Service<C>>::NAME,
+        EndpointsServer::<Service<C>>::NAME,
+        AddressesServer::<Service<C>>::NAME,
+        PeersServer::<Service<C>>::NAME,
+        StatusServer::<Service<C>>::NAME,
+        RecordsServer::<Service<C>>::NAME,
+        EventsServer::<Service<C>>::NAME,
+    ] {
+        health.set_service_status(name, status).await;
+    }
+}
+
 /// The connections to the socket, at most `most` open at a time.
 ///
 /// A failed accept() (no file descriptors left) is no reason to stop serving: it is tried again after a
@@ -163,11 +207,15 @@ fn accept(listener: UnixListener, most: usize) -> impl Stream<Item = io::Result<
     let slots = Arc::new(Semaphore::new(most));
     futures::stream::unfold((listener, slots), |(listener, slots)| async {
         let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
+        let mut complained = false;
         let io = loop {
             match listener.accept().await {
                 Ok((io, _)) => break io,
                 Err(why) => {
-                    tracing::warn!(%why, "cannot accept a connection to the API");
+                    // Tried again five times a second, told once until it works.
+                    if !std::mem::replace(&mut complained, true) {
+                        tracing::warn!(%why, "cannot accept connections to the API");
+                    }
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
             }

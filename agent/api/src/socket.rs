@@ -161,7 +161,10 @@ impl Listener {
     }
 
     /// A handle on the same socket for the runtime's reactor; it does not block.
-    pub(crate) fn accepting(&self) -> io::Result<tokio::net::UnixListener> {
+    ///
+    /// # Errors
+    /// When the runtime cannot take it.
+    pub fn accepting(&self) -> io::Result<tokio::net::UnixListener> {
         tokio::net::UnixListener::from_std(self.socket.try_clone()?)
     }
 }

@@ -66,6 +66,27 @@ fn wrong_settings_are_named() {
             "",
             "setting endpoints.dead_grace: \"1ms\" is not a time from 100ms to 1day",
         ),
+        (&[], "[metrics]\nport = 1", "unknown field `port`"),
+        (
+            &[],
+            "[metrics]\nlisten = \"9477\"",
+            "setting metrics.listen: \"9477\" is neither unix:/PATH nor an address",
+        ),
+        (
+            &["--metrics-listen", "unix:metrics.sock"],
+            "",
+            "setting metrics.listen: \"unix:metrics.sock\" is not unix: and an absolute path",
+        ),
+        (
+            &["--metrics-listen", "0.0.0.0:9477"],
+            "",
+            "setting metrics.listen: \"0.0.0.0:9477\" can be reached from other hosts",
+        ),
+        (
+            &[],
+            "[metrics]\nlisten = \"[fd00::1]:9477\"\nallow_remote = false",
+            "metrics.allow_remote",
+        ),
     ] {
         let error = load(flags, file).unwrap_err();
         assert!(error.contains(want), "{flags:?} {file}: {error}");
@@ -91,4 +112,27 @@ fn dead_endpoints_are_only_told_of_unless_it_is_wanted() {
         (Duration::from_secs(3), false)
     );
     assert!(load(&["--release-dead"], "").unwrap().release_dead);
+}
+
+#[test]
+fn metrics_are_served_nowhere_unless_it_is_said_where() {
+    let metrics = |flags: &[&str], file: &str| load(flags, file).unwrap().metrics;
+    let tcp = |text: &str| Some(MetricsListen::Tcp(text.parse().unwrap()));
+    assert_eq!(metrics(&[], ""), None);
+    let file = "[metrics]\nlisten = \"unix:/run/weft/metrics.sock\"\ngroup = \"monitoring\"";
+    assert_eq!(
+        metrics(&[], file),
+        Some(MetricsListen::Unix {
+            path: "/run/weft/metrics.sock".into(),
+            group: Some("monitoring".to_owned()),
+        })
+    );
+    assert_eq!(
+        metrics(&["--metrics-listen", "127.0.0.1:9477"], file),
+        tcp("127.0.0.1:9477")
+    );
+    assert_eq!(metrics(&["--metrics-listen", "[::1]:1"], ""), tcp("[::1]:1"));
+    assert_eq!(metrics(&["--metrics-listen", ""], file), None);
+    let open = ["--metrics-listen", "10.0.0.1:9477", "--metrics-allow-remote"];
+    assert_eq!(metrics(&open, ""), tcp("10.0.0.1:9477"));
 }

@@ -121,6 +121,11 @@ impl Reconciler {
         self.adopted
     }
 
+    /// Whether the first pass is done.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.is_none()
+    }
+
     /// Whether the store answers.
     pub(crate) fn is_connected(&self) -> bool {
         matches!(self.connection, Some(Connection::Up { .. }))

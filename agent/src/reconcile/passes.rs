@@ -23,6 +23,7 @@ use super::{Reconciler, chain};
 use crate::{
     drift,
     look::{self, Entries},
+    metrics::During,
     problems::Source,
 };
 
@@ -52,9 +53,17 @@ pub(super) enum Busy {
         /// See [`Reconciler::plan`].
         expected: Option<Plan>,
         /// See [`Reconciler::plan`].
-        covers: Option<Mark>,
+        covers: Option<Covered>,
         answer: oneshot::Receiver<Applied>,
     },
+}
+
+/// The records that a plan was made from, as a whole.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Covered {
+    records: Mark,
+    /// The store events that had been taken in.
+    arrivals: u64,
 }
 
 /// Why a pass is made: decides whether what it finds is somebody else's doing.
@@ -122,6 +131,7 @@ impl Reconciler {
             let answer = self
                 .kernel
                 .run(move |kernel| look::look(kernel, &part, &places, &known));
+            self.busy_since = Instant::now();
             self.busy = Some(Busy::Looking {
                 look,
                 because,
@@ -135,12 +145,23 @@ impl Reconciler {
         }
         if self.adopted && self.busy.is_none() && self.dirty.is_empty() {
             // Nothing in the records is left to be done.
-            self.reached.apply(self.mark());
+            self.cover(self.mark());
         }
     }
 
-    fn mark(&self) -> Mark {
-        self.reached.mark(self.snapshot.revision())
+    fn mark(&self) -> Covered {
+        Covered {
+            records: self.reached.mark(self.snapshot.revision()),
+            arrivals: self.arrivals.mark(),
+        }
+    }
+
+    /// The kernel has these records.
+    fn cover(&mut self, covered: Covered) {
+        self.reached.apply(covered.records);
+        for time in self.arrivals.settle(covered.arrivals, Instant::now()) {
+            self.metrics.converged(time);
+        }
     }
 
     /// The kernel is written only when all that is wanted has been listed and all that is there has been
@@ -190,15 +211,14 @@ impl Reconciler {
     /// Makes and hands over a plan. `expected` is what it would have been before the kernel was looked at;
     /// whatever it holds beyond that repairs what somebody else changed. `covers` is the state of the records that
     /// is in the kernel when it is applied, if it is made for all that they made dirty.
-    fn plan(&mut self, dirty: Dirty, expected: Option<Plan>, covers: Option<Mark>) {
+    fn plan(&mut self, dirty: Dirty, expected: Option<Plan>, covers: Option<Covered>) {
         let Some(host) = self.host() else {
             self.dirty.merge(dirty);
             return;
         };
         let (plan, assessment) = diff::plan(&self.snapshot, &host, &self.observed, &dirty);
         self.assess(assessment);
-        self.counters.passes += 1;
-        self.counters.full_passes += u64::from(dirty.everything);
+        self.metrics.passed(dirty.everything);
         if plan.is_empty() {
             let applied = Applied {
                 plan,
@@ -212,6 +232,7 @@ impl Reconciler {
             let outcome = kernel.apply(&plan);
             Applied { plan, outcome }
         });
+        self.busy_since = Instant::now();
         self.busy = Some(Busy::Applying {
             dirty,
             expected,
@@ -247,6 +268,7 @@ impl Reconciler {
 
     fn on_looked(&mut self, look: Dirty, because: Because, seen: Look) {
         for (subject, error) in &seen.errors {
+            self.metrics.failed(During::Look, error);
             tracing::warn!(subject, error = %chain(error), "cannot see all of the kernel's state");
         }
         // What was to be done before the look is no repair: the records want it, whoever touched the kernel.
@@ -277,7 +299,13 @@ impl Reconciler {
         }
     }
 
-    fn on_applied(&mut self, dirty: &Dirty, expected: Option<&Plan>, covers: Option<Mark>, applied: Applied) {
+    fn on_applied(
+        &mut self,
+        dirty: &Dirty,
+        expected: Option<&Plan>,
+        covers: Option<Covered>,
+        applied: Applied,
+    ) {
         let Applied { plan, outcome } = applied;
         let undone = |network: &NetworkName, op: &Op| {
             outcome.failed.iter().any(|(n, o, _)| n == network && o == op)
@@ -287,20 +315,25 @@ impl Reconciler {
         for (network, ops) in &plan.networks {
             for op in ops {
                 if all_done || !undone(network, op) {
-                    self.observed.record(network, op);
-                    *self.counters.operations.entry(drift::kind(op)).or_default() += 1;
                     let is_repair =
                         |expected: &Plan| !expected.networks.get(network).is_some_and(|ops| ops.contains(op));
                     if expected.is_some_and(is_repair) {
-                        self.repaired(network, op);
+                        // What is known is still what was found.
+                        let found = drift::found(self.observed.networks.get(network), op);
+                        self.repaired(network, op, found);
                     }
+                    self.observed.record(network, op);
+                    self.metrics.changed(drift::kind(op));
                 }
             }
         }
-        self.counters.writes += outcome.writes;
+        self.metrics.wrote(outcome.writes);
+        for (_, _, error) in &outcome.failed {
+            self.metrics.failed(During::Apply, error);
+        }
         self.note_failures(dirty, outcome.failed);
-        if let Some(mark) = covers {
-            self.reached.apply(mark);
+        if let Some(covered) = covers {
+            self.cover(covered);
         }
         self.update_states(dirty);
         if plan
@@ -314,7 +347,7 @@ impl Reconciler {
         if let Some(ready) = self.ready.take_if(|_| self.adopted) {
             tracing::info!(
                 networks = self.observed.networks.len(),
-                writes = self.counters.writes,
+                writes = self.metrics.writes(),
                 revision = self.reached.newest_applied(),
                 "first pass done"
             );
@@ -338,25 +371,36 @@ impl Reconciler {
         self.bump();
     }
 
+    /// How long the kernel's thread has been at what it is doing; none when it has nothing to do.
+    pub(crate) fn busy_for(&self) -> Option<Duration> {
+        self.busy.as_ref().map(|_| self.busy_since.elapsed())
+    }
+
     /// Whether a plan is under way.
     pub(super) fn is_applying(&self) -> bool {
         matches!(self.busy, Some(Busy::Applying { .. }))
     }
 
-    fn repaired(&mut self, network: &NetworkName, op: &Op) {
+    fn repaired(&mut self, network: &NetworkName, op: &Op, found: String) {
         let kind = drift::kind(op);
         let object = drift::object(network, op);
-        tracing::warn!(network = %network, kind, object, "repaired what was changed behind weft's back");
-        *self.counters.drift.entry(kind).or_default() += 1;
+        tracing::warn!(
+            network = %network,
+            kind = kind.name(),
+            object,
+            found,
+            "repaired what was changed behind weft's back"
+        );
+        self.metrics.repaired(kind);
         self.events.publish(v1::Event {
             kind: EventKind::DriftRepaired.into(),
             network: network.to_string(),
             node: self.node.name.to_string(),
             message: format!("repaired {object}"),
             subject: Some(v1::event::Subject::Drift(v1::Drift {
-                kind: kind.to_owned(),
+                kind: kind.name().to_owned(),
                 object,
-                found: String::new(),
+                found,
             })),
             ..v1::Event::default()
         });

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 use etcd_client::ResponseHeader;
@@ -27,8 +27,12 @@ pub struct Health {
     pub revision: i64,
     /// All wanted scopes have been handed over up to this revision.
     pub progress: i64,
+    /// When the watch, or what it was opened by, last heard of etcd; the start before it ever did.
+    pub heard: Instant,
     /// The last failure, for people. Kept after recovery.
     pub last_error: Option<String>,
+    /// When that was.
+    pub last_error_at: Option<SystemTime>,
     /// The presence lease, while it is held.
     pub lease: Option<i64>,
     /// Watch streams opened so far.
@@ -49,12 +53,10 @@ pub struct Health {
     pub retries: u64,
 }
 
-#[derive(Debug)]
-pub(crate) struct HealthCell(Mutex<Health>);
-
-impl HealthCell {
-    pub(crate) fn new(endpoints: Vec<String>) -> Self {
-        Self(Mutex::new(Health {
+impl Health {
+    /// Before anything was heard.
+    pub fn unknown(endpoints: Vec<String>) -> Self {
+        Self {
             connected: false,
             since: Instant::now(),
             endpoint: endpoints.first().cloned().unwrap_or_default(),
@@ -63,7 +65,9 @@ impl HealthCell {
             server_version: None,
             revision: 0,
             progress: 0,
+            heard: Instant::now(),
             last_error: None,
+            last_error_at: None,
             lease: None,
             streams: 0,
             disconnects: 0,
@@ -73,12 +77,28 @@ impl HealthCell {
             silences: 0,
             leases: 0,
             retries: 0,
-        }))
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct HealthCell(Mutex<Health>);
+
+impl HealthCell {
+    pub(crate) fn new(endpoints: Vec<String>) -> Self {
+        Self(Mutex::new(Health::unknown(endpoints)))
     }
 
     /// Never held across an await; a panic elsewhere does not make counters unreadable.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Health> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of a failure.
+    pub(crate) fn failed(&self, why: String) {
+        let mut health = self.lock();
+        health.last_error = Some(why);
+        health.last_error_at = Some(SystemTime::now());
     }
 
     /// Takes note of an answer's header.

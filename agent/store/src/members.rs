@@ -209,7 +209,7 @@ impl Members {
                 Err(failure) => failure,
             };
             tries += 1;
-            self.health.lock().last_error = Some(failure.cause.to_string());
+            self.health.failed(failure.cause.to_string());
             let retry = match failure.verdict {
                 Verdict::NotDone => true,
                 Verdict::Lost => {

@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use weft_core::record::{Change, Entry, Scope, StoreEvent};
 
 use crate::interest::{Generation, Interest};
@@ -14,6 +14,8 @@ pub(crate) struct Parcel {
     event: StoreEvent,
     /// The scope's generation; for news about all scopes, the newest one there was.
     generation: Generation,
+    /// When it, or the first part of it, came from etcd.
+    arrived: Instant,
 }
 
 #[derive(Debug)]
@@ -73,6 +75,7 @@ impl Outbox {
                             changes: before,
                         },
                     generation: of,
+                    ..
                 }) if *last == scope && *of == generation => {
                     before.extend(changes);
                     return;
@@ -81,7 +84,11 @@ impl Outbox {
             },
             other => other,
         };
-        self.parcels.push_back(Parcel { event, generation });
+        self.parcels.push_back(Parcel {
+            event,
+            generation,
+            arrived: Instant::now(),
+        });
     }
 
     /// Waits until the reader takes one; cancelling loses nothing. False when there is no reader any more.
@@ -102,11 +109,16 @@ impl Outbox {
 pub struct Events {
     receiver: mpsc::Receiver<Parcel>,
     interest: Arc<Interest>,
+    arrived: Instant,
 }
 
 impl Events {
     pub(crate) fn new(receiver: mpsc::Receiver<Parcel>, interest: Arc<Interest>) -> Self {
-        Self { receiver, interest }
+        Self {
+            receiver,
+            interest,
+            arrived: Instant::now(),
+        }
     }
 
     /// The next event; none once the store has been shut down. Cancelling loses nothing.
@@ -116,18 +128,26 @@ impl Events {
     /// on until the new one's `Listed` has been returned.
     pub async fn recv(&mut self) -> Option<StoreEvent> {
         loop {
-            let Parcel { event, generation } = self.receiver.recv().await?;
-            if self.admits(&event, generation) {
-                return Some(event);
+            let parcel = self.receiver.recv().await?;
+            if self.admits(&parcel.event, parcel.generation) {
+                self.arrived = parcel.arrived;
+                return Some(parcel.event);
             }
         }
     }
 
+    /// When the event that was returned last came from etcd; of changes that were put together on their way, the
+    /// first.
+    pub fn arrived(&self) -> Instant {
+        self.arrived
+    }
+
     /// The next event if one is there already.
     pub fn try_recv(&mut self) -> Option<StoreEvent> {
-        while let Ok(Parcel { event, generation }) = self.receiver.try_recv() {
-            if self.admits(&event, generation) {
-                return Some(event);
+        while let Ok(parcel) = self.receiver.try_recv() {
+            if self.admits(&parcel.event, parcel.generation) {
+                self.arrived = parcel.arrived;
+                return Some(parcel.event);
             }
         }
         None

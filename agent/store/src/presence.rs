@@ -216,7 +216,7 @@ impl Keeper {
                 );
                 if self.stranger.is_news(&why) {
                     warn!("{why}");
-                    self.members.health.lock().last_error = Some(why);
+                    self.members.health.failed(why);
                 }
                 Ok(())
             }

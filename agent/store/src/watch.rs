@@ -246,6 +246,7 @@ impl Watcher {
         }
         let mut health = members.health.lock();
         health.server_version.clone_from(&version);
+        health.heard = std::time::Instant::now();
         if !health.connected {
             health.connected = true;
             health.since = std::time::Instant::now();
@@ -267,9 +268,9 @@ impl Watcher {
         }
         let why = failure.cause.to_string();
         debug!(why, "session ended");
+        self.members.health.failed(why.clone());
         {
             let mut health = self.members.health.lock();
-            health.last_error = Some(why.clone());
             if health.connected {
                 health.connected = false;
                 health.disconnects += 1;

@@ -512,21 +512,46 @@ async fn a_request_that_is_too_big_is_refused() {
 async fn health_is_told_for_the_whole_and_each_service() {
     let served = Served::start();
     let mut client = HealthClient::new(served.channel().await);
-    for service in [
-        "",
-        "weft.v1.Networks",
-        "weft.v1.Endpoints",
-        "weft.v1.Peers",
-        "weft.v1.Status",
-        "weft.v1.Records",
-        "weft.v1.Events",
-    ] {
-        let request = HealthCheckRequest {
-            service: service.to_owned(),
+    for healthy in [true, false, true] {
+        served.healthy.send_replace(healthy);
+        let wanted = match healthy {
+            true => ServingStatus::Serving,
+            false => ServingStatus::NotServing,
         };
-        let answer = client.check(request).await.unwrap().into_inner();
-        assert_eq!(answer.status(), ServingStatus::Serving, "{service}");
+        for service in [
+            "",
+            "weft.v1.Networks",
+            "weft.v1.Endpoints",
+            "weft.v1.Addresses",
+            "weft.v1.Peers",
+            "weft.v1.Status",
+            "weft.v1.Records",
+            "weft.v1.Events",
+        ] {
+            let request = HealthCheckRequest {
+                service: service.to_owned(),
+            };
+            let told = soon(client.watch(request)).await.unwrap().into_inner();
+            let mut told = told.map(|answer| answer.unwrap().status());
+            let is_told = soon(async { while told.next().await.expect("more") != wanted {} });
+            is_told.await;
+        }
     }
+}
+
+#[tokio::test]
+async fn an_agent_that_stops_is_not_healthy() {
+    let served = Served::start();
+    let mut client = HealthClient::new(served.channel().await);
+    let told = client
+        .watch(HealthCheckRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    let mut told = told.filter_map(|answer| Some(answer.ok()?.status()));
+    soon(async { while told.next().await.expect("more") != ServingStatus::Serving {} }).await;
+    served.shutdown.cancel();
+    assert_eq!(soon(told.next()).await, Some(ServingStatus::NotServing));
 }
 
 #[tokio::test]

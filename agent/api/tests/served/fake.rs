@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -349,6 +350,8 @@ pub(crate) struct Served {
     pub(crate) directory: TempDir,
     pub(crate) path: PathBuf,
     pub(crate) fake: Arc<Fake>,
+    /// What the agent says of its health; well at first.
+    pub(crate) healthy: watch::Sender<bool>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) server: JoinHandle<Result<(), ServeError>>,
 }
@@ -373,11 +376,13 @@ impl Served {
             stuck: tokio::sync::Notify::new(),
         });
         let shutdown = CancellationToken::new();
-        let server = tokio::spawn(serve(listener, limits, Arc::clone(&fake), shutdown.clone()));
+        let (healthy, told) = watch::channel(true);
+        let server = tokio::spawn(serve(listener, limits, Arc::clone(&fake), told, shutdown.clone()));
         Self {
             directory,
             path,
             fake,
+            healthy,
             shutdown,
             server,
         }

@@ -108,7 +108,7 @@ impl Watcher {
                     // Between two pages.
                     return Ok(());
                 }
-                self.members.health.lock().last_error = Some(failure.cause.to_string());
+                self.members.health.failed(failure.cause.to_string());
                 if matches!(failure.verdict, Verdict::NotDone | Verdict::Lost) {
                     return Err(End::Lost(failure));
                 }

@@ -94,6 +94,7 @@ impl Watcher {
             message = next_message(&mut session.stream), if reading => {
                 let message = message?;
                 session.heard = Instant::now();
+                self.members.health.lock().heard = std::time::Instant::now();
                 // A stream that speaks ends the time of pauses.
                 pauses.reset();
                 self.take_message(session, &message)?;
@@ -323,7 +324,7 @@ impl Watcher {
                 if self.refusal.is_news(&why) {
                     warn!(?scope, why, "etcd ended a watch; listing");
                 }
-                self.members.health.lock().last_error = Some(format!("{}: {why}", session.line.url));
+                self.members.health.failed(format!("{}: {why}", session.line.url));
                 self.end_watch(&scope, Reason::Cancelled);
             }
             Message::Nothing => {}
