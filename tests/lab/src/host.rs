@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use crate::process::Process;
 use crate::record::LabRecord;
-use crate::{Namespace, eventually, tools};
+use crate::{Metrics, Namespace, eventually, tools};
 
 /// How long weftd may take to be ready, or to end.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -75,6 +75,14 @@ impl Host {
         self.dir().join("weftd.sock")
     }
 
+    /// What the agent tells Prometheus, asked for now.
+    ///
+    /// # Errors
+    /// When it does not answer, or not with metrics.
+    pub fn metrics(&self) -> Result<Metrics> {
+        Metrics::scrape(&self.dir().join("metrics.sock"))
+    }
+
     /// The agent's configuration file; tests may change it between starts.
     #[must_use]
     pub fn config_path(&self) -> PathBuf {
@@ -114,6 +122,7 @@ impl Host {
              [etcd]\nendpoints = {endpoints:?}\n\n\
              [underlay]\ninterface = \"eth0\"\n\n\
              [api]\nsocket = \"{dir}/weftd.sock\"\n\n\
+             [metrics]\nlisten = \"unix:{dir}/metrics.sock\"\n\n\
              [log]\nlevel = {level:?}\n"
         );
         std::fs::write(self.config_path(), text)
