@@ -11,6 +11,7 @@ use serde::Deserialize;
 use crate::process::Process;
 use crate::record::LabRecord;
 use crate::watch::Watch;
+use crate::writer::{self, Writer};
 use crate::{Namespace, eventually, tools};
 
 /// One member of the lab's etcd cluster.
@@ -63,6 +64,14 @@ impl EtcdMember {
     /// # Errors
     /// When it runs already or cannot be started.
     pub fn spawn(&self) -> Result<()> {
+        self.spawn_with(&[])
+    }
+
+    /// As [`EtcdMember::spawn`] with more arguments, such as `--quota-backend-bytes=16777216`.
+    ///
+    /// # Errors
+    /// As [`EtcdMember::spawn`].
+    pub fn spawn_with(&self, more: &[&str]) -> Result<()> {
         let urls = |number: usize, port: u16| {
             let addresses = self.lab.etcd_addresses(number).into_iter();
             let urls: Vec<_> = addresses
@@ -102,6 +111,7 @@ impl EtcdMember {
             // Nobody to hear from: a lone member waits for its election timeout at each start, a second by default.
             args.extend(["--heartbeat-interval=20", "--election-timeout=100"].map(str::to_owned));
         }
+        args.extend(more.iter().map(|arg| (*arg).to_owned()));
         self.process.start(&self.netns, Path::new("etcd"), &args, &[])
     }
 
@@ -127,7 +137,7 @@ impl EtcdMember {
                     bail!("it has ended:\n{}", self.process.log_tail());
                 }
                 // etcdctl that finds nobody listening tries again after a whole second.
-                let address = SocketAddr::new(self.lab.etcd_addresses(self.number)[0], 2379);
+                let address = self.address();
                 self.netns
                     .within(|| TcpStream::connect(address))?
                     .with_context(|| format!("connecting to {address}"))?;
@@ -180,6 +190,36 @@ impl EtcdMember {
             prefix,
         ];
         reading(&self.etcdctl(&args)?)
+    }
+
+    /// How many requests of a method of etcd's API it was sent since it started: `Range`, `Txn`, `LeaseGrant` and so on.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn requests(&self, method: &str) -> Result<u64> {
+        let metrics = writer::get(&self.netns, self.address(), "/metrics")?;
+        let method = format!("grpc_method=\"{method}\"");
+        let counts = metrics
+            .lines()
+            .filter(|line| line.starts_with("grpc_server_started_total{") && line.contains(&method));
+        counts
+            .map(|line| {
+                let count = line.rsplit(' ').next().unwrap_or_default();
+                count.parse::<u64>().with_context(|| format!("metric: {line}"))
+            })
+            .sum()
+    }
+
+    /// A connection for writing faster than a program can be started for each write.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn writer(&self) -> Result<Writer> {
+        Writer::connect(&self.netns, self.address())
+    }
+
+    fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.lab.etcd_addresses(self.number)[0], 2379)
     }
 
     /// Follows all keys that start with `prefix` through this member, from `revision` on (1 for all that ever was).

@@ -151,6 +151,14 @@ impl Host {
     /// # Errors
     /// When it runs already or cannot be started.
     pub fn spawn_weftd(&self, args: &[&str]) -> Result<()> {
+        self.spawn_weftd_in(args, &[])
+    }
+
+    /// As [`Host::spawn_weftd`] with variables in its environment.
+    ///
+    /// # Errors
+    /// As [`Host::spawn_weftd`].
+    pub fn spawn_weftd_in(&self, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
         let path = self.dir().join("notify.sock");
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -167,7 +175,8 @@ impl Host {
         let mut all = vec!["--config".to_owned(), self.config_path().display().to_string()];
         all.extend(args.iter().map(|arg| (*arg).to_owned()));
         let notify = path.display().to_string();
-        let env = [("NOTIFY_SOCKET", notify.as_str()), ("RUST_BACKTRACE", "1")];
+        let own = [("NOTIFY_SOCKET", notify.as_str()), ("RUST_BACKTRACE", "1")];
+        let env = [&own[..], env].concat();
         self.process
             .start(&self.netns, &self.binary("weftd")?, &all, &env)
     }
@@ -245,6 +254,22 @@ impl Host {
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.process.pid()
+    }
+
+    /// Memory of weftd that is in RAM, in KiB.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn resident(&self) -> Result<u64> {
+        let pid = self
+            .pid()
+            .with_context(|| format!("weftd on {} does not run", self.node()))?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("its status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let figure = line
+            .and_then(|line| line.split_whitespace().next())
+            .context("VmRSS")?;
+        Ok(figure.parse()?)
     }
 
     /// Runs `weftd --teardown` with this host's configuration.

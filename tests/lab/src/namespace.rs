@@ -14,6 +14,19 @@ use crate::tools;
 /// The nftables table that cuts connections: not a name of the product's.
 const CUT: &str = "weft-lab-cut";
 
+/// How a namespace is cut off from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// Nothing passes, silently.
+    Both,
+    /// What the others say does not arrive; they hear all.
+    Hearing,
+    /// What is said to the others does not arrive; all of theirs does.
+    Speaking,
+    /// Whatever is sent to the others is answered at once by a reset, as by a firewall that rejects.
+    Refused,
+}
+
 /// A network namespace, named by the file it is mounted on. The namespace need not exist (yet).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Namespace {
@@ -111,12 +124,36 @@ impl Namespace {
     /// # Errors
     /// When nft fails.
     pub fn cut_off(&self, addresses: &[IpAddr]) -> Result<()> {
+        self.cut(addresses, Cut::Both)
+    }
+
+    /// Cuts this namespace off from addresses in one of the ways there are. Replaces what was cut before.
+    ///
+    /// # Errors
+    /// When nft fails.
+    pub fn cut(&self, addresses: &[IpAddr], how: Cut) -> Result<()> {
+        let (heard, said) = match how {
+            Cut::Both => (Some("drop"), Some("drop")),
+            Cut::Hearing => (Some("drop"), None),
+            Cut::Speaking => (None, Some("drop")),
+            Cut::Refused => (None, Some("reject with tcp reset")),
+        };
         let mut script = format!("table inet {CUT}\ndelete table inet {CUT}\ntable inet {CUT} {{\n");
-        for (chain, hook, side) in [("heard", "input", "saddr"), ("said", "output", "daddr")] {
+        for (chain, hook, side, verdict) in [
+            ("heard", "input", "saddr", heard),
+            ("said", "output", "daddr", said),
+        ] {
+            let Some(verdict) = verdict else { continue };
+            // A reset answers TCP alone; nothing else is said to etcd.
+            let tcp = if how == Cut::Refused {
+                "meta l4proto tcp "
+            } else {
+                ""
+            };
             writeln!(script, "chain {chain} {{ type filter hook {hook} priority -400;")?;
             for address in addresses {
                 let family = if address.is_ipv4() { "ip" } else { "ip6" };
-                writeln!(script, "{family} {side} {address} drop")?;
+                writeln!(script, "{family} {side} {address} {tcp}{verdict}")?;
             }
             writeln!(script, "}}")?;
         }
@@ -126,7 +163,7 @@ impl Namespace {
             .with_context(|| format!("script:\n{script}"))
     }
 
-    /// Takes [`Namespace::cut_off`] back. Does nothing where nothing is cut off.
+    /// Takes [`Namespace::cut`] back. Does nothing where nothing is cut off.
     ///
     /// # Errors
     /// When nft fails.
