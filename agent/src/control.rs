@@ -6,6 +6,7 @@ mod audit;
 mod convergence;
 mod endpoints;
 mod errors;
+mod look_up;
 mod network_spec;
 mod networks;
 mod questions;
@@ -21,8 +22,8 @@ use weft_core::{
     answer,
     claims::{self, Refusal},
     fence::fenced,
-    lost::{Found, Telling},
-    record::{Change, Committed, Guard, Transaction},
+    lost::Found,
+    record::{Committed, Guard, Transaction},
 };
 use weft_proto::v1;
 use weft_store::{Store, StoreError};
@@ -39,6 +40,8 @@ use crate::{
 
 /// A store that does not answer is given this long before a change is refused.
 const STORE_PATIENCE: Duration = Duration::from_millis(2500);
+/// Of that, for looking what became of a transaction whose answer was lost.
+const LOOK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Implements the API's calls. Clones share everything.
 #[derive(Clone)]
@@ -200,18 +203,30 @@ impl AgentControl {
                     why: "this node was removed from the cluster meanwhile; see weft status".to_owned(),
                 });
             };
-            let under_way: UnderWay = made.map_err(|refusal| refusal_error(refusal, what))?;
+            let under_way: UnderWay = match made {
+                Ok(under_way) => under_way,
+                Err(Refusal::Taken { network, address, .. })
+                    if self
+                        .is_given_up(call, Key::Address(network.clone(), address))
+                        .await? =>
+                {
+                    continue;
+                }
+                Err(refusal) => return Err(refusal_error(refusal, what)),
+            };
             let transaction = &under_way.transaction;
-            let result = self
-                .store
-                .commit(transaction, until(call.deadline, STORE_PATIENCE))
-                .await;
+            let silent_at = Instant::now() + STORE_PATIENCE;
+            let patience = until(call.deadline, STORE_PATIENCE - LOOK_PATIENCE);
+            let result = self.store.commit(transaction, patience).await;
             let ended = transaction.clone();
             let committed = match result {
                 Ok(committed) => committed,
                 Err(error) => {
                     let found = match error {
-                        StoreError::Unknown { .. } => self.has_happened(call, transaction).await,
+                        StoreError::Unknown { .. } => {
+                            let left = until(call.deadline.min(silent_at), STORE_PATIENCE);
+                            self.has_happened(transaction, left).await
+                        }
                         _ => Found::Not,
                     };
                     match found {
@@ -261,31 +276,6 @@ impl AgentControl {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(50));
         }
-    }
-
-    /// Whether a transaction whose answer was lost has happened, as far as the store tells now.
-    async fn has_happened(&self, call: &Call, transaction: &Transaction) -> Found {
-        let Some(telling) = Telling::of(transaction) else {
-            return Found::Not;
-        };
-        let patience = until(call.deadline, STORE_PATIENCE);
-        match self.store.get(telling.key, patience).await {
-            Ok(fetched) => telling.judge(fetched.entry.as_ref(), fetched.lease),
-            Err(_) => Found::Not,
-        }
-    }
-
-    /// A network that somebody made a moment ago, on another host, may not have come by the watch yet.
-    async fn look_up_network(&self, call: &Call, name: &NetworkName) -> Result<(), ApiError> {
-        let known = name.clone();
-        if self.ask(move |r| r.snapshot.network(&known).is_some()).await? {
-            return Ok(());
-        }
-        let patience = until(call.deadline, STORE_PATIENCE);
-        let fetched = self.store.get(&Key::Network(name.clone()), patience).await;
-        let entry = fetched.map_err(|error| store_error(&error))?.entry;
-        self.ask(move |r| r.learn(&entry.map(Change::Put).into_iter().collect::<Vec<_>>()))
-            .await
     }
 
     fn endpoint(&self, network: &str, node: Option<&str>, id: &str) -> Result<EndpointRef, ApiError> {

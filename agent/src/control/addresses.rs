@@ -286,7 +286,8 @@ impl AgentControl {
         };
         let key = Key::Address(network.clone(), *address);
         let fetched = self.store.get(&key, until(call.deadline, STORE_PATIENCE)).await;
-        Ok(fetched.ok().map(|f| f.lease).filter(|lease| *lease != 0))
+        let lease = fetched.map_err(|error| store_error(&error))?.lease;
+        Ok((lease != 0).then_some(lease))
     }
 
     /// Ends the lease of a reservation that an endpoint has taken over, and nothing lies under any more.

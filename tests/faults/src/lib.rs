@@ -3,6 +3,10 @@
 //!
 //! It sees the product from outside: records, the command line, the kernel's own listings.
 
+mod settled;
+
+pub use settled::{caught_up, connected, forwards_as_recorded, log_lines};
+
 use anyhow::Result;
 use weft_e2e::{Cluster, Station};
 use weft_lab::Traffic;
@@ -38,4 +42,11 @@ pub fn between(stations: &[Station]) -> Result<Traffic> {
         let addresses = to.addresses.iter();
         addresses.map(|address| (&from.container, &to.container, *address))
     }))
+}
+
+/// Whether the long forms of these tests are asked for: `WEFT_FAULTS_LONG=1`. They hold faults for minutes where the short
+/// ones hold them for as long as it takes until they are noticed.
+#[must_use]
+pub fn long() -> bool {
+    std::env::var_os("WEFT_FAULTS_LONG").is_some_and(|value| value != "0")
 }

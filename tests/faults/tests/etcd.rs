@@ -1,0 +1,168 @@
+//! etcd is down, in part or whole, loses leases, or takes no writes.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use weft_e2e::{Cluster, SOON, Station, attach, fails, link, writes};
+use weft_faults::{between, caught_up, connected, one_each};
+use weft_lab::{EtcdMember, Host, Lab, eventually};
+
+/// An attach without etcd fails within three seconds; some more for starting a program on a busy machine.
+const SOON_ENOUGH: Duration = Duration::from_millis(3500);
+
+/// Attaches, which fails: for the store, in time, in words.
+fn attach_fails(cluster: &Cluster, host: &Host, id: &str, status: i32, words: &str) -> Result<Duration> {
+    let container = cluster.container(id)?;
+    let path = container.path();
+    let asked = Instant::now();
+    let (code, said) = fails(host, &["endpoint", "attach", "blue", &path, "--id", id])?;
+    let took = asked.elapsed();
+    println!("{id}: after {took:?}: {}", said.trim());
+    ensure!(code == status && said.contains(words), "{id}: {code}: {said}");
+    ensure!(took < SOON_ENOUGH, "{id}: {took:?}: {said}");
+    Ok(took)
+}
+
+/// An endpoint that can be spared.
+fn spare(cluster: &Cluster, host: &Host, id: &str) -> Result<Station> {
+    let container = cluster.container(id)?;
+    let made = attach(host, "blue", &container, id, &[])?;
+    Ok(Station {
+        network: "blue".to_owned(),
+        host: host.number(),
+        id: id.to_owned(),
+        container,
+        addresses: weft_e2e::addresses(&made)?,
+    })
+}
+
+/// Detaches without the store: the container is free when it returns.
+fn detach_pending(host: &Host, station: &Station) -> Result<()> {
+    let said = host.weft_json(&["endpoint", "detach", "blue", &station.id])?;
+    ensure!(said == json!({"existed": true, "record_pending": true}), "{said}");
+    ensure!(
+        link(station.container.netns(), "eth0").is_err(),
+        "the device stays"
+    );
+    Ok(())
+}
+
+/// What was detached is told to the store, and so to the others: how long it took.
+fn told(cluster: &Cluster, stations: &[Station]) -> Result<Duration> {
+    let start = Instant::now();
+    eventually(SOON * 2, "the store has been told of what was detached", || {
+        for station in stations {
+            ensure!(cluster.get(&station.key())?.is_none(), "{}", station.key());
+            for address in &station.addresses {
+                let claim = format!("/weft/v1/addresses/blue/{address}");
+                ensure!(cluster.get(&claim)?.is_none(), "{claim}");
+            }
+        }
+        Ok(())
+    })?;
+    Ok(start.elapsed())
+}
+
+/// A follower, then the leader, of three members dies: changes go on, at once or when a leader is chosen.
+#[test]
+fn one_of_three_members_dies() -> Result<()> {
+    let cluster = Cluster::build(Lab::builder().hosts(2).etcd_members(3))?;
+    let stations = one_each(&cluster)?;
+    let traffic = between(&stations)?;
+    for who in ["a follower", "the leader"] {
+        let leader = eventually(SOON, "somebody leads", || Ok(cluster.etcd_leader()?.number()))?;
+        let dies = if who == "the leader" {
+            leader
+        } else {
+            leader % 3 + 1
+        };
+        cluster.etcd(dies).kill9()?;
+        for host in cluster.hosts() {
+            // Refused or done: never silent. Done as soon as there is a leader.
+            let id = format!("{}-{}", who.rsplit(' ').next().unwrap_or_default(), host.node());
+            let container = cluster.container(&id)?;
+            let killed = Instant::now();
+            eventually(SOON * 2, &format!("{id} is attached without {who}"), || {
+                let asked = Instant::now();
+                let done = attach(host, "blue", &container, &id, &[]);
+                ensure!(asked.elapsed() < SOON_ENOUGH, "{id}: {:?}", asked.elapsed());
+                done.map(drop)
+            })?;
+            println!("without {who}: {id} is attached after {:?}", killed.elapsed());
+        }
+        println!(
+            "without {who}: caught up {:?}",
+            caught_up(&cluster, cluster.hosts(), "blue")?
+        );
+        cluster.etcd(dies).start()?;
+    }
+    traffic.nothing_lost()?;
+    cluster.close()
+}
+
+/// The majority dies, or all do, or all are frozen with their connections open.
+#[test]
+fn all_members_are_down() -> Result<()> {
+    let cluster = Cluster::build(Lab::builder().hosts(2).etcd_members(3))?;
+    let stations = one_each(&cluster)?;
+    let [one, two] = [cluster.host(1), cluster.host(2)];
+    let traffic = between(&stations)?;
+    type Deed = fn(&EtcdMember) -> Result<()>;
+    let (kill, spawn, freeze, thaw): (Deed, Deed, Deed, Deed) = (
+        EtcdMember::kill9,
+        EtcdMember::spawn,
+        EtcdMember::freeze,
+        EtcdMember::thaw,
+    );
+    for (what, members, down, up) in [
+        ("frozen", &[1, 2, 3][..], freeze, thaw),
+        ("two-killed", &[1, 2], kill, spawn),
+        ("killed", &[1, 2, 3], kill, spawn),
+    ] {
+        let goes = spare(&cluster, one, &format!("goes-{what}"))?;
+        let before = writes(two)?;
+        for member in members {
+            down(cluster.etcd(*member))?;
+        }
+        // Whether or not it has been noticed that nobody answers.
+        if what == "killed" {
+            for host in [one, two] {
+                connected(host, false)?;
+            }
+        }
+        attach_fails(&cluster, one, &format!("new-{what}"), 5, "store")?;
+        detach_pending(one, &goes)?;
+        assert_eq!(
+            writes(two)?,
+            before,
+            "nothing is done to the kernel for an outage"
+        );
+        for member in members {
+            up(cluster.etcd(*member))?;
+        }
+        let etcd = cluster.etcd(1);
+        etcd.wait_ready()?;
+        let back = Instant::now();
+        cluster.put("/weft/v1/endpoints/blue/host2/b2", &record(&cluster, what)?)?;
+        for host in [one, two] {
+            connected(host, true)?;
+        }
+        let found = back.elapsed();
+        told(&cluster, std::slice::from_ref(&goes))?;
+        let told = back.elapsed();
+        caught_up(&cluster, [one, two], "blue")?;
+        let all = back.elapsed();
+        println!("{what}: back; after {found:?} connected, {told:?} told, {all:?} caught up");
+        ensure!(all < SOON, "{what}: {all:?}");
+        cluster.del("/weft/v1/endpoints/blue/host2/b2")?;
+    }
+    traffic.nothing_lost()?;
+    cluster.close()
+}
+
+/// The record of an endpoint in a container of its own.
+fn record(cluster: &Cluster, name: &str) -> Result<String> {
+    let container = cluster.container(&format!("later-{name}"))?;
+    Ok(json!({"attachment": {"netns": container.path()}}).to_string())
+}
