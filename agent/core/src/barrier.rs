@@ -125,7 +125,8 @@ pub struct Standing<'a> {
 impl Standing<'_> {
     /// What keeps this host from answering a question of this revision, if anything does.
     pub fn obstacle(&self, network: &NetworkName, question: &BarrierRef, revision: i64) -> Option<Obstacle> {
-        let covered = self.reached.covers(revision) && is_in_view(self.snapshot, network);
+        let unsure = self.snapshot.suspects(network);
+        let covered = self.reached.covers(revision) && is_in_view(self.snapshot, network) && !unsure;
         let Some(host) = self.host.filter(|_| covered) else {
             return Some(Obstacle::Behind);
         };

@@ -31,13 +31,17 @@ impl Snapshot {
             }
         }
         let mut dirty = Dirty::default();
-        for change in changes {
-            // A transaction of ours has deleted the key since; the watch is about to tell.
-            let is_old = matches!(change, Change::Put(entry) if self.is_undone(entry));
-            if !is_old {
-                dirty.merge(self.take_in(change));
+        for of_revision in changes.chunk_by(|a, b| a.revision() == b.revision()) {
+            dirty.merge(self.suspect_slips(of_revision));
+            for change in of_revision {
+                // A transaction of ours has deleted the key since; the watch is about to tell.
+                let is_old = matches!(change, Change::Put(entry) if self.is_undone(entry));
+                if !is_old {
+                    dirty.merge(self.take_in(change));
+                }
             }
         }
+        dirty.merge(self.end_trouble());
         dirty
     }
 
@@ -58,6 +62,7 @@ impl Snapshot {
             }
             dirty.merge(self.take_in(change));
         }
+        dirty.merge(self.end_trouble());
         dirty
     }
 
@@ -264,7 +269,7 @@ impl Snapshot {
         // A record written again without what its agent had filled in is about to be filled in again: until
         // then the endpoint is what it was.
         if let (Ok(()), Some(before), Some(new)) = (&decoded, &before, &mut slot.value)
-            && before.create_revision == slot.create_revision
+            && (before.held || before.create_revision == slot.create_revision)
             && let Some(old) = &before.value
         {
             if new.addresses.is_empty() && new.requested.iter().all(|a| old.addresses.contains(a)) {
@@ -331,8 +336,9 @@ impl Snapshot {
         }
     }
 
-    pub(crate) fn delete(&mut self, key: &Key, mod_revision: i64) -> Dirty {
-        let known = match key {
+    /// The revision that a record is known from.
+    pub(crate) fn known_from(&self, key: &Key) -> Option<i64> {
+        match key {
             Key::Network(name) => self.networks.get(name).map(|s| s.mod_revision),
             Key::Peer(node) => self.peers.get(node).map(|s| s.mod_revision),
             Key::Vni(vni) => self.vnis.get(vni).map(|s| s.mod_revision),
@@ -355,10 +361,30 @@ impl Snapshot {
                 .get(&(barrier.clone(), node.clone()))
                 .map(|s| s.mod_revision),
             Key::Alive(_) | Key::Status(_) => None,
-        };
-        match known {
+        }
+    }
+
+    /// Whether a record is kept that the store does not have.
+    pub(crate) fn is_held(&self, key: &Key) -> bool {
+        match key {
+            Key::Network(name) => self.networks.get(name).is_some_and(|s| s.held),
+            Key::Peer(node) => self.peers.get(node).is_some_and(|s| s.held),
+            Key::Vni(vni) => self.vnis.get(vni).is_some_and(|s| s.held),
+            Key::Endpoint(endpoint) => self.endpoint(endpoint).is_some_and(|s| s.held),
+            Key::Address(network, address) => {
+                let members = self.members.get(network);
+                members.and_then(|m| m.claim(*address)).is_some_and(|s| s.held)
+            }
+            _ => false,
+        }
+    }
+
+    pub(crate) fn delete(&mut self, key: &Key, mod_revision: i64) -> Dirty {
+        match self.known_from(key) {
             // Written again since: the deletion is old news.
             Some(known) if known > mod_revision => Dirty::default(),
+            // The store does not have it anyway: what is held goes by another word.
+            Some(_) if self.is_held(key) => Dirty::default(),
             Some(_) if self.is_in_use(key) => self.hold(key),
             Some(_) => self.forget(key),
             None => {
@@ -370,7 +396,7 @@ impl Snapshot {
 
     /// Whether endpoints depend on a network's or peer's record: then its deletion alone does not take
     /// traffic away from them. One that was never valid carries nothing.
-    fn is_in_use(&self, key: &Key) -> bool {
+    pub(crate) fn is_in_use(&self, key: &Key) -> bool {
         match key {
             Key::Network(name) => {
                 self.takes_part(name) && self.networks.get(name).is_some_and(|s| s.value.is_some())
@@ -385,12 +411,8 @@ impl Snapshot {
 
     /// Lets go of a record that was held only for its endpoints, once these are gone.
     fn forget_if_unused(&mut self, key: &Key, dirty: &mut Dirty) {
-        let held = match key {
-            Key::Network(name) => self.networks.get(name).is_some_and(|s| s.held),
-            Key::Peer(node) => self.peers.get(node).is_some_and(|s| s.held),
-            _ => false,
-        };
-        if held && self.held_because.is_none() && !self.is_in_use(key) {
+        let waits = self.held_because.is_some() || self.is_suspect(key);
+        if self.is_held(key) && !waits && !self.is_in_use(key) {
             dirty.merge(self.forget(key));
         }
     }

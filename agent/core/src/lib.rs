@@ -26,4 +26,5 @@ pub mod problem;
 pub mod record;
 pub mod removal;
 pub mod snapshot;
+pub mod suspicion;
 mod touch;

@@ -49,8 +49,11 @@ impl Snapshot {
         let mut dirty = Dirty::default();
         let trouble = self.trouble(scope, cluster_id, revision);
         if trouble.is_some() {
-            // What was deleted was deleted in another history.
+            // What was deleted, and what was suspected, was so in another history.
             self.undone.clear();
+            self.suspicions.clear();
+        } else {
+            dirty.merge(self.suspect_missing(scope, entries, revision));
         }
         let missing = self.keys_of(scope, entries);
         for entry in entries {
@@ -97,7 +100,7 @@ impl Snapshot {
         if trouble.is_some() {
             self.held_because = trouble;
         }
-        self.end_trouble();
+        dirty.merge(self.end_trouble());
         dirty
     }
 
@@ -125,17 +128,37 @@ impl Snapshot {
     }
 
     /// The trouble is over once every scope is known from the store as it is now, and nothing is missing.
-    fn end_trouble(&mut self) {
-        let Some((cluster_id, revision)) = self.store else {
-            return;
+    pub(crate) fn end_trouble(&mut self) -> Dirty {
+        let mut dirty = Dirty::default();
+        let Some((cluster_id, revision)) = self.store.filter(|_| self.held_because.is_some()) else {
+            return dirty;
         };
         let mut positions = self.positions.values();
-        if self.held_because.is_some()
-            && !self.distrusted
-            && positions.all(|(cluster, at)| *cluster == cluster_id && *at <= revision)
-            && self.held_keys().is_empty()
-        {
+        let is_known = positions.all(|(cluster, at)| *cluster == cluster_id && *at <= revision);
+        if self.distrusted || !is_known || !self.suspicions.is_empty() {
+            return dirty;
+        }
+        let held = self.held_keys();
+        if held.iter().all(|key| self.follows_from_others(key)) {
             self.held_because = None;
+            for key in &held {
+                dirty.merge(self.forget(key));
+            }
+        }
+        dirty
+    }
+
+    /// Whether a claim is made anew for the records that are there, so that nothing is missing without it.
+    fn follows_from_others(&self, key: &Key) -> bool {
+        match key {
+            // Its endpoint keeps its addresses in mind until they are claimed.
+            Key::Address(..) => true,
+            Key::Vni(vni) => {
+                let claim = self.vnis.get(vni).and_then(|slot| slot.value.as_ref());
+                let network = claim.and_then(|claim| self.networks.get(&claim.network));
+                network.is_none_or(|slot| !slot.held && slot.value.as_ref().is_some_and(|n| n.vni.is_some()))
+            }
+            _ => false,
         }
     }
 
@@ -253,6 +276,7 @@ impl Snapshot {
     pub fn release_held(&mut self) -> Dirty {
         self.held_because = None;
         self.distrusted = false;
+        self.suspicions.clear();
         for key in self.held_keys() {
             // What one thing is let go for may have been the next one.
             self.forget(&key);

@@ -14,6 +14,7 @@ use crate::{
     members::{Members, Slot},
     problem::Problem,
     record::Scope,
+    suspicion::Suspicion,
 };
 
 /// All records that matter to this host.
@@ -42,6 +43,8 @@ pub struct Snapshot {
     /// Identity and revision of the store, once it was heard of.
     pub(crate) store: Option<(u64, i64)>,
     pub(crate) held_because: Option<String>,
+    /// Deletions of which it is not known yet whether they are meant, by revision.
+    pub(crate) suspicions: BTreeMap<i64, Suspicion>,
     /// The trouble was there when this agent started: what the kernel has beyond the records stays.
     pub(crate) distrusted: bool,
     /// Endpoints of this node that are detached here, whether or not the store knows it yet.
@@ -71,6 +74,7 @@ impl Snapshot {
             undone: HashMap::new(),
             store: None,
             held_because: None,
+            suspicions: BTreeMap::new(),
             distrusted: false,
             detaching: BTreeMap::new(),
         }

@@ -223,6 +223,7 @@ impl Agent {
             }
         };
         self.take_in(&dirty);
+        self.settle_suspicions(etcd);
         true
     }
 
@@ -256,6 +257,18 @@ impl Agent {
         let dirty = self.snapshot.learn(changes);
         self.take_in(&dirty);
         self.after_records(clock);
+    }
+
+    /// Asks the store how much was deleted with what seems to be gone.
+    fn settle_suspicions(&mut self, etcd: &Etcd) {
+        let suspicions: Vec<_> = self.snapshot.suspicions().cloned().collect();
+        for suspicion in suspicions {
+            let at = |revision| etcd.census(suspicion.network(), self.snapshot.node(), revision);
+            let before = (!suspicion.missed).then(|| at(suspicion.revision - 1));
+            let after = at(suspicion.revision);
+            let dirty = self.snapshot.settle(&suspicion, before.as_ref(), &after);
+            self.take_in(&dirty);
+        }
     }
 
     fn take_in(&mut self, dirty: &Dirty) {

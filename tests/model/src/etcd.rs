@@ -7,8 +7,9 @@ use weft_core::{
     answer::{Place, places},
     record::{Change, Committed, Entry, Guard, Scope, Transaction, Write},
     snapshot::directory,
+    suspicion::Census,
 };
-use weft_store_schema::{Key, NodeName, Prefix};
+use weft_store_schema::{Key, Kind, NetworkName, NodeName, Prefix};
 
 /// etcd's own bound (`--max-txn-ops`).
 const MOST_OPERATIONS: usize = 128;
@@ -116,6 +117,15 @@ impl Etcd {
         }
     }
 
+    /// As `etcdctl del --prefix`: everything below goes at one revision.
+    pub fn delete_below(&mut self, directory: &str) {
+        let gone = self.list(directory);
+        self.revision += i64::from(!gone.is_empty());
+        for entry in gone {
+            self.write(&entry.key, None, None);
+        }
+    }
+
     /// Grants a lease.
     pub fn grant(&mut self) -> i64 {
         self.granted += 1;
@@ -181,6 +191,33 @@ impl Etcd {
         match last {
             Change::Put(entry) => Some(entry),
             Change::Deleted { .. } => None,
+        }
+    }
+
+    /// How many records of some kinds there were at a revision, and whether a node's own were there.
+    pub fn census(&self, network: Option<&NetworkName>, node: &NodeName, revision: i64) -> Census {
+        let until = self.history.partition_point(|c| revision_of(c) <= revision);
+        let mut there: BTreeSet<&[u8]> = BTreeSet::new();
+        for change in &self.history[..until] {
+            match change {
+                Change::Put(entry) => there.insert(&entry.key),
+                Change::Deleted { key, .. } => there.remove(&key[..]),
+            };
+        }
+        let below = |directory: String| {
+            there
+                .iter()
+                .filter(|key| key.starts_with(directory.as_bytes()))
+                .count() as u64
+        };
+        let is_there = |key: &Key| there.contains(self.prefix.key(key).as_bytes());
+        Census {
+            endpoints: below(self.prefix.all(Kind::Endpoints)),
+            of_network: network.map_or(0, |network| below(self.prefix.endpoints_of(network))),
+            networks: below(self.prefix.all(Kind::Networks)),
+            peers: below(self.prefix.all(Kind::Peers)),
+            own_peer: is_there(&Key::Peer(node.clone())),
+            removed: is_there(&Key::Removed(node.clone())),
         }
     }
 

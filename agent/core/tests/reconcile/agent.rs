@@ -110,7 +110,20 @@ impl Agent {
             .snapshot
             .apply_listing(scope, store.cluster_id, store.revision, &entries);
         self.note(dirty);
+        self.settle_suspicions(store);
         self.scopes.insert(scope.clone(), store.revision);
+    }
+
+    /// Asks the store how much was deleted with what seems to be gone.
+    pub(crate) fn settle_suspicions(&mut self, store: &Store) {
+        let suspicions: Vec<_> = self.snapshot.suspicions().cloned().collect();
+        for suspicion in suspicions {
+            let at = |revision| store.census(suspicion.network(), self.snapshot.node(), revision);
+            let before = (!suspicion.missed).then(|| at(suspicion.revision - 1));
+            let after = at(suspicion.revision);
+            let dirty = self.snapshot.settle(&suspicion, before.as_ref(), &after);
+            self.note(dirty);
+        }
     }
 
     /// Lists everything that is wanted, as after a compaction.
@@ -192,6 +205,7 @@ impl Agent {
         self.follow(store);
         let changes = self.fetch(store);
         self.take_in(&changes);
+        self.settle_suspicions(store);
         self.follow(store);
     }
 

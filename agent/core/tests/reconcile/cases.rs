@@ -6,7 +6,7 @@
 //! `UPDATE_CASES=1` writes what comes now; read the difference before it is committed.
 //!
 //! - `host NAME v4|v6|both [mtu N]`: a host with an agent; its peer record is written by `chores`
-//! - `put KEY VALUE`, `delete KEY`: as etcdctl does
+//! - `put KEY VALUE`, `delete KEY`, `delete all below KEY`: as etcdctl does
 //! - `chores`: the agents write what they owe; told as `writes`, `deletes` and `refuses`
 //! - `relist`: the agents list everything again
 //! - `restart`: the agents are started anew; the kernels stay as they are
@@ -79,6 +79,10 @@ impl Story {
             ("put", rest) => {
                 let (key, value) = rest.split_once(' ').unwrap_or((rest, ""));
                 self.store.put(&Store::key(key), value.as_bytes());
+            }
+            ("delete", rest) if rest.starts_with("all below") => {
+                let prefix = rest.strip_prefix("all below").unwrap().trim();
+                self.store.delete_below(&format!("/weft/v1/{prefix}"));
             }
             ("delete", rest) => {
                 assert!(self.store.get(&Store::key(rest)).is_some(), "there is no {rest}");
