@@ -7,6 +7,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,8 @@ struct Stored {
     incarnation: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     removed: Option<Removed>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held: Option<Held>,
 }
 
 /// The store as it was.
@@ -34,6 +37,15 @@ struct Stored {
 struct Known {
     cluster_id: u64,
     revision: i64,
+}
+
+/// Records are kept that the store has lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Held {
+    /// Why.
+    pub(crate) because: String,
+    /// Since when.
+    pub(crate) since: SystemTime,
 }
 
 /// The end of the node's last life.
@@ -108,6 +120,7 @@ impl History {
             known: self.stored.known,
             incarnation: new_incarnation(),
             removed: Some(removed),
+            held: self.stored.held.clone(),
         });
     }
 
@@ -115,6 +128,27 @@ impl History {
     pub(crate) fn acknowledge(&mut self) {
         self.write(Stored {
             removed: None,
+            ..self.stored.clone()
+        });
+    }
+
+    /// Why and since when records are kept that the store has lost, if they are.
+    pub(crate) fn held(&self) -> Option<&Held> {
+        self.stored.held.as_ref()
+    }
+
+    /// Remembers why records are kept that the store has lost, or that none are any more.
+    pub(crate) fn hold(&mut self, because: Option<&str>) {
+        if self.stored.held.as_ref().map(|held| &*held.because) == because {
+            return;
+        }
+        let since = self.stored.held.as_ref().map(|held| held.since);
+        let held = because.map(|because| Held {
+            because: because.to_owned(),
+            since: since.unwrap_or_else(SystemTime::now),
+        });
+        self.write(Stored {
+            held,
             ..self.stored.clone()
         });
     }
@@ -221,6 +255,20 @@ mod tests {
         history.acknowledge();
         let history = History::open(dir.path()).unwrap();
         assert_eq!((history.removed(), history.incarnation()), (None, &*third));
+    }
+
+    #[test]
+    fn what_is_held_is_remembered_with_the_time_it_began() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut history = History::open(dir.path()).unwrap();
+        history.hold(Some("a slip"));
+        let since = history.held().unwrap().since;
+        history.hold(Some("another"));
+        let mut again = History::open(dir.path()).unwrap();
+        let held = again.held().unwrap();
+        assert_eq!((&*held.because, held.since), ("another", since));
+        again.hold(None);
+        assert_eq!(History::open(dir.path()).unwrap().held(), None);
     }
 
     #[test]

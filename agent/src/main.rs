@@ -13,6 +13,7 @@ mod kernel_thread;
 mod look;
 mod metrics;
 mod node;
+mod own_records;
 mod problems;
 mod reconcile;
 mod view;

@@ -10,6 +10,7 @@ mod owed;
 mod passes;
 mod removal;
 mod states;
+mod trust;
 mod underlay;
 
 use std::{
@@ -46,12 +47,14 @@ use crate::{
     kernel_thread::KernelThread,
     metrics::{Arrivals, Metrics},
     node::{Node, Underlay},
+    own_records::OwnRecords,
     problems::{Problems, Source},
 };
 use barriers::Answers;
 use owed::ChoreDone;
 pub(crate) use passes::Look;
 use passes::{Because, Busy, FIRST_RETRY, Failure, FailureOf, answered};
+use trust::Trust;
 use underlay::UNDERLAY_PAUSE;
 
 /// How long a plan that is under way is waited for at the end.
@@ -113,6 +116,7 @@ pub(crate) struct Reconciler {
     kernel: KernelThread,
     detachments: Detachments,
     history: History,
+    trust: Trust,
     dead: DeadBook,
     /// The revision of the mark of a removal that this agent has taken notice of.
     heeded: i64,
@@ -158,6 +162,8 @@ pub(crate) struct Parts {
     pub(crate) detachments: Detachments,
     /// Which store was known before.
     pub(crate) history: History,
+    /// Copies of this host's records.
+    pub(crate) records: OwnRecords,
     /// Where events are published.
     pub(crate) events: EventHub,
     /// What is counted.
@@ -177,7 +183,8 @@ pub(crate) async fn run(
 ) {
     let (chores_done, mut chore_results) = mpsc::unbounded_channel();
     let (answers, mut answer_results) = Answers::new();
-    let mut reconciler = Reconciler::new(parts, changed, chores_done, answers);
+    let (trust, mut censuses) = Trust::new(parts.records.clone());
+    let mut reconciler = Reconciler::new(parts, changed, chores_done, answers, trust);
     reconciler.find_underlay().await;
     reconciler.update_interest();
     loop {
@@ -196,6 +203,7 @@ pub(crate) async fn run(
             }
             Some(done) = chore_results.recv() => reconciler.on_chore_done(done),
             Some(answered) = answer_results.recv() => reconciler.on_answered(answered),
+            Some(census) = censuses.recv() => reconciler.on_census(census),
             notices = notifications.next() => reconciler.on_notices(notices),
             Some(ask) = asks.recv() => ask(&mut reconciler),
             result = answered(&mut reconciler.busy) => reconciler.on_answer(result),
@@ -211,6 +219,7 @@ impl Reconciler {
         changed: watch::Sender<u64>,
         chores_done: mpsc::UnboundedSender<ChoreDone>,
         answers: Answers,
+        trust: Trust,
     ) -> Self {
         let Parts {
             node,
@@ -218,6 +227,7 @@ impl Reconciler {
             kernel,
             detachments,
             history,
+            records: _,
             events,
             metrics,
             ready,
@@ -242,6 +252,7 @@ impl Reconciler {
             kernel,
             detachments,
             history,
+            trust,
             dead: DeadBook::new(node.dead_grace, Instant::now()),
             heeded: 0,
             connection: None,
@@ -347,6 +358,7 @@ impl Reconciler {
         self.cooldowns
             .note(&in_use.collect(), self.snapshot.revision(), Instant::now());
         self.tell_removal();
+        self.look_after_trust();
         self.end_detachments();
         self.sweep_after_reboot();
         self.run_chores();
@@ -365,6 +377,7 @@ impl Reconciler {
     /// Notes what a change of the snapshot made dirty, and what it makes owed.
     fn take_in(&mut self, dirty: Dirty) {
         self.heed_removal();
+        self.copies_are_old(&dirty);
         self.add_chores(&dirty);
         for endpoint in &dirty.endpoints {
             let network = self.observed.networks.get(&endpoint.network);
@@ -469,6 +482,7 @@ impl Reconciler {
             self.find_underlay().await;
         }
         self.look_for_dead().await;
+        self.tend_trust().await;
         self.run_chores();
     }
 
@@ -484,6 +498,7 @@ impl Reconciler {
             chores,
             answers,
             dead,
+            self.trust_due(),
         ]
         .into_iter()
         .flatten()
@@ -501,13 +516,8 @@ impl Reconciler {
             // The thread finishes it either way; waiting only keeps the process there for it.
             let _ = tokio::time::timeout(LAST_PLAN, answer).await;
         }
-        if let Some(position) = self
-            .snapshot
-            .position()
-            .filter(|_| self.adopted && self.snapshot.held_because().is_none())
-        {
-            self.history.note(position, true);
-        }
+        self.note_position(true);
+        self.copy_records().await;
         tracing::info!("stopping; forwarding stays as it is");
     }
 }

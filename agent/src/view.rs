@@ -334,14 +334,11 @@ pub(crate) fn status(r: &Reconciler) -> v1::AgentStatus {
         passes,
         full_passes,
         problems: r.problems.to_proto(),
-        held_deletions: r.snapshot.held_because().map(|reason| {
-            let keys = r.snapshot.held_keys();
-            v1::HeldDeletions {
-                count: count(keys.len()),
-                reason: reason.to_owned(),
-                since: None,
-                keys: keys.iter().take(100).map(ToString::to_string).collect(),
-            }
+        held_deletions: r.held_deletions().map(|(keys, reason, since)| v1::HeldDeletions {
+            count: count(keys.len()),
+            reason,
+            since: since.map(Into::into),
+            keys: keys.iter().take(100).map(ToString::to_string).collect(),
         }),
     }
 }

@@ -22,6 +22,7 @@ use crate::{
     kernel_thread::KernelThread,
     metrics::{self, Metrics, Page},
     node::{Node, VERSION},
+    own_records::OwnRecords,
     reconcile::{self, Asker, Parts, chain},
 };
 
@@ -91,6 +92,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         kernel,
         detachments,
         history,
+        records: OwnRecords::new(&config.state_dir),
         events,
         metrics: counted,
         ready,

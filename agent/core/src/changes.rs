@@ -236,7 +236,7 @@ impl Snapshot {
         let limits = self.underlay_limits();
         let mut slot = self.peers.remove(node).unwrap_or_default();
         let before = slot.value.clone();
-        let decoded = slot.accept(entry, force, *node == self.node, Peer::decode);
+        let decoded = slot.accept(entry, force, true, Peer::decode);
         let after = slot.value.clone();
         self.peers.insert(node.clone(), slot);
         if let Some(decoded) = decoded {

@@ -4,6 +4,7 @@
 mod choice;
 mod networks;
 mod refusal;
+mod republish;
 mod reservations;
 
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ pub use self::{
     choice::{Choosing, fullness},
     networks::{NetworkChange, create_network, delete_network, update_network},
     refusal::{Fullness, Refusal, TakenBy},
+    republish::{republish, republishable},
     reservations::{reserve, unreserve},
 };
 use crate::{

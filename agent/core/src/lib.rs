@@ -23,6 +23,7 @@ pub mod members;
 pub mod ownership;
 pub mod plan;
 pub mod problem;
+mod recall;
 pub mod record;
 pub mod removal;
 pub mod snapshot;

@@ -139,7 +139,7 @@ impl Snapshot {
             return dirty;
         }
         let held = self.held_keys();
-        if held.iter().all(|key| self.follows_from_others(key)) {
+        if held.iter().all(|key| self.is_dispensable(key)) {
             self.held_because = None;
             for key in &held {
                 dirty.merge(self.forget(key));
@@ -148,11 +148,13 @@ impl Snapshot {
         dirty
     }
 
-    /// Whether a claim is made anew for the records that are there, so that nothing is missing without it.
-    fn follows_from_others(&self, key: &Key) -> bool {
+    /// Whether nothing is missing without a record: a claim is made anew for the records that are there.
+    fn is_dispensable(&self, key: &Key) -> bool {
         match key {
             // Its endpoint keeps its addresses in mind until they are claimed.
             Key::Address(..) => true,
+            // It is wanted no more.
+            Key::Endpoint(endpoint) => self.awaits_detach(endpoint),
             Key::Vni(vni) => {
                 let claim = self.vnis.get(vni).and_then(|slot| slot.value.as_ref());
                 let network = claim.and_then(|claim| self.networks.get(&claim.network));

@@ -66,6 +66,7 @@ pub(super) fn refusal_error(refusal: Refusal, what: &Subject) -> ApiError {
                 .strip_prefix(&format!("network {network} "))
                 .map_or(why.clone(), str::to_owned),
         },
+        Refusal::NotLost(_) => ApiError::AlreadyExists { what: what.clone() },
         Refusal::NoReservation(..) => ApiError::Conflict {
             what: what.clone(),
             why,

@@ -167,45 +167,14 @@ impl Reconciler {
     /// The kernel is written only when all that is wanted has been listed and all that is there has been
     /// seen.
     fn may_write(&mut self) -> bool {
-        if !self.adopted && self.looked && self.underlay.is_some() && self.snapshot.is_complete(&self.scopes)
-        {
+        let all_known = self.looked && self.underlay.is_some() && self.is_informed();
+        if !self.adopted && all_known && self.is_compared() {
             // Container ends could not be looked for before the records told where they are.
             self.adopted = true;
             self.look.everything = true;
             self.dirty = Dirty::default();
-            self.compare_history();
         }
         self.adopted
-    }
-
-    /// What the kernel has and the records do not is swept only if the store goes on from what was known before
-    /// this agent started.
-    fn compare_history(&mut self) {
-        let Some(position) = self
-            .snapshot
-            .position()
-            .filter(|_| !self.observed.networks.is_empty())
-        else {
-            return;
-        };
-        let no_networks = || {
-            let suspicious = self.history.is_empty() && self.snapshot.networks().next().is_none();
-            suspicious.then(|| "the store has no network at all, and this host carries some".to_owned())
-        };
-        if let Some(because) = self.history.contradicts(position).or_else(no_networks) {
-            self.snapshot.distrust(because);
-        }
-    }
-
-    /// Lets go of what is held, on an operator's word: how much that was, or that nothing was.
-    pub(crate) fn accept_deletions(&mut self) -> Option<usize> {
-        self.snapshot.held_because()?;
-        let count = self.snapshot.held_keys().len();
-        let dirty = self.snapshot.release_held();
-        tracing::warn!(count, "held deletions were confirmed");
-        self.take_in(dirty);
-        self.after_records();
-        Some(count)
     }
 
     /// Makes and hands over a plan. `expected` is what it would have been before the kernel was looked at;
@@ -354,18 +323,7 @@ impl Reconciler {
             // Whoever waits for it may have gone: then the agent is stopping.
             let _ = ready.send(());
         }
-        let held = self.snapshot.held_because().map(|because| {
-            let message = format!("{because}; what it no longer has is kept here: put the records back, or confirm with 'weft resync --accept'");
-            Problem::new("(store)", message)
-        });
-        self.problems.set(Source::Host, "(store)", held);
-        if let Some(position) = self
-            .snapshot
-            .position()
-            .filter(|_| self.snapshot.held_because().is_none())
-        {
-            self.history.note(position, false);
-        }
+        self.note_position(false);
         self.report();
         self.run_withheld_chores();
         self.bump();

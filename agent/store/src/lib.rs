@@ -27,8 +27,11 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use weft_core::record::{Committed, Scope, Transaction};
-use weft_store_schema::{Key, NodeName, Prefix};
+use weft_core::{
+    record::{Committed, Scope, Transaction},
+    suspicion::Census,
+};
+use weft_store_schema::{Key, NetworkName, NodeName, Prefix};
 
 pub use config::{Config, Limits, Secret, Timing, Tls, User};
 pub use error::{Cause, StoreError};
@@ -173,6 +176,20 @@ impl Store {
         progress: &(dyn Fn(usize) + Sync),
     ) -> Result<Listing, StoreError> {
         read::list(&self.members, directory, deadline, progress).await
+    }
+
+    /// Counts the records of some kinds at a revision, linearizably: all of them, and the endpoints of one network. None if
+    /// the revision is compacted away.
+    ///
+    /// # Errors
+    /// When no endpoint answers in time, or etcd refuses.
+    pub async fn census(
+        &self,
+        network: Option<&NetworkName>,
+        revision: i64,
+        deadline: Duration,
+    ) -> Result<Option<Census>, StoreError> {
+        read::census(&self.members, network, revision, deadline).await
     }
 
     /// Grants a lease: what is put under it is gone when it ends, at the earliest after `ttl` (whole seconds, at least

@@ -8,9 +8,12 @@ use std::{
 use etcd_client::{Client, GetOptions, GetResponse, KeyValue};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::Instant;
-use weft_core::record::{Entry, Scope};
-use weft_core::snapshot::directory;
-use weft_store_schema::Key;
+use weft_core::{
+    record::{Entry, Scope},
+    snapshot::directory,
+    suspicion::Census,
+};
+use weft_store_schema::{Key, Kind, NetworkName};
 
 use crate::{
     StoreError,
@@ -130,6 +133,63 @@ pub(crate) async fn list(
             Err(failure) if failure.verdict == Verdict::Compacted && Instant::now() < end => {}
             Err(failure) => return Err(as_read_error(failure, what, members, deadline)),
         }
+    }
+}
+
+/// Counts the records of some kinds at a revision; none if it is compacted away.
+pub(crate) async fn census(
+    members: &Members,
+    network: Option<&NetworkName>,
+    revision: i64,
+    deadline: Duration,
+) -> Result<Option<Census>, StoreError> {
+    let what = format!("counting the records of revision {revision}");
+    let (prefix, node) = (&members.config().prefix, &members.config().node);
+    let count = |from: String, end: Option<Vec<u8>>| {
+        let options = GetOptions::new().with_count_only().with_revision(revision);
+        let options = match end {
+            Some(end) => options.with_range(end),
+            None => options,
+        };
+        async move {
+            let outcome = members
+                .ask(deadline, true, |client| {
+                    range(client, from.clone(), options.clone(), 0)
+                })
+                .await;
+            outcome.result.map(|answer| answer.count().unsigned_abs())
+        }
+    };
+    let below = |directory: String| {
+        let end = end_of(&directory);
+        count(directory, Some(end))
+    };
+    let is_there = |key: Key| count(prefix.key(&key), None);
+    let of_network = async {
+        match network {
+            Some(network) => below(prefix.endpoints_of(network)).await,
+            None => Ok(0),
+        }
+    };
+    let counts = tokio::try_join!(
+        below(prefix.all(Kind::Endpoints)),
+        of_network,
+        below(prefix.all(Kind::Networks)),
+        below(prefix.all(Kind::Peers)),
+        is_there(Key::Peer(node.clone())),
+        is_there(Key::Removed(node.clone())),
+    );
+    match counts {
+        Ok((endpoints, of_network, networks, peers, own_peer, removed)) => Ok(Some(Census {
+            endpoints,
+            of_network,
+            networks,
+            peers,
+            own_peer: own_peer > 0,
+            removed: removed > 0,
+        })),
+        Err(failure) if failure.verdict == Verdict::Compacted => Ok(None),
+        Err(failure) => Err(as_read_error(failure, what, members, deadline)),
     }
 }
 

@@ -37,34 +37,44 @@ pub fn create_network(
         ],
     };
     if let Some(vni) = document.vni.and_then(Vni::new) {
-        let claimed = snapshot
-            .vni_claim(vni)
-            .and_then(|slot| slot.value.as_ref())
-            .map(|claim| &claim.network);
-        if let Some(holder) = claimed
-            .or(snapshot.owner_of_vni(vni))
-            .filter(|holder| *holder != name)
-        {
-            return Err(Refusal::VniTaken {
-                vni,
-                holder: holder.clone(),
-            });
-        }
-        match snapshot.vni_claim(vni) {
-            Some(own) if !own.held => transaction
-                .guards
-                .push(Guard::Unchanged(Key::Vni(vni), own.mod_revision)),
-            _ => {
-                let claim = VniClaimDocument {
-                    version: None,
-                    network: name.to_string(),
-                };
-                transaction.guards.push(Guard::Absent(Key::Vni(vni)));
-                transaction.writes.push(Write::Put(Key::Vni(vni), encode(&claim)));
-            }
-        }
+        claim_vni(&mut transaction, snapshot, name, vni)?;
     }
     Ok(transaction)
+}
+
+/// Claims a VNI for a network that is written anew, if nobody else has it.
+pub(super) fn claim_vni(
+    transaction: &mut Transaction,
+    snapshot: &Snapshot,
+    name: &NetworkName,
+    vni: Vni,
+) -> Result<(), Refusal> {
+    let claimed = snapshot
+        .vni_claim(vni)
+        .and_then(|slot| slot.value.as_ref())
+        .map(|claim| &claim.network);
+    if let Some(holder) = claimed
+        .or(snapshot.owner_of_vni(vni))
+        .filter(|holder| *holder != name)
+    {
+        return Err(Refusal::VniTaken {
+            vni,
+            holder: holder.clone(),
+        });
+    }
+    let key = Key::Vni(vni);
+    match snapshot.vni_claim(vni) {
+        Some(own) if !own.held => transaction.guards.push(Guard::Unchanged(key, own.mod_revision)),
+        _ => {
+            let claim = VniClaimDocument {
+                version: None,
+                network: name.to_string(),
+            };
+            transaction.guards.push(Guard::Absent(key.clone()));
+            transaction.writes.push(Write::Put(key, encode(&claim)));
+        }
+    }
+    Ok(())
 }
 
 /// The transaction that deletes a network and its claim of a VNI; it cannot happen while endpoints exist.

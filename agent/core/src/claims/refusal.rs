@@ -3,7 +3,7 @@
 use std::{fmt, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
-use weft_store_schema::{EndpointRef, Family, Mac, NetworkName, Vni};
+use weft_store_schema::{EndpointRef, Family, Key, Mac, NetworkName, Vni};
 
 use crate::members::Member;
 
@@ -90,6 +90,8 @@ pub enum Refusal {
     },
     /// The network cannot be deleted while it has endpoints.
     InUse(NetworkName),
+    /// The store has the record again.
+    NotLost(Key),
 }
 
 /// What holds an address.
@@ -242,6 +244,7 @@ impl fmt::Display for Refusal {
             Self::Invalid { network, field, why } => write!(f, "network {network}: {field}: {why}"),
             Self::MacTaken { mac, holder } => write!(f, "{mac} is the MAC of endpoint {holder}"),
             Self::InUse(network) => write!(f, "network {network} has endpoints; detach them first"),
+            Self::NotLost(key) => write!(f, "the store has {key}"),
         }
     }
 }

@@ -105,9 +105,9 @@ fn take(step: &Step, store: &mut Store, backups: &mut Vec<Store>, agents: &mut [
 /// Whether nobody means to delete all that lies below a prefix. (With all claims, who wins what may change where several
 /// want the same.)
 fn is_slip(store: &Store, prefix: &str) -> bool {
-    let keys = store
-        .entries()
-        .map(|e| String::from_utf8_lossy(&e.key).into_owned());
+    let keys = store.entries().map(|e| &e.key);
+    let keys = keys.filter(|key| weft_store_schema::Prefix::default().parse(key).is_ok());
+    let keys = keys.map(|key| String::from_utf8_lossy(key).into_owned());
     let below = keys.filter_map(|key| Some(key.strip_prefix(&format!("/weft/v1/{prefix}"))?.to_owned()));
     let firsts: BTreeSet<String> = below
         .map(|rest| rest.split('/').next().unwrap_or_default().to_owned())

@@ -1,0 +1,90 @@
+//! What a host remembers by itself of the records that it needs back if the store loses them, and when a store that was
+//! not believed is.
+//!
+//! An agent that starts beside a store that has lost records knows nothing of them but what the one before it wrote down:
+//! this node's endpoints, the networks, and the peers that no agent speaks for.
+
+use weft_store_schema::{Key, PeerKind};
+
+use crate::{
+    dataplane::Observed, desired::Host, diff, dirty::Dirty, members::Slot, record::Entry, snapshot::Snapshot,
+};
+
+impl Snapshot {
+    /// What is worth being written down; also what is held.
+    pub fn memorable(&self) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        let mut keep = |key: Key, at: (i64, i64), raw: Option<&[u8]>| {
+            let Some(raw) = raw else { return };
+            entries.push(Entry {
+                key: self.prefix.key(&key).into_bytes(),
+                value: raw.to_vec(),
+                create_revision: at.0,
+                mod_revision: at.1,
+            });
+        };
+        for (name, slot) in self.networks() {
+            keep(Key::Network(name.clone()), written(slot), slot.raw.as_deref());
+        }
+        for (node, slot) in self.peers() {
+            let external = slot
+                .value
+                .as_ref()
+                .is_some_and(|peer| peer.kind == PeerKind::External);
+            if external {
+                keep(Key::Peer(node.clone()), written(slot), slot.raw.as_deref());
+            }
+        }
+        for (network, _) in self.all_members() {
+            for (id, slot) in self.own_endpoints(network) {
+                let name = weft_store_schema::EndpointRef {
+                    network: network.clone(),
+                    node: self.node.clone(),
+                    id: id.clone(),
+                };
+                keep(Key::Endpoint(name), written(slot), slot.raw.as_deref());
+            }
+        }
+        entries
+    }
+
+    /// Holds what was written down and the store does not have.
+    pub fn recall(&mut self, entries: &[Entry]) -> Dirty {
+        let mut dirty = Dirty::default();
+        for entry in entries {
+            let Ok(key) = self.prefix.parse(&entry.key) else {
+                continue;
+            };
+            let own = match &key {
+                Key::Endpoint(endpoint) => endpoint.node == self.node,
+                Key::Network(_) | Key::Peer(_) => true,
+                _ => false,
+            };
+            if own && self.known_from(&key).is_none() {
+                dirty.merge(self.put(entry, true));
+                dirty.merge(self.hold(&key));
+            }
+        }
+        dirty
+    }
+
+    /// Believes the store again, if nothing is missing of what this host carries: all that is in its kernel is explained
+    /// by records that the store has. Whether it is believed.
+    pub fn end_distrust(&mut self, host: &Host, observed: &Observed) -> bool {
+        if !self.distrusted || !self.suspicions.is_empty() || !self.held_keys().is_empty() {
+            return !self.distrusted;
+        }
+        self.distrusted = false;
+        let (plan, _) = diff::plan(self, host, observed, &Dirty::everything());
+        if plan.is_empty() {
+            self.held_because = None;
+        } else {
+            self.distrusted = true;
+        }
+        plan.is_empty()
+    }
+}
+
+fn written<T>(slot: &Slot<T>) -> (i64, i64) {
+    (slot.create_revision, slot.mod_revision)
+}

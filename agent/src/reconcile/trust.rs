@@ -1,0 +1,341 @@
+//! Whether the store is believed: asks it how much was deleted with what is gone, compares it at the start with what a
+//! former agent knew, tells what is kept although the store has lost it, and for how long.
+//!
+//! What is to be held, and when it may go, is decided in `weft_core` (`suspicion`, `listing`, `recall`).
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime},
+};
+
+use tokio::{sync::mpsc, time::Instant};
+use weft_core::{
+    dirty::Dirty,
+    problem::Problem,
+    record::Scope,
+    suspicion::{Census, Suspicion},
+};
+use weft_store::{Store, StoreError};
+use weft_store_schema::Key;
+
+use super::{Reconciler, chain};
+use crate::{own_records::OwnRecords, problems::Source};
+
+/// How long the store has for one answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Before it is asked again.
+const PAUSE: Duration = Duration::from_millis(500);
+/// The copies of this host's records are written at most this often.
+const COPY_PAUSE: Duration = Duration::from_secs(1);
+/// Whether the store may be believed again is looked at this often, and more seldom if it takes long.
+const TRIAL_PAUSE: Duration = Duration::from_secs(1);
+/// Of the time, one part in so many is spent on that at most.
+const TRIAL_SHARE: u32 = 20;
+
+/// What a census is for.
+#[derive(Debug)]
+enum Question {
+    /// Whether deletions are meant.
+    Suspicion(Suspicion),
+    /// Whether the store that this agent starts with has been emptied.
+    Start,
+}
+
+/// What the store has said: before the deletion, if that can be told, and after it.
+pub(super) struct Answer {
+    question: Question,
+    result: Result<(Option<Census>, Census), StoreError>,
+}
+
+/// Whether the store has been compared with what is known from before this agent started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Compared {
+    No,
+    Asked,
+    Yes,
+}
+
+/// What is known about the store's trustworthiness.
+pub(super) struct Trust {
+    compared: Compared,
+    /// Whether this node's record was there when the peers were first listed.
+    found_itself: Option<bool>,
+    /// The suspicions that are being asked about, by revision.
+    asking: BTreeSet<i64>,
+    ask_at: Instant,
+    answers: mpsc::UnboundedSender<Answer>,
+    records: OwnRecords,
+    /// When the copies of this host's records are to be written.
+    copy_at: Option<Instant>,
+    trial_at: Instant,
+}
+
+impl Trust {
+    pub(super) fn new(records: OwnRecords) -> (Self, mpsc::UnboundedReceiver<Answer>) {
+        let (answers, results) = mpsc::unbounded_channel();
+        let trust = Self {
+            compared: Compared::No,
+            found_itself: None,
+            asking: BTreeSet::new(),
+            ask_at: Instant::now(),
+            answers,
+            records,
+            copy_at: None,
+            trial_at: Instant::now(),
+        };
+        (trust, results)
+    }
+}
+
+impl Reconciler {
+    // ---- what was deleted ----------------------------------------------------------------------------
+
+    /// After any change of the records: asks about what is suspicious, and tells what is held.
+    pub(super) fn look_after_trust(&mut self) {
+        if self.trust.found_itself.is_none() && self.snapshot.is_complete(&BTreeSet::from([Scope::Peers])) {
+            let own = self.snapshot.peer_slot(&self.node.name);
+            self.trust.found_itself = Some(own.is_some_and(|slot| !slot.held));
+        }
+        self.ask_about_deletions();
+        self.tell_held();
+    }
+
+    fn ask_about_deletions(&mut self) {
+        if !self.is_connected() || Instant::now() < self.trust.ask_at {
+            return;
+        }
+        let open: Vec<Suspicion> = self.snapshot.suspicions().cloned().collect();
+        for suspicion in open {
+            if self.trust.asking.insert(suspicion.revision) {
+                self.ask_census(Question::Suspicion(suspicion));
+            }
+        }
+    }
+
+    fn ask_census(&self, question: Question) {
+        let (store, answers) = (self.store.clone(), self.trust.answers.clone());
+        let now = self.snapshot.revision();
+        tokio::spawn(async move {
+            let result = match &question {
+                Question::Suspicion(suspicion) => ask_suspicion(&store, suspicion).await,
+                Question::Start => at(&store, None, now).await.map(|after| (None, after)),
+            };
+            // The loop may have ended meanwhile.
+            let _ = answers.send(Answer { question, result });
+        });
+    }
+
+    pub(super) fn on_census(&mut self, answer: Answer) {
+        let Answer { question, result } = answer;
+        match (question, result) {
+            (Question::Suspicion(suspicion), result) => {
+                self.trust.asking.remove(&suspicion.revision);
+                match result {
+                    Ok((before, after)) => {
+                        let dirty = self.snapshot.settle(&suspicion, before.as_ref(), &after);
+                        self.take_in(dirty);
+                        self.after_records();
+                    }
+                    Err(error) => {
+                        tracing::debug!(error = %chain(&error), "not known yet whether deletions are meant");
+                        self.trust.ask_at = Instant::now() + PAUSE;
+                    }
+                }
+            }
+            (Question::Start, Ok((_, mut after))) => {
+                // By now this agent has written its record itself. One that has never run had none.
+                after.own_peer = self.trust.found_itself.unwrap_or(true) || self.history.is_empty();
+                let networks = self.snapshot.networks().map(|(name, _)| name);
+                let known: BTreeSet<_> = networks.chain(self.observed.networks.keys()).collect();
+                let because = after.emptied(known.len());
+                self.trust.compared = Compared::Yes;
+                if let Some(because) = because {
+                    self.distrust(because);
+                }
+            }
+            (Question::Start, Err(_)) => {
+                self.trust.compared = Compared::No;
+                self.trust.ask_at = Instant::now() + PAUSE;
+            }
+        }
+    }
+
+    // ---- at the start --------------------------------------------------------------------------------
+
+    /// Whether the store has been compared with what was known from before this agent started. What the kernel has and
+    /// the records do not is swept only if the store goes on from there.
+    pub(super) fn is_compared(&mut self) -> bool {
+        if self.trust.compared == Compared::No && Instant::now() >= self.trust.ask_at {
+            self.compare_history();
+        }
+        self.trust.compared == Compared::Yes && self.is_informed()
+    }
+
+    fn compare_history(&mut self) {
+        let Some(position) = self.snapshot.position() else {
+            self.trust.compared = Compared::Yes;
+            return;
+        };
+        let carries = &self.observed.networks;
+        let no_networks = || {
+            let none = self.history.is_empty() && self.snapshot.networks().next().is_none();
+            let suspicious = none && !carries.is_empty();
+            suspicious.then(|| "the store has no network at all, and this host carries some".to_owned())
+        };
+        let held = self.history.held().map(|held| held.because.clone());
+        let because = held
+            .or_else(|| self.history.contradicts(position))
+            .or_else(no_networks);
+        if let Some(because) = because {
+            self.trust.compared = Compared::Yes;
+            self.distrust(because);
+        } else if carries.keys().any(|network| !self.snapshot.takes_part(network)) {
+            self.trust.compared = Compared::Asked;
+            self.ask_census(Question::Start);
+        } else {
+            self.trust.compared = Compared::Yes;
+        }
+    }
+
+    /// Keeps what the kernel has and what a former agent wrote down.
+    fn distrust(&mut self, because: String) {
+        let dirty = self.snapshot.recall(&self.trust.records.read());
+        if !self.observed.networks.is_empty() || !self.snapshot.held_keys().is_empty() {
+            self.snapshot.distrust(because);
+        }
+        self.take_in(dirty);
+        self.after_records();
+    }
+
+    // ---- what is held --------------------------------------------------------------------------------
+
+    /// The records that are kept although the store does not have them, and why. Not those of which that is only being
+    /// found out.
+    pub(crate) fn held_deletions(&self) -> Option<(Vec<Key>, String, Option<SystemTime>)> {
+        let mut keys = self.snapshot.held_keys();
+        keys.retain(|key| !self.snapshot.is_suspect(key));
+        match self.snapshot.held_because() {
+            Some(because) => {
+                let since = self.history.held().map(|held| held.since);
+                Some((keys, because.to_owned(), since))
+            }
+            None if keys.is_empty() => None,
+            None => {
+                let because = "records were deleted that endpoints depend on; see the problems";
+                Some((keys, because.to_owned(), None))
+            }
+        }
+    }
+
+    fn tell_held(&mut self) {
+        // Before that, what a former agent held is not known yet.
+        if self.trust.compared != Compared::Yes {
+            return;
+        }
+        let because = self.snapshot.held_because().map(str::to_owned);
+        self.history.hold(because.as_deref());
+        let held = because.map(|because| {
+            let message = format!(
+                "{because}; what it no longer has is kept here: put the records back ('weft resync --republish' on each host), \
+                 or confirm with 'weft resync --accept'"
+            );
+            Problem::new("(store)", message)
+        });
+        self.problems.set(Source::Host, "(store)", held);
+    }
+
+    /// Lets go of what is held, on an operator's word: how much that was, or that nothing was.
+    pub(crate) fn accept_deletions(&mut self) -> Option<usize> {
+        self.snapshot.held_because()?;
+        let count = self.snapshot.held_keys().len();
+        let dirty = self.snapshot.release_held();
+        tracing::warn!(count, "held deletions were confirmed");
+        self.take_in(dirty);
+        self.after_records();
+        Some(count)
+    }
+
+    /// Remembers how far the store is known, if it is believed.
+    pub(super) fn note_position(&mut self, now: bool) {
+        let position = self.snapshot.position();
+        if let Some(position) = position.filter(|_| self.adopted && self.snapshot.held_because().is_none()) {
+            self.history.note(position, now);
+        }
+    }
+
+    // ---- time ----------------------------------------------------------------------------------------
+
+    /// Notes that the copies of this host's records are out of date, if these changes make them so.
+    pub(super) fn copies_are_old(&mut self, dirty: &Dirty) {
+        let old = dirty.everything
+            || !dirty.networks.is_empty()
+            || !dirty.peers.is_empty()
+            || dirty.endpoints.iter().any(|e| e.node == self.node.name);
+        if old && self.trust.copy_at.is_none() {
+            self.trust.copy_at = Some(Instant::now() + COPY_PAUSE);
+        }
+    }
+
+    /// Writes down what this host needs back if the store loses it.
+    pub(super) async fn copy_records(&mut self) {
+        // Before the store is known and believed, there is less in view than was written down.
+        if self.trust.copy_at.is_none() || !self.adopted {
+            return;
+        }
+        let (records, entries) = (self.trust.records.clone(), self.snapshot.memorable());
+        let written = tokio::task::spawn_blocking(move || records.write(entries)).await;
+        let again = Instant::now() + COPY_PAUSE * 10;
+        self.trust.copy_at = (!written.unwrap_or_default()).then_some(again);
+    }
+
+    /// Does what is due.
+    pub(super) async fn tend_trust(&mut self) {
+        let now = Instant::now();
+        if self.trust.copy_at.is_some_and(|at| at <= now) {
+            self.copy_records().await;
+        }
+        self.ask_about_deletions();
+        if self.snapshot.is_distrusted() && self.trust.trial_at <= now {
+            let host = self.host().filter(|_| self.adopted && !self.is_applying());
+            if host.is_some_and(|host| self.snapshot.end_distrust(&host, &self.observed)) {
+                tracing::info!("the store has all again that this host carries");
+                self.take_in(Dirty::everything());
+                self.after_records();
+            }
+            self.trust.trial_at = Instant::now() + TRIAL_PAUSE + now.elapsed() * TRIAL_SHARE;
+        }
+    }
+
+    /// When something is due.
+    pub(super) fn trust_due(&self) -> Option<Instant> {
+        let copy = self.trust.copy_at.filter(|_| self.adopted);
+        let trial = self.snapshot.is_distrusted().then_some(self.trust.trial_at);
+        // What waits for the connection is asked when that is there again.
+        let ask = Some(self.trust.ask_at).filter(|at| *at > Instant::now());
+        [copy, trial, ask].into_iter().flatten().min()
+    }
+}
+
+async fn ask_suspicion(store: &Store, suspicion: &Suspicion) -> Result<(Option<Census>, Census), StoreError> {
+    let network = suspicion.network();
+    let before = async {
+        if suspicion.missed {
+            return Ok(None);
+        }
+        store.census(network, suspicion.revision - 1, PATIENCE).await
+    };
+    let after = at(store, suspicion.network(), suspicion.revision);
+    tokio::try_join!(before, after)
+}
+
+/// A census at a revision, or now, if that is compacted away.
+async fn at(
+    store: &Store,
+    network: Option<&weft_store_schema::NetworkName>,
+    revision: i64,
+) -> Result<Census, StoreError> {
+    match store.census(network, revision, PATIENCE).await? {
+        Some(census) => Ok(census),
+        None => Ok(store.census(network, 0, PATIENCE).await?.unwrap_or_default()),
+    }
+}
