@@ -11,6 +11,7 @@ mod network_spec;
 mod networks;
 mod questions;
 mod removal;
+mod republish;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -486,6 +487,10 @@ impl Control for AgentControl {
             count: held.unwrap_or_default() as u64,
             was_holding: held.is_some(),
         })
+    }
+
+    async fn republish(&self, call: Call) -> Result<v1::RepublishResponse, ApiError> {
+        self.republish_lost(call).await
     }
 
     async fn audit(&self, call: Call, repair: bool) -> Result<AuditStream, ApiError> {

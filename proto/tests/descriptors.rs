@@ -44,6 +44,7 @@ fn holds_the_services_and_their_methods() {
         "Status/Get",
         "Status/Version",
         "Status/AcceptDeletions",
+        "Status/Republish",
         "Records/Audit",
         "Events/Watch",
     ];

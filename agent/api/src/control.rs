@@ -220,6 +220,10 @@ pub trait Control: Send + Sync + 'static {
         call: Call,
     ) -> impl Future<Output = Result<v1::AcceptDeletionsResponse, ApiError>> + Send;
 
+    /// Writes again what the store has lost and this host still has. May be repeated. Errors: `Unavailable`,
+    /// `DeadlineExceeded`.
+    fn republish(&self, call: Call) -> impl Future<Output = Result<v1::RepublishResponse, ApiError>> + Send;
+
     /// Judges all records of the cluster, and mends what can be mended if that is asked for. What was begun ends
     /// when the stream is dropped. Errors: `Unavailable`; on the stream also `DeadlineExceeded`.
     fn audit(&self, call: Call, repair: bool) -> impl Future<Output = Result<AuditStream, ApiError>> + Send;

@@ -462,6 +462,16 @@ impl<C: Control> status_server::Status for Service<C> {
         Ok(Response::new(response))
     }
 
+    async fn republish(
+        &self,
+        request: Request<v1::RepublishRequest>,
+    ) -> Result<Response<v1::RepublishResponse>, Status> {
+        let call = self.call(&request, Some(self.shared.limits.longest_timeout));
+        let work = self.control().republish(call);
+        let response = self.change(call, Subject::new("lost records", ""), work).await?;
+        Ok(Response::new(response))
+    }
+
     async fn version(
         &self,
         _request: Request<v1::VersionRequest>,

@@ -118,17 +118,17 @@ pub(crate) enum Command {
                       Examples:\n  weft audit\n  weft audit --repair\n  weft -o json audit | jq '.findings[].key'"
     )]
     Audit(AuditArgs),
-    /// After trouble of the store: confirm that what it no longer has may go
+    /// After trouble of the store: write again what it has lost, or confirm that it may go
     #[command(
-        after_help = "When etcd was restored from a backup, replaced or emptied, this host keeps what the store no longer\n\
-                      has, and 'weft status' says so. Put the records back, or confirm here, on each host, that they are\n\
-                      gone for good.\n\nExample:\n  weft resync --accept"
+        after_help = "When etcd was restored from a backup, replaced or emptied, or a prefix was deleted by mistake, this host\n\
+                      keeps what the store no longer has, and 'weft status' says so. --republish, on each host, writes it\n\
+                      again: the host's own endpoints with their addresses, the networks, the peers without an agent.\n\
+                      Nothing that is there is overwritten; what is in the way is named. --accept confirms that what is\n\
+                      still held here is gone for good.\n\n\
+                      Exit status: 0 done, 4 some records could not be written again.\n\n\
+                      Examples:\n  weft resync --republish\n  weft resync --accept"
     )]
-    Resync {
-        /// Remove what is held from this host
-        #[arg(long, required = true)]
-        accept: bool,
-    },
+    Resync(ResyncArgs),
     /// Versions of this command and of the agent
     Version,
     /// Print a completion script for a shell
@@ -342,6 +342,17 @@ pub(crate) struct RemoveArgs {
     /// How long it may take, at most 5m
     #[arg(long, default_value = "2m", value_parser = timeout, value_name = "TIME")]
     pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct ResyncArgs {
+    /// Write again what the store has lost and this host has
+    #[arg(long)]
+    pub(crate) republish: bool,
+    /// Remove what is held from this host
+    #[arg(long)]
+    pub(crate) accept: bool,
 }
 
 #[derive(Debug, Args)]

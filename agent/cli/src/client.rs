@@ -41,6 +41,9 @@ pub(crate) struct Client {
     channel: Channel,
 }
 
+/// Thousands of endpoints may be written, one transaction each.
+const REPUBLISH_TIMEOUT: Duration = Duration::from_secs(300);
+
 fn timed<T>(message: T, timeout: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(timeout);
@@ -389,6 +392,16 @@ impl Client {
             .accept_deletions(request)
             .await;
         Ok(answer.map_err(failed("confirm the held deletions"))?.into_inner())
+    }
+
+    pub(crate) async fn republish(&self) -> Result<v1::RepublishResponse, Failure> {
+        let request = timed(v1::RepublishRequest {}, REPUBLISH_TIMEOUT);
+        // There may be very many records.
+        let mut client = StatusClient::new(self.channel.clone()).max_decoding_message_size(LARGE);
+        let answer = client.republish(request).await;
+        Ok(answer
+            .map_err(failed("write the lost records again"))?
+            .into_inner())
     }
 
     pub(crate) async fn audit(

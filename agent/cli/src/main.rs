@@ -13,6 +13,7 @@ mod output;
 mod progress;
 mod removal;
 mod report;
+mod resync;
 mod run;
 mod subnet;
 mod table;

@@ -15,13 +15,14 @@ use weft_proto::v1::{self, EventKind};
 
 use crate::args::{
     AttachArgs, Cli, Command, EndpointCommand, EventsArgs, Format, Kind, NetworkCommand, PeerCommand,
+    ResyncArgs,
 };
 use crate::client::Client;
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 use crate::output::{Paint, plain, print};
 use crate::progress::waiting;
 use crate::view::{self, Converged, Endpoint, Network, Peer};
-use crate::{audit, removal, report, subnet, table};
+use crate::{audit, removal, report, resync, subnet, table};
 
 /// How answers are printed.
 struct Printer {
@@ -56,7 +57,8 @@ impl Printer {
     }
 }
 
-/// Carries out the command line. Only an audit has something to say by its exit status beside a failure.
+/// Carries out the command line. Only an audit and a resync have something to say by their exit
+/// status beside a failure.
 pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let printer = Printer {
         format: cli.output,
@@ -68,6 +70,16 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         let found = audit::ask(&client, &args).await?;
         printer.show(&found, audit::report)?;
         return Ok(ExitCode::from(u8::from(!found.clean)));
+    }
+    if let Command::Resync(ResyncArgs { republish: true, .. }) = cli.command {
+        let done = resync::republish(socket).await?;
+        printer.show(&done, resync::republished)?;
+        let conflict = ExitCode::from(Code::Conflict.exit());
+        return Ok(if done.conflicts() {
+            conflict
+        } else {
+            ExitCode::SUCCESS
+        });
     }
     carry_out(cli.command, socket, &printer)
         .await
@@ -116,7 +128,11 @@ async fn carry_out(command: Command, socket: &Path, printer: &Printer) -> Result
         // Carried out by the caller.
         Command::Audit(_) => Ok(()),
         Command::Events(args) => events(args, socket, printer).await,
-        Command::Resync { accept: _ } => resync(socket, printer).await,
+        // Writing again is carried out by the caller.
+        Command::Resync(_) => {
+            let accepted = resync::accept(socket).await?;
+            printer.show(&accepted, |accepted, _| resync::accepted(accepted))
+        }
         Command::Version => version(socket, printer).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -295,31 +311,6 @@ async fn events(args: EventsArgs, socket: &Path, printer: &Printer) -> Result<()
         }
     }
     Ok(())
-}
-
-async fn resync(socket: &Path, printer: &Printer) -> Result<(), Failure> {
-    let asked = async { Client::connect(socket).await?.accept_deletions().await };
-    let answer = waiting("confirming the held deletions", asked).await?;
-    let accepted = view::Accepted {
-        was_holding: answer.was_holding,
-        count: answer.count,
-        removal_acknowledged: answer.removal_acknowledged,
-    };
-    printer.show(&accepted, |accepted, _| {
-        let mut text = String::new();
-        if accepted.removal_acknowledged {
-            text.push_str("the notice that this node was removed from the cluster is ended\n");
-        }
-        if accepted.was_holding {
-            let count = accepted.count;
-            text.push_str(&format!(
-                "confirmed: {count} held records, and whatever no record explains, may go\n"
-            ));
-        } else if text.is_empty() {
-            text.push_str("nothing was held\n");
-        }
-        text
-    })
 }
 
 async fn version(socket: &Path, printer: &Printer) -> Result<(), Failure> {

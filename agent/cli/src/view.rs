@@ -13,7 +13,7 @@ use prost_types::Timestamp;
 use serde::Serialize;
 use weft_proto::v1::{self, AddressState, EndpointState, EventKind, PeerKind, event};
 
-pub(crate) use cluster::{Audit, Deleted, Held, Removed};
+pub(crate) use cluster::{Audit, Deleted, Held, Removed, Republished};
 
 /// One network; `network list` prints an array of them, ordered by name.
 #[derive(Debug, Serialize)]

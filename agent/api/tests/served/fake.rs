@@ -314,6 +314,13 @@ impl Control for Fake {
         })
     }
 
+    async fn republish(&self, _call: Call) -> Result<v1::RepublishResponse, ApiError> {
+        Ok(v1::RepublishResponse {
+            nodes: vec!["host2".to_owned()],
+            ..Default::default()
+        })
+    }
+
     async fn audit(&self, _call: Call, repair: bool) -> Result<AuditStream, ApiError> {
         let part = |part| Ok(v1::AuditResponse { part: Some(part) });
         let finding = v1::AuditFinding {

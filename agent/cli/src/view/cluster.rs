@@ -110,3 +110,49 @@ impl From<v1::AuditFinding> for Finding {
         }
     }
 }
+
+/// What `resync --republish` prints.
+#[derive(Debug, Serialize)]
+pub(crate) struct Republished {
+    /// The records that were lost and are this host's to write.
+    pub(crate) records: Vec<RepublishedRecord>,
+    /// Other hosts whose records are still missing.
+    pub(crate) nodes: Vec<String>,
+}
+
+/// A record that the store had lost.
+#[derive(Debug, Serialize)]
+pub(crate) struct RepublishedRecord {
+    pub(crate) key: String,
+    /// "written", "present" (somebody else has written it) or "conflict".
+    pub(crate) outcome: String,
+    /// What is in the way, of a conflict.
+    pub(crate) message: Option<String>,
+}
+
+impl Republished {
+    /// Whether some records could not be written.
+    pub(crate) fn conflicts(&self) -> bool {
+        self.records.iter().any(|record| record.outcome == "conflict")
+    }
+}
+
+impl From<v1::RepublishResponse> for Republished {
+    fn from(answer: v1::RepublishResponse) -> Self {
+        let record = |record: v1::Republished| RepublishedRecord {
+            outcome: match record.outcome() {
+                v1::RepublishOutcome::Written => "written",
+                v1::RepublishOutcome::Present => "present",
+                v1::RepublishOutcome::Conflict => "conflict",
+                v1::RepublishOutcome::Unspecified => "unknown",
+            }
+            .to_owned(),
+            message: given(record.message),
+            key: record.key,
+        };
+        Self {
+            records: answer.records.into_iter().map(record).collect(),
+            nodes: answer.nodes,
+        }
+    }
+}

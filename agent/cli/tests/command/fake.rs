@@ -494,6 +494,21 @@ impl status_server::Status for Fake {
         }))
     }
 
+    async fn republish(
+        &self,
+        _request: Request<v1::RepublishRequest>,
+    ) -> Result<Response<v1::RepublishResponse>, Status> {
+        let conflict = v1::Republished {
+            key: "endpoints/blue/host1/web".to_owned(),
+            outcome: v1::RepublishOutcome::Conflict.into(),
+            message: "10.1.0.2 is taken".to_owned(),
+        };
+        Ok(Response::new(v1::RepublishResponse {
+            records: vec![conflict],
+            nodes: vec![],
+        }))
+    }
+
     async fn version(
         &self,
         _request: Request<v1::VersionRequest>,

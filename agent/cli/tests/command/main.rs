@@ -307,8 +307,20 @@ async fn held_deletions_are_confirmed_only_in_so_many_words() {
     let (code, stdout, _) = run(&agent, "resync --accept").await;
     assert_eq!(code, 0);
     assert!(stdout.contains("3 held records"), "{stdout}");
-    let (code, ..) = run(&agent, "resync").await;
-    assert_eq!(code, 2);
+    for neither_or_both in ["resync", "resync --accept --republish"] {
+        let (code, ..) = run(&agent, neither_or_both).await;
+        assert_eq!(code, 2);
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_again_is_named_and_the_exit_status_says_so() {
+    let agent = Agent::start();
+    let (code, stdout, _) = run(&agent, "-o json resync --republish").await;
+    assert_eq!(code, 4);
+    let done: Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!(done["records"][0]["outcome"], "conflict");
+    assert_eq!(done["records"][0]["message"], "10.1.0.2 is taken");
 }
 
 #[tokio::test]
