@@ -11,7 +11,7 @@ use std::{
 
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, ResponseHeader, TlsOptions};
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, Notify},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -49,6 +49,8 @@ pub(crate) struct Members {
     members: Vec<Member>,
     preferred: AtomicUsize,
     pub(crate) health: HealthCell,
+    /// Tells whoever pauses after a failure that etcd answers again.
+    pub(crate) back: Notify,
     stop: CancellationToken,
 }
 
@@ -82,6 +84,7 @@ impl Members {
             members,
             preferred,
             health,
+            back: Notify::new(),
             stop,
         })
     }

@@ -97,6 +97,7 @@ impl Keeper {
             }
             tokio::select! {
                 () = tokio::time::sleep(pause.pause()) => {}
+                () = self.members.back.notified() => {}
                 () = stop.cancelled() => break,
             }
         }

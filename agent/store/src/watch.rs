@@ -243,6 +243,7 @@ impl Watcher {
         self.compare_history(position);
         if let Some(news) = self.outage.up(url, position.cluster_id) {
             self.outbox.push(StoreEvent::Connection(news), self.newest);
+            members.back.notify_waiters();
         }
         let mut health = members.health.lock();
         health.server_version.clone_from(&version);

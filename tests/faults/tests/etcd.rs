@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::json;
 use weft_e2e::{Cluster, SOON, Station, attach, fails, link, writes};
 use weft_faults::{between, caught_up, connected, one_each};
@@ -165,4 +166,47 @@ fn all_members_are_down() -> Result<()> {
 fn record(cluster: &Cluster, name: &str) -> Result<String> {
     let container = cluster.container(&format!("later-{name}"))?;
     Ok(json!({"attachment": {"netns": container.path()}}).to_string())
+}
+
+/// All leases of the cluster end, as when a leader stalled for long: presence says so, and comes back.
+#[test]
+fn all_leases_are_revoked() -> Result<()> {
+    let cluster = Cluster::of(2)?;
+    let stations = one_each(&cluster)?;
+    let hosts = cluster.hosts();
+    let traffic = between(&stations)?;
+    let before = hosts.iter().map(writes).collect::<Result<Vec<_>>>()?;
+    // Paused, it cannot take another lease: who looks sees that it is away.
+    hosts[1].signal(Signal::SIGSTOP)?;
+    let leases = cluster.etcdctl(&["lease", "list"])?;
+    let ids: Vec<&str> = leases.lines().filter(|line| !line.contains(' ')).collect();
+    ensure!(ids.len() == 2, "{leases}");
+    for id in ids {
+        cluster.etcdctl(&["lease", "revoke", id])?;
+    }
+    let revoked = Instant::now();
+    alive(&hosts[0], "host2", false)?;
+    traffic.wait_more(50)?;
+    hosts[1].signal(Signal::SIGCONT)?;
+    for host in hosts {
+        for node in ["host1", "host2"] {
+            alive(host, node, true)?;
+        }
+    }
+    println!("both alive again after {:?}", revoked.elapsed());
+    let after = hosts.iter().map(writes).collect::<Result<Vec<_>>>()?;
+    assert_eq!(after, before, "forwarding has nothing to do with leases");
+    traffic.nothing_lost()?;
+    cluster.close()
+}
+
+/// Waits until an agent says that a node is alive, or that it is not.
+fn alive(host: &Host, node: &str, wanted: bool) -> Result<()> {
+    eventually(SOON * 2, &format!("{node} alive: {wanted}"), || {
+        let peers = host.weft_json(&["peer", "list"])?;
+        let mut rows = peers.as_array().into_iter().flatten();
+        let told = rows.any(|peer| peer["node"] == node && peer["alive"] == wanted);
+        ensure!(told, "{peers}");
+        Ok(())
+    })
 }

@@ -6,10 +6,11 @@ use tokio::time::{Instant, sleep};
 use weft_store::Config;
 
 use crate::{
-    PATIENCE, config,
+    PATIENCE, basic_scopes, config,
     etcd::{Etcd, full},
     eventually, open,
     proxy::{Mode, Proxy},
+    reader::Reader,
 };
 
 fn with_lease(mut config: Config, seconds: u64) -> Config {
@@ -139,6 +140,29 @@ async fn an_expired_lease_is_made_again() {
     proxy.set(Mode::Forward);
     wait_for(&etcd, "it is back", |alive, _| alive.is_some()).await;
     assert_eq!(store.health().leases, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn presence_is_back_with_the_connection() {
+    let etcd = Etcd::one().await;
+    let proxy = Proxy::before(&etcd.url()).await;
+    let mut config = with_lease(config(std::slice::from_ref(&proxy.url)), 1);
+    // Left to itself, the keeper would pause for longer than anybody waits here.
+    config.timing.retry_first = Duration::from_secs(2);
+    config.timing.relist_most = PATIENCE * 10;
+    let (store, events) = open(config).await;
+    let mut reader = Reader::new(events);
+    store.want(basic_scopes().into());
+    store.presence(b"here".to_vec());
+    reader.listed(&basic_scopes()).await;
+    wait_for(&etcd, "the key", |alive, _| alive.is_some()).await;
+    proxy.set(Mode::Refuse);
+    // How long etcd is away: three failures of the keeper, and well into its third pause.
+    sleep(Duration::from_secs(8)).await;
+    proxy.set(Mode::Forward);
+    let back = Instant::now();
+    wait_for(&etcd, "it is back", |alive, _| alive.is_some()).await;
+    assert!(back.elapsed() < Duration::from_secs(2), "{:?}", back.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
