@@ -59,10 +59,10 @@ storm: setup ## attach and detach on four hosts while agents and etcd are killed
 	cargo build --locked -p weftd -p weft-cli -p weft-storm
 	$(AS_ROOT) $(TARGET)/debug/weft-storm --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
-faults: setup ## the failure table: restarts, crashes, drift, trouble with etcd; a test a row, with traffic running (ROW=part of a name)
+faults: setup ## the failure table: restarts, crashes, drift, trouble with etcd; a test a row, with traffic running (ROW=part of a name, LONG=1: faults that last minutes)
 	cargo build --workspace --locked
 	cargo test --locked -p weft-faults --no-run
-	$(AS_ROOT) cargo test --locked -p weft-faults --no-fail-fast -- --test-threads 2 $(ROW)
+	$(AS_ROOT) $(if $(LONG),env WEFT_FAULTS_LONG=1 )cargo test --locked -p weft-faults --no-fail-fast -- --test-threads 2 $(ROW)
 
 bench: bench-addresses ## all benchmarks, beside their peers and limits (LONG=1: steady figures)
 

@@ -60,7 +60,11 @@ impl ChoreBook {
         let pause = RANK_PAUSE
             .saturating_mul(u32::try_from(rank).unwrap_or(u32::MAX))
             .min(LONGEST_RANK_PAUSE);
-        let again = self.lately.get(&chore).map_or(0, |(_, times)| *times);
+        let again = match chore {
+            // Nobody undoes it: each follows another attachment.
+            Chore::DetachEndpoint(_) => 0,
+            _ => self.lately.get(&chore).map_or(0, |(_, times)| *times),
+        };
         let due = now + pause + again_pause(again);
         let task = self.tasks.entry(chore).or_insert(Task {
             due,
@@ -309,6 +313,23 @@ mod tests {
             !book.lately.contains_key(&Chore::PublishPeer),
             "a quiet minute is a fresh start"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_attached_and_detached_all_the_time_is_detached_at_once() {
+        let mut book = ChoreBook::default();
+        let now = Instant::now();
+        let chore = Chore::DetachEndpoint(weft_store_schema::EndpointRef {
+            network: "blue".parse().unwrap(),
+            node: "host1".parse().unwrap(),
+            id: "web".parse().unwrap(),
+        });
+        for _ in 0..20 {
+            book.add(chore.clone(), 0, now);
+            assert_eq!(book.next_due(), Some(now));
+            book.started(&chore);
+            book.succeeded(&chore, now);
+        }
     }
 
     #[tokio::test(start_paused = true)]

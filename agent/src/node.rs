@@ -1,6 +1,6 @@
 //! What this host is: its name, its boot, its place on the underlay.
 
-use std::{fmt, fs, io, net::IpAddr, path::PathBuf, time::Duration, time::SystemTime};
+use std::{fmt, fs, io, net::IpAddr, path::PathBuf, time::Duration, time::Instant, time::SystemTime};
 
 use weft_kernel::UnderlaySelection;
 use weft_store_schema::{NodeName, PeerDocument};
@@ -17,8 +17,10 @@ pub(crate) struct Node {
     pub(crate) name: NodeName,
     /// The kernel's boot id.
     pub(crate) boot_id: String,
-    /// When the agent started.
+    /// When the agent started, by the time of day as it was then.
     pub(crate) started: SystemTime,
+    /// The same by a clock that nobody sets.
+    pub(crate) begun: Instant,
     /// UDP port of all VTEPs.
     pub(crate) port: u16,
     /// How the underlay is found.
@@ -48,6 +50,7 @@ impl Node {
             name: config.node.clone(),
             boot_id,
             started: SystemTime::now(),
+            begun: Instant::now(),
             port: config.underlay.port,
             underlay: UnderlaySelection {
                 interface: config.underlay.interface.clone(),

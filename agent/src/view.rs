@@ -276,9 +276,7 @@ pub(crate) fn status(r: &Reconciler) -> v1::AgentStatus {
     let health = r.store.health();
     let (local, remote) = r.endpoint_counts();
     let since = SystemTime::now() - health.since.elapsed();
-    let uptime = SystemTime::now()
-        .duration_since(r.node.started)
-        .unwrap_or_default();
+    let uptime = r.node.begun.elapsed();
     let count = |n: usize| n as u64;
     let by_kind = |counts: Vec<(Kind, u64)>| {
         counts

@@ -22,6 +22,8 @@ need util-linux nsenter
 need tcpdump tcpdump
 need nftables nft
 need jq jq
+# For tests that set one program's clock.
+need libfaketime "$(compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' | head -n 1 || true)"
 need make make
 need build-essential cc
 

@@ -73,6 +73,7 @@ impl AgentControl {
         let what = subject(&name);
         self.look_up_network(&call, &name.network).await?;
         let pin = self.view_of(&call, &name.network).await?;
+        self.has_been_detached(&call, &name).await?;
         let (same, wanted) = (name.clone(), valid.clone());
         let before = self
             .ask(move |r| {
@@ -168,6 +169,21 @@ impl AgentControl {
                 })
             }
         }
+    }
+
+    /// Waits until the store has been told of an earlier detachment: the next life of an endpoint begins after that.
+    async fn has_been_detached(&self, call: &Call, name: &EndpointRef) -> Result<(), ApiError> {
+        let earlier = name.clone();
+        let patience = call.deadline.min(Instant::now() + STORE_PATIENCE);
+        let over = self
+            .wait(patience, move |r| {
+                (!r.snapshot.detaching().contains_key(&earlier)).then_some(())
+            })
+            .await?;
+        over.ok_or_else(|| ApiError::Unavailable {
+            what: "the store".to_owned(),
+            why: format!("it has not been told yet that endpoint {name} was detached before"),
+        })
     }
 
     /// See [`weft_api::Control::detach_endpoint`].

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use weft_e2e::{Cluster, SOON, Station, attach, fails, link, writes};
-use weft_faults::{between, caught_up, connected, one_each};
+use weft_e2e::{Cluster, SOON, Station, attach, fails, link, status, writes};
+use weft_faults::{between, caught_up, connected, forwards_as_recorded, log_lines, one_each};
 use weft_lab::{EtcdMember, Host, Lab, eventually};
 
 /// An attach without etcd fails within three seconds; some more for starting a program on a busy machine.
@@ -209,4 +209,81 @@ fn alive(host: &Host, node: &str, wanted: bool) -> Result<()> {
         ensure!(told, "{peers}");
         Ok(())
     })
+}
+
+/// etcd's database is full: whoever reads goes on, whoever writes is told why not, and all is made up for afterwards.
+#[test]
+fn etcd_is_out_of_space() -> Result<()> {
+    let lab = Lab::builder().hosts(2).build()?;
+    let etcd = lab.etcd(1);
+    etcd.stop()?;
+    etcd.spawn_with(&["--quota-backend-bytes=8388608"])?;
+    etcd.wait_ready()?;
+    lab.start_all()?;
+    let cluster = Cluster::from_running(lab);
+    let (etcd, hosts) = (cluster.etcd(1), cluster.hosts());
+    let [one, two] = [&hosts[0], &hosts[1]];
+    let stations = one_each(&cluster)?;
+    let goes = spare(&cluster, one, "goes")?;
+    let deleted = spare(&cluster, two, "deleted")?;
+    caught_up(&cluster, hosts, "blue")?;
+    let traffic = between(&stations)?;
+    let lines = hosts.iter().map(log_lines).collect::<Vec<_>>();
+
+    let megabyte = "x".repeat(1 << 20);
+    eventually(SOON * 2, "etcd is full", || {
+        for n in 0.. {
+            if let Err(error) = cluster.put(&format!("/somebody/else/{n}"), &megabyte) {
+                ensure!(format!("{error:#}").contains("space exceeded"), "{error:#}");
+                break;
+            }
+        }
+        ensure!(
+            cluster.etcdctl(&["alarm", "list"])?.contains("NOSPACE"),
+            "no alarm"
+        );
+        Ok(())
+    })?;
+    let before = hosts.iter().map(writes).collect::<Result<Vec<_>>>()?;
+    attach_fails(&cluster, one, "new", 5, "database is full")?;
+    detach_pending(one, &goes)?;
+    // etcd still deletes, and tells of it.
+    cluster.del(&deleted.key())?;
+    eventually(SOON, "what was deleted is gone", || {
+        ensure!(link(deleted.container.netns(), "eth0").is_err(), "on its host");
+        forwards_as_recorded(&cluster, one, "blue")
+    })?;
+    // An agent that starts now has all that it needs to read.
+    two.kill9()?;
+    two.start_weftd()?;
+    assert_eq!(writes(two)?, 0);
+    for host in hosts {
+        let store = &status(host)?["store"];
+        ensure!(store["connected"] == true, "{store}");
+    }
+    traffic.wait_more(100)?;
+    for (host, lines) in hosts.iter().zip(lines) {
+        let said = log_lines(host) - lines;
+        ensure!(said < 20, "{said} lines: {}", host.log());
+        ensure!(host.log().contains("space exceeded"), "{}", host.log());
+    }
+    println!("writes before and while full: {before:?} {:?}", writes(one)?);
+
+    cluster.etcdctl(&["del", "--prefix", "/somebody/"])?;
+    let revision = etcd.status()?.revision;
+    cluster.etcdctl(&["compaction", "--physical", &revision.to_string()])?;
+    cluster.etcdctl(&["defrag"])?;
+    cluster.etcdctl(&["alarm", "disarm"])?;
+    let healed = Instant::now();
+    told(&cluster, &[goes, deleted])?;
+    println!("told after {:?}", healed.elapsed());
+    for host in ["host1", "host2"] {
+        alive(one, host, true)?;
+    }
+    println!("both alive after {:?}", healed.elapsed());
+    let late = cluster.container("late")?;
+    attach(one, "blue", &late, "late", &[])?;
+    caught_up(&cluster, hosts, "blue")?;
+    traffic.nothing_lost()?;
+    cluster.close()
 }
