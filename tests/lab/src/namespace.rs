@@ -1,6 +1,6 @@
 //! A network namespace by its path: run programs in it, look at it, run code in it.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -25,6 +25,17 @@ pub enum Cut {
     Speaking,
     /// Whatever is sent to the others is answered at once by a reset, as by a firewall that rejects.
     Refused,
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Both => "both ways",
+            Self::Hearing => "it hears nothing",
+            Self::Speaking => "it is not heard",
+            Self::Refused => "refused",
+        })
+    }
 }
 
 /// A network namespace, named by the file it is mounted on. The namespace need not exist (yet).

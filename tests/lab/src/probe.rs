@@ -236,6 +236,9 @@ impl Pinger {
             .context("opening a raw ICMP socket")?;
         let tick = TimeVal::milliseconds(i64::try_from(TICK.as_millis()).unwrap_or(20));
         setsockopt(&socket, sockopt::ReceiveTimeout, &tick).context("setting the receive timeout")?;
+        // It hears the answers of all others in the namespace: on a busy machine many wait before the thread runs, and
+        // one that finds no room is a loss that no network has had.
+        setsockopt(&socket, sockopt::RcvBufForce, &(4 << 20)).context("setting the receive buffer")?;
         // Different in every process and call; raw sockets see the answers of all others in the namespace.
         let low = u16::try_from(std::process::id() & 0xff).unwrap_or(0);
         let identifier = NEXT.fetch_add(1, Ordering::Relaxed) << 8 | low;

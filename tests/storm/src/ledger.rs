@@ -25,6 +25,7 @@ struct Life {
 #[derive(Debug, Default)]
 pub struct Ledger {
     records: Records,
+    by_hand: BTreeSet<String>,
     revision: i64,
     revisions: u64,
     lives: BTreeMap<String, Vec<Life>>,
@@ -32,6 +33,15 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// One who knows nothing yet of a store in which these networks are written by hand.
+    #[must_use]
+    pub fn new(by_hand: BTreeSet<String>) -> Self {
+        Self {
+            by_hand,
+            ..Self::default()
+        }
+    }
+
     /// The revision up to which it knows everything; 0 before the first.
     #[must_use]
     pub fn revision(&self) -> i64 {
@@ -63,7 +73,7 @@ impl Ledger {
             }
             self.revision = number;
             self.revisions += 1;
-            let violations = self.records.violations();
+            let violations = self.records.violations(&self.by_hand);
             wrong.extend(
                 violations
                     .into_iter()

@@ -2,45 +2,46 @@
 //! while agents and members of etcd are killed, stopped and cut off from each other; and a checker that looks all the
 //! time, at every revision of the store and into every container.
 //!
+//! The parts serve others too: [`pass_over`] lets somebody else say what happens in the rounds.
+//!
 //! Inputs: a seed, which decides all choices (what strikes whom when, who attaches what where), and sizes. Outputs:
 //! counts, or what did not hold, with what the store and the workers have to say of it. What must hold when is told in
 //! [`witness`] and [`settled`]. It must not know how weft works inside: it sees the command line, the records and the
 //! kernel.
 
 pub mod choice;
+pub mod command;
 pub mod containers;
+mod evidence;
 pub mod fault;
+pub mod kernel;
 pub mod ledger;
+pub mod oracle;
 pub mod records;
+pub mod scene;
 pub mod settled;
 pub mod verdict;
 pub mod witness;
 pub mod worker;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use fastrand::Rng;
-use weft_e2e::Cluster;
-use weft_lab::{Host, Lab, eventually};
+use weft_lab::Underlay;
 
-use crate::verdict::{Verdict, lock};
-use crate::witness::Witness;
-use crate::worker::{Belief, Gate, Place, Worker};
+use crate::scene::Scene;
+use crate::verdict::Verdict;
 
 /// The members of etcd.
-const MEMBERS: usize = 3;
+pub const MEMBERS: usize = 3;
 /// When an agent is paused for longer than its lease lives, and after how long another one. They take most of a minute,
 /// in which little else happens.
 const FIRST_LONG_PAUSE: Duration = Duration::from_secs(20);
 const EVERY: Duration = Duration::from_secs(180);
-/// How often progress is told.
-const PROGRESS: Duration = Duration::from_secs(2);
-
 /// A network of a storm.
 #[derive(Debug, Clone)]
 pub struct Network {
@@ -77,18 +78,26 @@ impl Network {
 /// How big a storm is and how long it lasts.
 #[derive(Debug, Clone)]
 pub struct Storm {
+    /// What it is called, and by which `make` makes it.
+    pub name: &'static str,
     /// Decides all choices.
     pub seed: u64,
     /// Rounds of faults are begun for this long.
     pub lasts: Duration,
     /// Number of hosts.
     pub hosts: usize,
+    /// Address families of the underlay.
+    pub underlay: Underlay,
     /// The networks.
     pub networks: Vec<Network>,
     /// Containers on each host in each network.
     pub containers: usize,
     /// Workers on each host.
     pub workers: usize,
+    /// Other networks, in which records are written by hand.
+    pub by_hand: BTreeSet<String>,
+    /// How many endpoints of each network are pinged by each other when all has settled.
+    pub sample: usize,
     /// Agents are also paused for longer than their lease lives, once in three minutes.
     pub long_pauses: bool,
     /// Where evidence of a failure goes.
@@ -100,14 +109,18 @@ impl Storm {
     #[must_use]
     pub fn long(seed: u64, lasts: Duration) -> Self {
         Self {
+            name: "storm",
             seed,
             lasts,
             hosts: 4,
+            underlay: Underlay::V4,
             networks: vec![Network::small(1, 5), Network::small(2, 6)],
             containers: 12,
             workers: 3,
+            by_hand: BTreeSet::new(),
+            sample: 8,
             long_pauses: true,
-            evidence: evidence(seed),
+            evidence: evidence("storm", seed),
         }
     }
 
@@ -125,11 +138,13 @@ impl Storm {
     }
 }
 
-fn evidence(seed: u64) -> PathBuf {
+/// Where the evidence of a failure goes.
+#[must_use]
+pub fn evidence(name: &str, seed: u64) -> PathBuf {
     // Tests run in the directory of their crate, the command anywhere.
     let beside = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target"));
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(beside, PathBuf::from);
-    target.join("storm").join(format!("seed-{seed}"))
+    target.join(name).join(format!("seed-{seed}"))
 }
 
 /// Lets a storm pass over a lab of its own and removes everything after, whatever happens. `say` is told what goes on.
@@ -138,12 +153,25 @@ fn evidence(seed: u64) -> PathBuf {
 /// # Errors
 /// When something that must hold did not, with everything known about it; or when the storm itself failed.
 pub fn run(storm: &Storm, verdict: &Verdict, say: &(dyn Fn(&str) + Sync)) -> Result<()> {
-    let seed = storm.seed;
+    pass_over(storm, verdict, say, &rounds)
+}
+
+/// As [`run`], with somebody else's rounds: they begin when everybody is there, with the gate closed.
+///
+/// # Errors
+/// As [`run`].
+pub fn pass_over(
+    storm: &Storm,
+    verdict: &Verdict,
+    say: &(dyn Fn(&str) + Sync),
+    rounds: &dyn Fn(&Scene<'_>) -> Result<()>,
+) -> Result<()> {
+    let (name, seed) = (storm.name, storm.seed);
     say(&format!(
-        "SEED={seed}: {} hosts, {MEMBERS} members of etcd",
-        storm.hosts
+        "SEED={seed}: {} hosts, {MEMBERS} members of etcd, underlay {:?}",
+        storm.hosts, storm.underlay
     ));
-    let outcome = in_a_lab(storm, verdict, say);
+    let outcome = scene::in_a_lab(storm, verdict, say, rounds);
     let summary = verdict.summary();
     say(&format!(
         "SEED={seed}: after {:.1} s\n{summary}",
@@ -152,8 +180,9 @@ pub fn run(storm: &Storm, verdict: &Verdict, say: &(dyn Fn(&str) + Sync)) -> Res
     let violations = verdict.violations();
     if !violations.is_empty() {
         bail!(
-            "SEED={seed}: this does not hold:\n  {}\nlogs and all changes: {}\nagain: make storm SEED={seed} SECONDS={}",
+            "SEED={seed}: this does not hold:\n  {}\nwhat was done:\n  {}\nlogs and all changes: {}\nagain: make {name} SEED={seed} SECONDS={}",
             violations.join("\n  "),
+            verdict.last_round().join("\n  "),
             storm.evidence.display(),
             storm.lasts.as_secs().max(1)
         );
@@ -161,67 +190,8 @@ pub fn run(storm: &Storm, verdict: &Verdict, say: &(dyn Fn(&str) + Sync)) -> Res
     outcome.with_context(|| format!("SEED={seed}"))
 }
 
-fn in_a_lab(storm: &Storm, verdict: &Verdict, say: &(dyn Fn(&str) + Sync)) -> Result<()> {
-    let cluster = Cluster::build(Lab::builder().hosts(storm.hosts).etcd_members(MEMBERS))?;
-    say(&format!("lab {} is up", cluster.id()));
-    let outcome = over(&cluster, storm, verdict, say);
-    if outcome.is_err() || !verdict.violations().is_empty() {
-        say("the agents' logs end with:");
-        // Dropped, it prints the ends of the agents' logs.
-        drop(cluster);
-        return outcome;
-    }
-    cluster.close()
-}
-
-fn over(cluster: &Cluster, storm: &Storm, verdict: &Verdict, say: &(dyn Fn(&str) + Sync)) -> Result<()> {
-    for network in &storm.networks {
-        let mut args = vec!["network", "create", &network.name];
-        args.extend(network.cidrs.iter().flat_map(|cidr| ["--subnet", cidr]));
-        cluster.host(1).weft(&args)?;
-    }
-    let places = places(cluster, storm)?;
-    say(&format!("{} containers are made", places.len()));
-    let witness = Witness::new(cluster, &places, verdict);
-    let ended = AtomicBool::new(false);
-    let has_ended = || ended.load(Ordering::Relaxed);
-    // Workers also end when the storm does; witnesses see it to its end.
-    let no_more = || has_ended() || verdict.is_over();
-    let gate = Gate::default();
-    let outcome = std::thread::scope(|scope| {
-        scope.spawn(|| witness.follow(&has_ended));
-        scope.spawn(|| witness.read(&has_ended));
-        scope.spawn(|| witness.look(&has_ended));
-        scope.spawn(|| tell(verdict, say, &has_ended));
-        for (number, mut worker) in workers(cluster, storm, &places, verdict).into_iter().enumerate() {
-            worker.rng = Rng::with_seed(storm.seed.wrapping_mul(1000).wrapping_add(number as u64));
-            let (gate, no_more) = (&gate, &no_more);
-            scope.spawn(move || worker.run(gate, no_more));
-        }
-        for host in cluster.hosts().iter().take(2) {
-            let (gate, no_more) = (&gate, &no_more);
-            let rng = Rng::with_seed(storm.seed.wrapping_add(host.number() as u64));
-            scope.spawn(move || worker::make_networks(host, rng, verdict, gate, no_more));
-        }
-        let outcome = rounds(cluster, storm, &places, &witness, &gate, verdict, say);
-        ended.store(true, Ordering::Relaxed);
-        outcome
-    });
-    if outcome.is_err() || !verdict.violations().is_empty() {
-        keep_evidence(cluster, storm, &witness).context("keeping the evidence")?;
-    }
-    outcome
-}
-
-fn rounds(
-    cluster: &Cluster,
-    storm: &Storm,
-    places: &[Place],
-    witness: &Witness<'_>,
-    gate: &Gate,
-    verdict: &Verdict,
-    say: &(dyn Fn(&str) + Sync),
-) -> Result<()> {
+fn rounds(scene: &Scene<'_>) -> Result<()> {
+    let (storm, verdict) = (scene.storm, scene.verdict);
     let mut rng = Rng::with_seed(storm.seed);
     let begun = verdict.elapsed();
     let mut long_pauses = 0;
@@ -231,140 +201,16 @@ fn rounds(
         let long = storm.long_pauses && verdict.elapsed() - begun >= FIRST_LONG_PAUSE + EVERY * long_pauses;
         long_pauses += u32::from(long);
         let faults = choice::round(&mut rng, storm.hosts, MEMBERS, long);
-        let told: Vec<String> = faults.iter().map(ToString::to_string).collect();
-        say(&format!("round {round}: {}", told.join(", ")));
-        gate.open();
-        fault::strike(cluster, &faults, verdict)?;
-        fault::all_run(cluster, verdict);
-        gate.close();
+        scene.begin_round(round, &faults);
+        scene.gate.open();
+        fault::strike(scene, &faults)?;
+        fault::all_run(scene.cluster, verdict);
+        scene.gate.close();
         if verdict.is_over() {
             break;
         }
-        settled::check(cluster, places, witness, verdict)?;
-        settled::restart(cluster.host(rng.usize(1..=storm.hosts)), verdict)?;
+        settled::check(scene)?;
+        settled::restart(scene.cluster.host(rng.usize(1..=storm.hosts)), verdict)?;
     }
-    gate.close();
-    if verdict.is_over() {
-        return Ok(());
-    }
-    verdict.count("settled", "rounds", round);
-    // Looks go on; those that were made so far are all judged once one that is made from here on is.
-    let goal = witness.looks() + 1;
-    eventually(Duration::from_secs(10), "every look is judged", || {
-        ensure!(witness.judged() >= goal, "{} of {goal}", witness.judged());
-        Ok(())
-    })
-}
-
-/// Makes the containers, many at a time: each takes the kernel a while.
-fn places(cluster: &Cluster, storm: &Storm) -> Result<Vec<Place>> {
-    let mut wanted = Vec::new();
-    for (number, network) in storm.networks.iter().enumerate() {
-        for host in 1..=storm.hosts {
-            wanted.extend((1..=storm.containers).map(|n| (number, &network.name, host, n)));
-        }
-    }
-    let made = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = wanted
-            .chunks(wanted.len().div_ceil(4).max(1))
-            .map(|some| {
-                scope.spawn(|| {
-                    some.iter().try_for_each(|(number, network, host, n)| {
-                        let container = cluster.container(&format!("{number}-{host}-{n}"))?;
-                        lock(&made).push(Place {
-                            host: *host,
-                            network: (*network).clone(),
-                            container,
-                            ids: [format!("c{n}-a"), format!("c{n}-b")],
-                            current: AtomicUsize::new(0),
-                            belief: Mutex::new(Belief::Free { doubtful: false }),
-                            calls: Mutex::default(),
-                        });
-                        anyhow::Ok(())
-                    })
-                })
-            })
-            .collect();
-        threads.into_iter().try_for_each(|thread| {
-            thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    })?;
-    let mut places: Vec<Place> = lock(&made).drain(..).collect();
-    // In an order that does not depend on who was faster.
-    places.sort_by_key(|place| (place.host, place.container.name().to_owned()));
-    Ok(places)
-}
-
-fn workers<'a>(
-    cluster: &'a Cluster,
-    storm: &Storm,
-    places: &'a [Place],
-    verdict: &'a Verdict,
-) -> Vec<Worker<'a>> {
-    let mut workers = Vec::new();
-    for host in cluster.hosts() {
-        let here: Vec<&Place> = places
-            .iter()
-            .filter(|place| place.host == host.number())
-            .collect();
-        for number in 0..storm.workers {
-            workers.push(Worker {
-                lab: cluster,
-                host,
-                places: here.iter().skip(number).step_by(storm.workers).copied().collect(),
-                networks: storm.networks.clone(),
-                rng: Rng::with_seed(0),
-                verdict,
-            });
-        }
-    }
-    workers
-}
-
-fn tell(verdict: &Verdict, say: &(dyn Fn(&str) + Sync), over: &dyn Fn() -> bool) {
-    let mut last = verdict.elapsed();
-    while !over() {
-        // Not a wait for anything: how soon the end is noticed.
-        std::thread::sleep(Duration::from_millis(100));
-        if verdict.elapsed() - last < PROGRESS {
-            continue;
-        }
-        last = verdict.elapsed();
-        say(&format!(
-            "{:6.1} s: attached {}, detached {}, refused {}; looks {}, reads {}",
-            last.as_secs_f64(),
-            verdict.counted("attach", "ok"),
-            verdict.counted("detach", "ok"),
-            worker::CLEAR
-                .iter()
-                .map(|code| verdict.counted("attach", code) + verdict.counted("detach", code))
-                .sum::<u64>(),
-            verdict.counted("looks", "looks into all containers"),
-            verdict.counted("looks", "reads of the store checked"),
-        ));
-    }
-}
-
-/// Logs of all agents and members, every change in the store and every call, in files.
-fn keep_evidence(lab: &Lab, storm: &Storm, witness: &Witness<'_>) -> Result<()> {
-    let dir = &storm.evidence;
-    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    let keep = |name: &str, text: String| {
-        let path = dir.join(name);
-        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
-    };
-    for host in lab.hosts() {
-        keep(&format!("weftd-{}.log", host.node()), Host::log(host))?;
-    }
-    for member in lab.etcd_members() {
-        let log = lab.run_dir().join(format!("etcd{}.log", member.number()));
-        std::fs::copy(&log, dir.join(format!("etcd{}.log", member.number())))
-            .with_context(|| format!("copying {}", log.display()))?;
-    }
-    let changes: Vec<String> = lock(&witness.ledger).changes().map(str::to_owned).collect();
-    keep("changes.txt", changes.join("\n"))?;
-    keep("calls.txt", witness.calls())
+    scene.end_rounds(round)
 }

@@ -27,11 +27,35 @@ impl fmt::Display for Name {
     }
 }
 
+/// What a network's record says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Network {
+    /// Its VNI once it has one.
+    pub vni: Option<u64>,
+    /// The MTU that it sets, if it does.
+    pub mtu: Option<u64>,
+    /// Its subnets as written.
+    pub cidrs: Vec<String>,
+}
+
+/// What a peer's record says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Peer {
+    /// Where its tunnels end.
+    pub vteps: Vec<IpAddr>,
+    /// MTU of its underlay.
+    pub mtu: u64,
+}
+
 /// What an endpoint's record says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Endpoint {
+    /// Its name for people; empty for none.
+    pub label: String,
     /// Path of its container's namespace.
     pub netns: String,
+    /// Name of its interface there.
+    pub ifname: String,
     /// The addresses that it holds.
     pub addresses: BTreeSet<IpAddr>,
     /// Its MAC address, lower case; empty while it has none.
@@ -43,17 +67,19 @@ pub struct Endpoint {
 /// All records of one revision that the checks are about. Keys of other kinds are passed over.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Records {
-    /// Networks, with their VNI once they have one.
-    pub networks: BTreeMap<String, Option<u64>>,
+    /// Networks.
+    pub networks: BTreeMap<String, Network>,
     /// Endpoints.
     pub endpoints: BTreeMap<Name, Endpoint>,
     /// Who holds an address of a network, as `<node>/<id>`; `None` for a reservation, which no endpoint has adopted.
     pub claims: BTreeMap<(String, IpAddr), Option<String>>,
     /// Which network holds a VNI.
     pub vnis: BTreeMap<u64, String>,
-    /// The first underlay address of each node.
-    pub peers: BTreeMap<String, String>,
-    /// Keys whose value could not be understood, and why: nobody writes such here.
+    /// Nodes.
+    pub peers: BTreeMap<String, Peer>,
+    /// Nodes whose agent says that it is there, and those whose agent says how it is.
+    pub presence: [BTreeSet<String>; 2],
+    /// Keys whose value could not be understood, and why.
     pub bad: BTreeMap<String, String>,
 }
 
@@ -72,13 +98,24 @@ impl Records {
 
     fn try_put(&mut self, key: &str, value: &[u8], created: i64) -> Result<(), String> {
         let parts: Vec<&str> = key.strip_prefix(PREFIX).unwrap_or(key).split('/').collect();
+        match parts.as_slice() {
+            ["alive", node] => drop(self.presence[0].insert((*node).to_owned())),
+            ["status", node] => drop(self.presence[1].insert((*node).to_owned())),
+            _ => {}
+        }
         if !["networks", "endpoints", "addresses", "vnis", "peers"].contains(&parts[0]) {
             return Ok(());
         }
         let value: Value = serde_json::from_slice(value).map_err(|error| error.to_string())?;
         match parts.as_slice() {
             ["networks", network] => {
-                self.networks.insert((*network).to_owned(), value["vni"].as_u64());
+                let subnets = value["subnets"].as_array().into_iter().flatten();
+                let record = Network {
+                    vni: value["vni"].as_u64(),
+                    mtu: value["mtu"].as_u64(),
+                    cidrs: subnets.map(|subnet| text(&subnet["cidr"])).collect(),
+                };
+                self.networks.insert((*network).to_owned(), record);
             }
             ["endpoints", network, node, id] => {
                 let name = Name {
@@ -88,8 +125,11 @@ impl Records {
                 };
                 let listed = value["addresses"].as_array().into_iter().flatten();
                 let addresses: Result<_, _> = listed.map(|a| text(a).parse::<IpAddr>()).collect();
+                let attachment = &value["attachment"];
                 let endpoint = Endpoint {
-                    netns: text(&value["attachment"]["netns"]),
+                    label: text(&value["name"]),
+                    ifname: attachment["ifname"].as_str().unwrap_or("eth0").to_owned(),
+                    netns: text(&attachment["netns"]),
                     addresses: addresses.map_err(|error| format!("addresses: {error}"))?,
                     mac: text(&value["mac"]).to_lowercase(),
                     created,
@@ -109,7 +149,13 @@ impl Records {
                 self.vnis.insert(vni, text(&value["network"]));
             }
             ["peers", node] => {
-                self.peers.insert((*node).to_owned(), text(&value["vteps"][0]));
+                let listed = value["vteps"].as_array().into_iter().flatten();
+                let vteps: Result<_, _> = listed.map(|a| text(a).parse::<IpAddr>()).collect();
+                let peer = Peer {
+                    vteps: vteps.map_err(|error| format!("vteps: {error}"))?,
+                    mtu: value["mtu"].as_u64().unwrap_or(1500),
+                };
+                self.peers.insert((*node).to_owned(), peer);
             }
             _ => return Err("no key of weft's".to_owned()),
         }
@@ -138,6 +184,8 @@ impl Records {
                 }
             }
             ["peers", node] => drop(self.peers.remove(*node)),
+            ["alive", node] => drop(self.presence[0].remove(*node)),
+            ["status", node] => drop(self.presence[1].remove(*node)),
             _ => {}
         }
     }
@@ -146,13 +194,14 @@ impl Records {
     /// no address is named by two endpoints of a network; every address that an endpoint names is claimed by it;
     /// every claim's endpoint exists and names the address; a VNI and its network name each other.
     ///
-    /// This is so for storms that write through agents. An operator who deletes an endpoint's record by hand leaves its
-    /// claims, until the node's agent has taken the address off the interface and gives them up.
+    /// This is so where everything is written through agents. An operator who deletes or spoils an endpoint's record by
+    /// hand leaves its claims, until the node's agent has taken the address off the interface and gives them up, or the
+    /// record is put right; likewise a network's. So in networks that are written `by_hand` claims may be of nobody while
+    /// that goes on, and bad records lie about.
     #[must_use]
-    pub fn violations(&self) -> Vec<String> {
-        let mut wrong: Vec<String> = self
-            .bad
-            .iter()
+    pub fn violations(&self, by_hand: &BTreeSet<String>) -> Vec<String> {
+        let bad = self.bad.iter().filter(|_| by_hand.is_empty());
+        let mut wrong: Vec<String> = bad
             .map(|(key, why)| format!("{key} cannot be read: {why}"))
             .collect();
         let mut named: BTreeMap<(&str, IpAddr), &Name> = BTreeMap::new();
@@ -174,6 +223,9 @@ impl Records {
         }
         for ((network, address), holder) in &self.claims {
             let Some(holder) = holder else { continue };
+            if by_hand.contains(network) {
+                continue;
+            }
             let (node, id) = holder.split_once('/').unwrap_or((holder, ""));
             let name = Name {
                 network: network.clone(),
@@ -190,18 +242,18 @@ impl Records {
                 Some(_) => {}
             }
         }
-        for (network, vni) in &self.networks {
-            let Some(vni) = vni else { continue };
-            if self.vnis.get(vni) != Some(network) {
-                let holder = self.vnis.get(vni);
+        for (network, record) in &self.networks {
+            let Some(vni) = record.vni else { continue };
+            if self.vnis.get(&vni) != Some(network) && !by_hand.contains(network) {
+                let holder = self.vnis.get(&vni);
                 wrong.push(format!(
                     "network {network} has VNI {vni}, which {holder:?} has claimed"
                 ));
             }
         }
         for (vni, network) in &self.vnis {
-            if self.networks.get(network) != Some(&Some(*vni)) {
-                let has = self.networks.get(network);
+            let has = self.networks.get(network).and_then(|record| record.vni);
+            if has != Some(*vni) && !by_hand.contains(network) {
                 wrong.push(format!(
                     "VNI {vni} is claimed by network {network}, which has {has:?}"
                 ));
@@ -238,13 +290,13 @@ mod tests {
     fn finds(change: impl FnOnce(&mut Records), words: &str) {
         let mut records = sound();
         change(&mut records);
-        let wrong = records.violations();
+        let wrong = records.violations(&BTreeSet::new());
         assert!(wrong.iter().any(|text| text.contains(words)), "{wrong:?}");
     }
 
     #[test]
     fn what_is_sound_passes() {
-        assert_eq!(sound().violations(), Vec::<String>::new());
+        assert_eq!(sound().violations(&BTreeSet::new()), Vec::<String>::new());
         assert_eq!(
             sound().endpoints.values().next().unwrap().mac,
             "02:42:0a:01:00:02"
@@ -297,5 +349,21 @@ mod tests {
             "VNI 7 is claimed by network blue",
         );
         finds(|r| r.put("/weft/v1/vnis/8", b"[", 4), "vnis/8 cannot be read");
+    }
+
+    #[test]
+    fn what_is_written_by_hand_may_leave_claims_but_takes_none() {
+        let by_hand = BTreeSet::from(["blue".to_owned()]);
+        let mut records = sound();
+        records.delete("/weft/v1/endpoints/blue/host1/a");
+        records.put("/weft/v1/networks/blue", b"{", 4);
+        assert_eq!(records.violations(&by_hand), Vec::<String>::new());
+        assert_eq!(records.violations(&BTreeSet::new()).len(), 4);
+        records.put(
+            "/weft/v1/endpoints/blue/host2/b",
+            br#"{"addresses":["10.1.0.2"]}"#,
+            5,
+        );
+        assert_eq!(records.violations(&by_hand).len(), 1);
     }
 }

@@ -1,8 +1,8 @@
 //! What must hold once everything is healed, nothing is asked for any more, and the agents have had time to catch up:
 //! the kernel is what the records say, no more and no less, on every host; everybody was told the truth; all talk.
 //!
-//! Inputs: the records by a read, the kernel's own listings, what the workers were answered. It must not ask an agent
-//! for anything but how it is.
+//! Inputs: the records by a read, what [`oracle`] makes of them, the kernel's own listings, what the workers were
+//! answered. It must not ask an agent for anything but how it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,27 +10,28 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use weft_e2e::{Fdb, Station, fdb, neighbours, status, unanswered};
-use weft_lab::{Host, Lab, Namespace, eventually};
+use weft_e2e::{Station, status, unanswered};
+use weft_lab::{Host, Lab, eventually};
 
-use crate::containers;
-use crate::records::{Endpoint, Name, Records};
+use crate::records::{Name, Peer, Records};
+use crate::scene::Scene;
 use crate::verdict::{Verdict, lock};
-use crate::witness::Witness;
 use crate::worker::{Belief, Place};
+use crate::{kernel, oracle};
 
 /// How long agents may take to find etcd again and catch up.
 const CATCHING_UP: Duration = Duration::from_secs(30);
 /// How long a container may take to be answered by another one.
 const TALKING: Duration = Duration::from_secs(4);
-/// How many containers of each network are pinged by each other.
-const SAMPLE: usize = 8;
+/// How many differences are told.
+const MOST_TOLD: usize = 20;
 
-/// Waits until all holds, and notes what does not.
+/// Waits until all holds, and notes what does not. Answers the records, if all holds.
 ///
 /// # Errors
 /// When the storm itself fails.
-pub fn check(lab: &Lab, places: &[Place], witness: &Witness<'_>, verdict: &Verdict) -> Result<()> {
+pub fn check(scene: &Scene<'_>) -> Result<Option<Records>> {
+    let (lab, witness, verdict): (&Lab, _, _) = (scene.cluster, scene.witness, scene.verdict);
     let start = Instant::now();
     let settled = eventually(CATCHING_UP, "the kernel is what the records say", || {
         let mut found = Err(anyhow::anyhow!("no member of etcd answers"));
@@ -42,7 +43,7 @@ pub fn check(lab: &Lab, places: &[Place], witness: &Witness<'_>, verdict: &Verdi
         }
         let (revision, records) = found?;
         ensure!(verdict.violations().is_empty(), "something is wrong already");
-        agrees(lab, places, &records)?;
+        agrees(lab, &records)?;
         // Nothing has changed while it was looked at, and the watch told what the read did.
         let ledger = lock(&witness.ledger);
         ensure!(
@@ -61,17 +62,31 @@ pub fn check(lab: &Lab, places: &[Place], witness: &Witness<'_>, verdict: &Verdi
         Ok(records) => records,
         Err(error) => {
             verdict.violated(format!("all is healed, but {error:#}"));
-            return Ok(());
+            return Ok(None);
         }
     };
     let took = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    verdict.note(&format!("settled after {took} ms"));
     verdict.count("settled", "times", 1);
     verdict.count("settled", "ms to settle in all", took);
     verdict.count("settled", "endpoints compared", records.endpoints.len() as u64);
-    for why in promises(places, &records, verdict) {
+    verdict.settled();
+    for why in promises(scene.places, &records, verdict) {
         verdict.violated(why);
     }
-    talk(places, &records, verdict)
+    audit(lab, verdict);
+    talk(scene, &records)?;
+    Ok(Some(records))
+}
+
+/// The product's own look at all records finds nothing.
+fn audit(lab: &Lab, verdict: &Verdict) {
+    let host = lab.host(1);
+    match host.weft_json(&["audit"]) {
+        Ok(answer) if answer["clean"] == true => verdict.count("settled", "audits", 1),
+        Ok(answer) => verdict.violated(format!("weft audit on {}: {answer}", host.node())),
+        Err(error) => verdict.violated(format!("weft audit on {}: {error:#}", host.node())),
+    }
 }
 
 /// Restarts an agent while nothing changes: it adopts all that is there and writes nothing.
@@ -93,60 +108,74 @@ pub fn restart(host: &Host, verdict: &Verdict) -> Result<()> {
     Ok(())
 }
 
-// The seam for `weft audit -o json`: called here for one host, its findings would be one more thing that must be empty,
-// beside `Records::violations`, which asks the same of the store from outside.
-fn agrees(lab: &Lab, places: &[Place], records: &Records) -> Result<()> {
-    let wrong = records.violations();
+fn agrees(lab: &Lab, records: &Records) -> Result<()> {
+    let wrong = records.violations(&BTreeSet::new());
     ensure!(wrong.is_empty(), "{wrong:?}");
+    let nodes: BTreeSet<String> = lab.hosts().iter().map(Host::node).collect();
+    ensure!(
+        records.presence.iter().all(|there| *there == nodes),
+        "presence and status are those of {:?}",
+        records.presence
+    );
     let mut without = BTreeSet::new();
     for host in lab.hosts() {
-        let status = status(host)?;
-        let node = host.node();
-        ensure!(
-            status["store"]["connected"] == true,
-            "{node} has no store: {}",
-            status["store"]
-        );
-        ensure!(
-            status["held_deletions"].is_null(),
-            "{node}: {}",
-            status["held_deletions"]
-        );
-        for problem in status["problems"].as_array().into_iter().flatten() {
-            let name = no_room(problem, records);
-            without.insert(name.with_context(|| format!("{node}: {problem}"))?);
-        }
+        is_well(host, records, &mut without)?;
     }
-    // Those are not carried: nothing of them is to be seen but their records.
-    let mut carried = records.clone();
-    carried.endpoints.retain(|name, _| !without.contains(name));
-    let records = &carried;
-    let mut by_container: BTreeMap<&str, &Endpoint> = BTreeMap::new();
-    for (name, endpoint) in &records.endpoints {
-        let other = by_container.insert(&endpoint.netns, endpoint);
-        ensure!(
-            other.is_none(),
-            "{name} is not the only one in {}",
-            endpoint.netns
-        );
-    }
-    for place in places {
-        let path = place.container.path();
-        let there = containers::look(&place.container)?;
-        let there = there.map(|interface| (interface.addresses, interface.mac));
-        let wanted = by_container
-            .get(path.as_str())
-            .map(|endpoint| (endpoint.addresses.clone(), endpoint.mac.clone()));
-        ensure!(
-            there == wanted,
-            "{path} has {there:?}, its record says {wanted:?}"
-        );
-    }
+    let mut differences = Vec::new();
     for host in lab.hosts() {
-        for network in records.networks.keys() {
-            forwards(host, network, records).with_context(|| format!("{network} on {}", host.node()))?;
-        }
+        let there = kernel::on_host(host)?;
+        let wanted = oracle::on_host(records, &host.node(), &without);
+        let found = oracle::differences(&there, &wanted).into_iter();
+        differences.extend(found.map(|text| format!("{}: {text}", host.node())));
     }
+    if differences.is_empty() {
+        let wanted = oracle::in_containers(records, &without);
+        differences = oracle::differences(&kernel::in_containers(lab)?, &wanted);
+    }
+    ensure!(differences.is_empty(), "{}", shortened(&differences));
+    Ok(())
+}
+
+/// The first of many.
+fn shortened(lines: &[String]) -> String {
+    let more = lines.len().saturating_sub(MOST_TOLD);
+    let mut text = lines[..lines.len() - more].join("\n    ");
+    if more > 0 {
+        text.push_str(&format!("\n    and {more} more"));
+    }
+    text
+}
+
+/// An agent is connected, holds nothing back and has no problem, and its peer record tells its host's underlay.
+/// Endpoints that wait for an address in a full network are added to `without`: nothing of them is to be seen but their
+/// records.
+fn is_well(host: &Host, records: &Records, without: &mut BTreeSet<Name>) -> Result<()> {
+    let status = status(host)?;
+    let node = host.node();
+    ensure!(
+        status["store"]["connected"] == true,
+        "{node} has no store: {}",
+        status["store"]
+    );
+    ensure!(
+        status["held_deletions"].is_null(),
+        "{node}: {}",
+        status["held_deletions"]
+    );
+    for problem in status["problems"].as_array().into_iter().flatten() {
+        let name = no_room(problem, records);
+        without.insert(name.with_context(|| format!("{node}: {problem}"))?);
+    }
+    let underlay = host.netns().ip_json(&["link", "show", "dev", "eth0"])?;
+    let wanted = Peer {
+        vteps: host.addresses(),
+        mtu: underlay[0]["mtu"].as_u64().context("an underlay without MTU")?,
+    };
+    let peer = records.peers.get(&node);
+    ensure!(
+        peer == Some(&wanted),
+        "peers/{node} says {peer:?}, and the host has {wanted:?}"
+    );
     Ok(())
 }
 
@@ -173,90 +202,6 @@ fn no_room(problem: &Value, records: &Records) -> Option<Name> {
     let is_full = used == size.to_string() && (claims(true) == size || claims(false) == size);
     let has_none = records.endpoints.get(&name)?.addresses.is_empty();
     (is_full && has_none).then_some(name)
-}
-
-/// Bridge, tunnel and neighbours of a network on a host.
-fn forwards(host: &Host, network: &str, records: &Records) -> Result<()> {
-    let members: Vec<(&Name, &Endpoint)> = records
-        .endpoints
-        .iter()
-        .filter(|(name, _)| name.network == network)
-        .collect();
-    let node = host.node();
-    let (local, remote): (Vec<_>, Vec<_>) = members.into_iter().partition(|(name, _)| name.node == node);
-    let netns = host.netns_of(network);
-    if local.is_empty() {
-        ensure!(
-            !netns.path().exists(),
-            "it has no endpoint here and is still there"
-        );
-        return Ok(());
-    }
-    let ports = ports(&netns)?;
-    ensure!(
-        ports.len() == local.len(),
-        "{} ports for {} endpoints",
-        ports.len(),
-        local.len()
-    );
-    let (mut wanted_fdb, mut wanted_neighbours) = (BTreeSet::new(), BTreeSet::new());
-    let mut entry = |mac: &str, dev: &str, dst: Option<&String>| {
-        wanted_fdb.insert(Fdb {
-            mac: mac.to_owned(),
-            dev: dev.to_owned(),
-            dst: dst.cloned(),
-            master: dst.is_none(),
-        });
-    };
-    for (name, endpoint) in local {
-        let port = ports.get(name).with_context(|| format!("no port for {name}"))?;
-        entry(&endpoint.mac, port, None);
-    }
-    for (name, endpoint) in remote {
-        let vtep = records
-            .peers
-            .get(&name.node)
-            .with_context(|| format!("no peer {}", name.node))?;
-        entry(&endpoint.mac, "vx4", Some(vtep));
-        entry(&endpoint.mac, "vx4", None);
-        for address in &endpoint.addresses {
-            wanted_neighbours.insert((address.to_string(), endpoint.mac.clone()));
-        }
-    }
-    same("forwarding entries", &fdb(&netns)?, &wanted_fdb)?;
-    same("neighbours", &neighbours(&netns)?, &wanted_neighbours)
-}
-
-fn same<T: Ord + std::fmt::Debug>(what: &str, there: &BTreeSet<T>, wanted: &BTreeSet<T>) -> Result<()> {
-    let too_much: Vec<_> = there.difference(wanted).collect();
-    let missing: Vec<_> = wanted.difference(there).collect();
-    ensure!(
-        too_much.is_empty() && missing.is_empty(),
-        "{what}: too much {too_much:?}, missing {missing:?}"
-    );
-    Ok(())
-}
-
-/// The endpoints' ports of a bridge, by what their aliases say.
-fn ports(netns: &Namespace) -> Result<BTreeMap<Name, String>> {
-    let links = netns.ip_json(&["link", "show", "type", "veth"])?;
-    let mut ports = BTreeMap::new();
-    for link in links.as_array().into_iter().flatten() {
-        let alias = link["ifalias"].as_str().unwrap_or_default();
-        let mut parts = alias.split(' ').nth(1).unwrap_or_default().splitn(3, '/');
-        let mut next = || parts.next().unwrap_or_default().to_owned();
-        let name = Name {
-            network: next(),
-            node: next(),
-            id: next(),
-        };
-        let port = link["ifname"].as_str().unwrap_or_default().to_owned();
-        ensure!(
-            ports.insert(name, port).is_none(),
-            "two ports with the alias {alias:?}"
-        );
-    }
-    Ok(ports)
 }
 
 /// What workers were told and is not so: an endpoint that was attached and not detached is there as it was answered;
@@ -303,27 +248,26 @@ fn promises(places: &[Place], records: &Records, verdict: &Verdict) -> Vec<Strin
     wrong
 }
 
-fn talk(places: &[Place], records: &Records, verdict: &Verdict) -> Result<()> {
+fn talk(scene: &Scene<'_>, records: &Records) -> Result<()> {
+    let verdict = scene.verdict;
     let mut by_network: BTreeMap<&str, Vec<Station>> = BTreeMap::new();
-    let by_path: BTreeMap<String, &Place> = places
-        .iter()
-        .map(|place| (place.container.path(), place))
-        .collect();
+    let containers = format!("/run/netns/{}c-", scene.cluster.lab_record().prefix());
     for (name, endpoint) in &records.endpoints {
-        let Some(place) = by_path.get(&endpoint.netns) else {
+        // Those that wait for an address have none.
+        let Some(container) = endpoint.netns.strip_prefix(&containers) else {
             continue;
         };
         by_network.entry(&name.network).or_default().push(Station {
             network: name.network.clone(),
-            host: place.host,
-            id: name.id.clone(),
-            container: place.container.clone(),
+            host: name.node.trim_start_matches("host").parse()?,
+            id: format!("{}/{}", name.node, name.id),
+            container: scene.cluster.existing_container(container),
             addresses: endpoint.addresses.iter().copied().collect(),
         });
     }
     for (network, mut stations) in by_network {
         // From all hosts in turn; the records are in the order of hosts.
-        let step = stations.len().div_ceil(SAMPLE).max(1);
+        let step = stations.len().div_ceil(scene.storm.sample).max(1);
         stations = stations.into_iter().step_by(step).collect();
         let pairs = stations.len() * stations.len().saturating_sub(1);
         verdict.count("settled", "pairs that talked", pairs as u64);

@@ -1,6 +1,6 @@
 //! What was counted and what went wrong, gathered from all threads of a storm.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,6 +17,8 @@ pub struct Verdict {
     begun: Instant,
     violations: Mutex<Vec<String>>,
     counts: Mutex<BTreeMap<&'static str, BTreeMap<String, u64>>>,
+    history: Mutex<Vec<String>>,
+    disturbed: Mutex<BTreeSet<usize>>,
     over: AtomicBool,
 }
 
@@ -26,6 +28,8 @@ impl Default for Verdict {
             begun: Instant::now(),
             violations: Mutex::default(),
             counts: Mutex::default(),
+            history: Mutex::default(),
+            disturbed: Mutex::default(),
             over: AtomicBool::new(false),
         }
     }
@@ -41,6 +45,10 @@ impl Verdict {
     /// Notes that something that must hold does not. The storm ends soon after the first.
     pub fn violated(&self, why: impl Into<String>) {
         let why = format!("after {:.2} s: {}", self.elapsed().as_secs_f64(), why.into());
+        self.note(&format!(
+            "DOES NOT HOLD: {}",
+            why.lines().next().unwrap_or_default()
+        ));
         let mut violations = lock(&self.violations);
         // One damage is seen by every look until the end.
         if violations.len() < 50 {
@@ -53,6 +61,45 @@ impl Verdict {
     #[must_use]
     pub fn violations(&self) -> Vec<String> {
         lock(&self.violations).clone()
+    }
+
+    /// Takes down what was done when, for the report of a failure.
+    pub fn note(&self, what: &str) {
+        let at = self.elapsed().as_secs_f64();
+        lock(&self.history).push(format!("{at:8.2} s  {what}"));
+    }
+
+    /// What was done when, in order.
+    #[must_use]
+    pub fn history(&self) -> Vec<String> {
+        lock(&self.history).clone()
+    }
+
+    /// What was done when since the round before the last began.
+    #[must_use]
+    pub fn last_round(&self) -> Vec<String> {
+        let history = lock(&self.history);
+        let rounds = history.iter().enumerate().rev();
+        let mut begins = rounds.filter(|(_, line)| line.contains("s  round "));
+        let from = begins.nth(1).map_or(0, |(number, _)| number);
+        history[from..].to_vec()
+    }
+
+    /// From now on somebody is at weft's objects on a host: what is attached there need not be there at any moment, until
+    /// all has settled.
+    pub fn disturb(&self, host: usize) {
+        lock(&self.disturbed).insert(host);
+    }
+
+    /// Whether somebody is at weft's objects on a host.
+    #[must_use]
+    pub fn is_disturbed(&self, host: usize) -> bool {
+        lock(&self.disturbed).contains(&host)
+    }
+
+    /// All has settled: nobody is at weft's objects any more.
+    pub fn settled(&self) {
+        lock(&self.disturbed).clear();
     }
 
     /// Ends the storm early, for example because somebody pressed Ctrl-C.

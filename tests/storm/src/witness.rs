@@ -18,7 +18,7 @@
 //! from one that the store had reached before the look (the ledger had it) to one that a read answered which was begun
 //! after the look. If no revision in the span gives the address to the container, none at the moment of the look did.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -64,6 +64,7 @@ struct Look {
 pub struct Witness<'a> {
     lab: &'a Lab,
     places: &'a [Place],
+    by_hand: BTreeSet<String>,
     verdict: &'a Verdict,
     /// Every revision so far.
     pub ledger: Mutex<Ledger>,
@@ -72,14 +73,15 @@ pub struct Witness<'a> {
 }
 
 impl<'a> Witness<'a> {
-    /// One who has seen nothing yet.
+    /// One who has seen nothing yet. In some networks, records are written by hand.
     #[must_use]
-    pub fn new(lab: &'a Lab, places: &'a [Place], verdict: &'a Verdict) -> Self {
+    pub fn new(lab: &'a Lab, places: &'a [Place], by_hand: BTreeSet<String>, verdict: &'a Verdict) -> Self {
         Self {
             lab,
             places,
+            ledger: Mutex::new(Ledger::new(by_hand.clone())),
+            by_hand,
             verdict,
-            ledger: Mutex::default(),
             newest: Mutex::default(),
             looks: Mutex::default(),
         }
@@ -150,7 +152,7 @@ impl<'a> Witness<'a> {
         for kv in &reading.keys {
             records.put(&kv.key, &kv.value, kv.create_revision);
         }
-        for why in records.violations() {
+        for why in records.violations(&self.by_hand) {
             self.verdict
                 .violated(format!("read at revision {}: {why}", reading.revision));
         }
