@@ -147,7 +147,8 @@ impl Process {
                 r#"read -r stat </proc/$$/stat && printf '%s\n' "$stat" >"$0" && exec "$@""#,
             ])
             .arg(&self.record)
-            .arg("nsenter")
+            // Whoever waits for signals blocks them, and who is started inherits that: a SIGTERM would never arrive.
+            .args(["env", "--default-signal", "nsenter"])
             .arg(format!("--net={}", netns.path().display()))
             .arg(program)
             .args(args);

@@ -123,6 +123,17 @@ impl Verdict {
             .or_default() += more;
     }
 
+    /// Keeps the largest of several figures, in a group.
+    pub fn at_most(&self, group: &'static str, what: &str, figure: u64) {
+        let mut counts = lock(&self.counts);
+        let most = counts
+            .entry(group)
+            .or_default()
+            .entry(what.to_owned())
+            .or_default();
+        *most = figure.max(*most);
+    }
+
     /// How often something was counted.
     #[must_use]
     pub fn counted(&self, group: &str, what: &str) -> u64 {

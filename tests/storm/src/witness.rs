@@ -244,6 +244,12 @@ impl<'a> Witness<'a> {
         }
     }
 
+    /// The revision up to which it has followed the store.
+    #[must_use]
+    pub fn revision(&self) -> i64 {
+        lock(&self.ledger).revision()
+    }
+
     /// How many looks were made.
     #[must_use]
     pub fn looks(&self) -> u64 {

@@ -34,6 +34,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     // Tests see the product from outside.
     ("weft-lab", &[]),
     ("weft-e2e", &["weft-lab", "weft-proto", "weft-store-schema"]),
+    ("weft-chaos", &["weft-e2e", "weft-lab", "weft-storm"]),
     ("weft-faults", &["weft-e2e", "weft-lab"]),
     ("weft-model", &["weft-core", "weft-store-schema"]),
     ("weft-storm", &["weft-e2e", "weft-lab"]),
@@ -61,6 +62,7 @@ const KEPT_BEHIND: [(&str, &[&str]); 4] = [
             "weft-bench",
             "weft-lab",
             "weft-e2e",
+            "weft-chaos",
             "weft-faults",
             "weft-storm",
             "weft-workspace-tests",

@@ -1,0 +1,94 @@
+//! Chaos: everything that can go wrong with a cluster, several things at once, drawn from a seed, while workers attach
+//! and detach and steady traffic runs between the hosts.
+//!
+//! It is a storm (`weft_storm`: stage, workers, witness, oracle, settled checks) with more faults and more to hold. After
+//! each round, when all is healed and has settled:
+//!
+//! 1. every host's kernel and every container is what the oracle makes of the records, no more and no less;
+//! 2. all pairs talk, no address is twice in the store or in containers, `weft audit` is clean;
+//! 3. no agent has ended by itself, panicked, flooded its log or grown ([`health`]);
+//! 4. the steady traffic has lost nothing, but on paths that a fault of the round concerned ([`choice::Kind::concerns`]).
+
+pub mod choice;
+pub mod deal;
+mod drift;
+mod faults;
+pub mod health;
+pub mod steady;
+mod writes;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::Result;
+use weft_lab::Underlay;
+use weft_storm::scene::Scene;
+use weft_storm::verdict::Verdict;
+use weft_storm::{MEMBERS, Network, Storm, evidence, fault, pass_over, settled};
+
+use crate::deal::Dealer;
+use crate::health::Health;
+use crate::steady::Steady;
+
+/// The chaos that `make chaos` makes.
+#[must_use]
+pub fn chaos(seed: u64, lasts: Duration) -> Storm {
+    let underlays = [Underlay::V4, Underlay::Dual, Underlay::V6];
+    Storm {
+        name: "chaos",
+        hosts: 5,
+        underlay: underlays[usize::try_from(seed % 3).unwrap_or(0)],
+        networks: vec![Network::small(1, 5), Network::small(2, 6)],
+        containers: 4,
+        workers: 1,
+        by_hand: BTreeSet::from([steady::NETWORK.to_owned()]),
+        sample: usize::MAX,
+        evidence: evidence("chaos", seed),
+        ..Storm::long(seed, lasts)
+    }
+}
+
+/// Lets chaos loose on a lab of its own and removes everything after, whatever happens.
+///
+/// # Errors
+/// When something that must hold did not, with everything known about it; or when the chaos itself failed.
+pub fn run(chaos: &Storm, verdict: &Verdict, say: &(dyn Fn(&str) + Sync)) -> Result<()> {
+    pass_over(chaos, verdict, say, &rounds)
+}
+
+fn rounds(scene: &Scene<'_>) -> Result<()> {
+    let (chaos, verdict) = (scene.storm, scene.verdict);
+    let mut dealer = Dealer::new(chaos.seed, chaos.hosts, MEMBERS);
+    let mut health = Health::default();
+    let mut steady = Steady::start(scene.cluster)?;
+    settled::check(scene)?;
+    health.check(scene.cluster, verdict)?;
+    let begun = verdict.elapsed();
+    let mut round = 0;
+    while verdict.elapsed() - begun < chaos.lasts && !verdict.is_over() {
+        round += 1;
+        let faults = dealer.round();
+        scene.begin_round(round, &faults);
+        for host in faults.iter().filter_map(|fault| fault.kind.disturbs()) {
+            verdict.disturb(host);
+        }
+        scene.gate.open();
+        fault::strike(scene, &faults)?;
+        fault::all_run(scene.cluster, verdict);
+        scene.gate.close();
+        if verdict.is_over() {
+            break;
+        }
+        settled::check(scene)?;
+        if verdict.is_over() {
+            break;
+        }
+        health.check(scene.cluster, verdict)?;
+        let concerned = faults.iter().filter_map(|fault| fault.kind.concerns());
+        steady.renew(&concerned.collect(), verdict)?;
+        // Not the last one, whose agent lives through everything.
+        let number = usize::try_from(round).unwrap_or(1) % (chaos.hosts - 1) + 1;
+        settled::restart(scene.cluster.host(number), verdict)?;
+    }
+    scene.end_rounds(round)
+}

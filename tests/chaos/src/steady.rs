@@ -1,0 +1,99 @@
+//! The steady traffic: one endpoint on each host in a network of its own, each pair talking all the time. It needs
+//! neither agents nor etcd, so only faults of the paths themselves may cost packets, and only on their own paths.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
+use weft_e2e::{Cluster, Station};
+use weft_lab::{FlowSummary, Traffic};
+use weft_storm::verdict::Verdict;
+
+/// The network.
+pub const NETWORK: &str = "steady";
+/// Its subnets: two of one family, so that there are routes in the containers; room for bursts.
+pub const CIDRS: [&str; 3] = ["10.20.0.0/22", "10.21.0.0/24", "fd20::/64"];
+
+/// The id of the endpoint on a host.
+#[must_use]
+pub fn id(host: usize) -> String {
+    format!("s{host}")
+}
+
+/// The key of its record.
+#[must_use]
+pub fn key(host: usize) -> String {
+    Cluster::endpoint_key(NETWORK, host, &id(host))
+}
+
+/// The traffic, renewed for each round so that each round is accounted for by itself.
+#[derive(Debug)]
+pub struct Steady {
+    stations: Vec<Station>,
+    traffic: Traffic,
+}
+
+impl Steady {
+    /// Makes network and endpoints, and starts to talk.
+    ///
+    /// # Errors
+    /// When they do not talk within the time.
+    pub fn start(cluster: &Cluster) -> Result<Self> {
+        cluster.network(NETWORK, &CIDRS)?;
+        let hosts = cluster.hosts().iter();
+        let mut stations = hosts
+            .map(|host| cluster.endpoint(NETWORK, host.number(), &id(host.number())))
+            .collect::<Result<Vec<_>>>()?;
+        cluster.up(&mut stations)?;
+        let traffic = begin(&stations)?;
+        Ok(Self { stations, traffic })
+    }
+
+    /// Starts traffic for the next round, and only then ends that of the last one and judges it: all flows that no fault
+    /// concerned have lost nothing. The others only begin anew.
+    ///
+    /// # Errors
+    /// When not all talk, although all has settled.
+    pub fn renew(&mut self, concerned: &BTreeSet<usize>, verdict: &Verdict) -> Result<()> {
+        let next = begin(&self.stations).context("steady traffic, all settled")?;
+        let last = std::mem::replace(&mut self.traffic, next);
+        let flows = last.stop();
+        ensure!(
+            flows.len() == pairs(&self.stations).len(),
+            "{} flows",
+            flows.len()
+        );
+        for ((from, to), flow) in pairs(&self.stations).into_iter().zip(&flows) {
+            let spared = concerned.contains(&from.host) || concerned.contains(&to.host);
+            judge(flow, spared, verdict);
+        }
+        Ok(())
+    }
+}
+
+fn judge(flow: &FlowSummary, spared: bool, verdict: &Verdict) {
+    let word = |what: &str| format!("{what}{}", if spared { ", cut by faults" } else { "" });
+    verdict.count("traffic", &word("flows"), 1);
+    verdict.count("traffic", &word("echo requests"), flow.pings.sent);
+    verdict.count("traffic", &word("of them lost"), flow.pings.lost());
+    verdict.count("traffic", &word("bytes of streams echoed"), flow.echoed);
+    if !spared && (flow.pings.lost() > 0 || flow.broken.is_some()) {
+        verdict.violated(format!("traffic that no fault concerns: {flow}"));
+    }
+}
+
+/// Every ordered pair.
+fn pairs(stations: &[Station]) -> Vec<(&Station, &Station)> {
+    let all = stations
+        .iter()
+        .flat_map(|from| stations.iter().map(move |to| (from, to)));
+    all.filter(|(from, to)| from.host != to.host).collect()
+}
+
+/// One way by IPv4, the other by IPv6.
+fn begin(stations: &[Station]) -> Result<Traffic> {
+    let flows = pairs(stations).into_iter().map(|(from, to)| {
+        let address = to.address(from.host < to.host);
+        (&from.container, &to.container, address)
+    });
+    Traffic::start(flows)
+}
