@@ -2,10 +2,11 @@
 //! neither agents nor etcd, so only faults of the paths themselves may cost packets, and only on their own paths.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use weft_e2e::{Cluster, Station};
-use weft_lab::{FlowSummary, Traffic};
+use weft_e2e::{Cluster, SOON, Station, link};
+use weft_lab::{Container, FlowSummary, Traffic, eventually};
 use weft_storm::verdict::Verdict;
 
 /// The network.
@@ -77,7 +78,10 @@ fn judge(flow: &FlowSummary, spared: bool, verdict: &Verdict) {
     verdict.count("traffic", &word("of them lost"), flow.pings.lost());
     verdict.count("traffic", &word("bytes of streams echoed"), flow.echoed);
     if !spared && (flow.pings.lost() > 0 || flow.broken.is_some()) {
-        verdict.violated(format!("traffic that no fault concerns: {flow}"));
+        let when = flow.pings.lost_from_to.map_or_else(String::new, |(from, to)| {
+            format!(", from {:.2} to {:.2} s", verdict.at(from), verdict.at(to))
+        });
+        verdict.violated(format!("traffic that no fault concerns: {flow}{when}"));
     }
 }
 
@@ -91,9 +95,28 @@ fn pairs(stations: &[Station]) -> Vec<(&Station, &Station)> {
 
 /// One way by IPv4, the other by IPv6.
 fn begin(stations: &[Station]) -> Result<Traffic> {
-    let flows = pairs(stations).into_iter().map(|(from, to)| {
+    for (from, to) in pairs(stations) {
+        for v4 in [true, false] {
+            let address = to.address(v4);
+            eventually(SOON, &format!("{} talks to {address}", from.id), || {
+                ensure!(from.container.ping(address), "no answer");
+                Ok(())
+            })?;
+            keep_neighbour(&from.container, &to.container, address)?;
+        }
+    }
+    Traffic::start(pairs(stations).into_iter().map(|(from, to)| {
         let address = to.address(from.host < to.host);
         (&from.container, &to.container, address)
-    });
-    Traffic::start(flows)
+    }))
+}
+
+/// Has a container not forget a neighbour before its time. The kernel's table of neighbours is one for all namespaces of
+/// a machine: when that is full (1024 of a family), also those that are in use are forgotten, and asking for them anew
+/// fails; that would be a loss of this machine's own. The entry ages and is asked for as before.
+fn keep_neighbour(from: &Container, to: &Container, address: IpAddr) -> Result<()> {
+    let mac = link(to.netns(), "eth0")?["address"].clone();
+    let mac = mac.as_str().unwrap_or_default();
+    let command = format!("ip neigh replace {address} lladdr {mac} dev eth0 nud stale extern_learn");
+    from.exec(&command.split(' ').collect::<Vec<_>>()).map(drop)
 }

@@ -96,7 +96,7 @@ fn bad_value(rng: &mut Rng) -> Vec<u8> {
         1 => b"{}".to_vec(),
         2 => br#"{"version":99,"subnets":[{"cidr":"10.20.0.0/22"}],"vteps":["10.99.0.1"]}"#.to_vec(),
         3 => {
-            br#"{"attachment":{"netns":"/etc/passwd"},"subnets":[],"vteps":["x"],"endpoint":7,"network":"/"}"#
+            br#"{"attachment":{"netns":"etc/passwd"},"subnets":[],"vteps":["x"],"endpoint":7,"network":"/"}"#
                 .to_vec()
         }
         4 => b"[".repeat(rng.usize(1..5000)),

@@ -57,6 +57,8 @@ pub struct PingSummary {
     pub longest_gap: Duration,
     /// When the first answer came.
     pub first_answer: Option<Instant>,
+    /// When the first and the last of the requests were sent that were not answered.
+    pub lost_from_to: Option<(Instant, Instant)>,
     /// Median round trip; `None` without answers.
     pub median_rtt: Option<Duration>,
 }
@@ -87,7 +89,11 @@ impl Shared {
             .filter_map(|r| Some(r.answered?.duration_since(r.sent)))
             .collect();
         rtts.sort_unstable();
+        let lost = |request: &&Request| request.answered.is_none();
+        let first_lost = requests.iter().find(lost);
+        let last_lost = requests.iter().rev().find(lost);
         PingSummary {
+            lost_from_to: first_lost.zip(last_lost).map(|(a, b)| (a.sent, b.sent)),
             sent: requests.len() as u64,
             received: answers.len() as u64,
             longest_gap: answers

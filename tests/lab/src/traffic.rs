@@ -118,23 +118,29 @@ impl Traffic {
     /// Stops it, waits for what is in flight, and answers what became of each flow.
     #[must_use]
     pub fn stop(self) -> Vec<FlowSummary> {
-        // All stop sending before any is waited for.
-        for flow in &self.flows {
-            flow.stream.stop.store(true, Ordering::Release);
-        }
-        let flows = self.flows.into_iter();
-        flows
-            .map(|Flow { path, pings, stream }| {
-                let pings = pings.stop();
-                let (broken, echoed) = stream.finish();
-                FlowSummary {
-                    path,
-                    pings,
-                    broken,
-                    echoed,
-                }
-            })
-            .collect()
+        // All at once: each waits a while for what is in flight.
+        let end = |Flow { path, pings, stream }: Flow| {
+            let pings = pings.stop();
+            let (broken, echoed) = stream.finish();
+            FlowSummary {
+                path,
+                pings,
+                broken,
+                echoed,
+            }
+        };
+        std::thread::scope(|scope| {
+            let flows = self.flows.into_iter();
+            let threads: Vec<_> = flows.map(|flow| scope.spawn(move || end(flow))).collect();
+            let ended = threads.into_iter();
+            ended
+                .map(|thread| {
+                    thread
+                        .join()
+                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                })
+                .collect()
+        })
     }
 
     /// Stops it, and holds that nothing was lost.

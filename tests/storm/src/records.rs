@@ -146,7 +146,8 @@ impl Records {
             }
             ["vnis", vni] => {
                 let vni = vni.parse().map_err(|error| format!("{vni}: {error}"))?;
-                self.vnis.insert(vni, text(&value["network"]));
+                let network = value["network"].as_str().ok_or("no network")?;
+                self.vnis.insert(vni, network.to_owned());
             }
             ["peers", node] => {
                 let listed = value["vteps"].as_array().into_iter().flatten();

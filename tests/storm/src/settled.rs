@@ -271,14 +271,9 @@ fn talk(scene: &Scene<'_>, records: &Records) -> Result<()> {
         stations = stations.into_iter().step_by(step).collect();
         let pairs = stations.len() * stations.len().saturating_sub(1);
         verdict.count("settled", "pairs that talked", pairs as u64);
-        let mut silent = unanswered(&stations, TALKING)?;
-        if !silent.is_empty() {
-            let stale = forget_stale(&stations, records)?;
-            if stale > 0 {
-                verdict.count("settled", "stale neighbour entries of containers", stale);
-                silent = unanswered(&stations, TALKING)?;
-            }
-        }
+        let stale = forget_stale(&stations, records)?;
+        verdict.count("settled", "stale neighbour entries of containers", stale);
+        let silent = unanswered(&stations, TALKING)?;
         if !silent.is_empty() {
             verdict.violated(format!(
                 "{network}: all is settled, but these do not talk: {silent:?}"

@@ -42,6 +42,12 @@ impl Verdict {
         self.begun.elapsed()
     }
 
+    /// A moment on the same clock, in seconds.
+    #[must_use]
+    pub fn at(&self, moment: Instant) -> f64 {
+        moment.saturating_duration_since(self.begun).as_secs_f64()
+    }
+
     /// Notes that something that must hold does not. The storm ends soon after the first.
     pub fn violated(&self, why: impl Into<String>) {
         let why = format!("after {:.2} s: {}", self.elapsed().as_secs_f64(), why.into());
