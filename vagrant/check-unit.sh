@@ -45,8 +45,8 @@ check "it shares the host's mount namespace" same_namespace mnt
 check "it shares the host's network namespace" same_namespace net
 own_namespace() { [ "$(readlink "/proc/$(main_pid)/ns/$1")" != "$(readlink "/proc/1/ns/$1")" ]; }
 check "it has a UTS namespace of its own" own_namespace uts
-# CAP_CHOWN 0, CAP_NET_BROADCAST 11, CAP_NET_ADMIN 12, CAP_SYS_ADMIN 21
-capabilities=$(printf '%016x' $((1 | 1 << 11 | 1 << 12 | 1 << 21)))
+# CAP_CHOWN 0, CAP_NET_BROADCAST 11, CAP_NET_ADMIN 12, CAP_NET_RAW 13, CAP_SYS_ADMIN 21
+capabilities=$(printf '%016x' $((1 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 21)))
 check "its capabilities, bounding" is "$(status_line CapBnd)" "$capabilities"
 check "its capabilities, effective" is "$(status_line CapEff)" "$capabilities"
 check "it cannot gain any" is "$(status_line NoNewPrivs)" 1

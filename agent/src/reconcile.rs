@@ -25,6 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use weft_api::EventHub;
 use weft_core::{
+    announce::Announcer,
     barrier::Reached,
     dataplane::Observed,
     desired::look_into,
@@ -130,6 +131,8 @@ pub(crate) struct Reconciler {
     dirty: Dirty,
     look: Dirty,
     look_because: Because,
+    /// Which addresses the containers here may know by another MAC.
+    announcer: Announcer,
     /// What was to be done before a look that has to go on.
     expected: Option<Plan>,
     /// When to look for the underlay again: a while after the host's links or routes changed.
@@ -263,6 +266,7 @@ impl Reconciler {
             dirty: Dirty::default(),
             look: Dirty::everything(),
             look_because: Because::Wanted,
+            announcer: Announcer::new(node.name.clone()),
             expected: None,
             underlay_due: None,
             busy: None,

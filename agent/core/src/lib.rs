@@ -4,6 +4,7 @@
 //! result and never blocks the rest.
 
 pub mod address_set;
+pub mod announce;
 pub mod answer;
 mod assess;
 pub mod audit;

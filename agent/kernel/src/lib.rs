@@ -5,6 +5,7 @@
 //! [`Notifications`].
 
 mod addresses;
+mod announce;
 mod apply;
 mod channel;
 mod entries;
@@ -71,6 +72,8 @@ pub struct Kernel {
     /// Where the containers of endpoints are that have a veth.
     containers: HashMap<(NetworkName, EndpointId), Container>,
     registry: Arc<Registry>,
+    /// Announcements cannot be made, and that was told.
+    mute: bool,
 }
 
 impl Kernel {
@@ -96,6 +99,7 @@ impl Kernel {
             networks: HashMap::new(),
             containers: HashMap::new(),
             registry: Arc::new(Registry::default()),
+            mute: false,
         })
     }
 

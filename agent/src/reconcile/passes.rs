@@ -197,8 +197,13 @@ impl Reconciler {
             return;
         }
         tracing::debug!(operations = plan.len(), "applying");
+        let announcements = self.announcer.announcements(&plan, &self.observed);
         let answer = self.kernel.run(move |kernel| {
+            // Before, since an agent that is killed in between finds everything in place when it is back, and nothing to
+            // tell. After, for whoever has asked meanwhile.
+            kernel.announce(&announcements);
             let outcome = kernel.apply(&plan);
+            kernel.announce(&announcements);
             Applied { plan, outcome }
         });
         self.busy_since = Instant::now();
@@ -284,6 +289,7 @@ impl Reconciler {
         for (network, ops) in &plan.networks {
             for op in ops {
                 if all_done || !undone(network, op) {
+                    self.announcer.note(network, op, ops, &self.observed);
                     let is_repair =
                         |expected: &Plan| !expected.networks.get(network).is_some_and(|ops| ops.contains(op));
                     if expected.is_some_and(is_repair) {

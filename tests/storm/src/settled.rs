@@ -271,8 +271,6 @@ fn talk(scene: &Scene<'_>, records: &Records) -> Result<()> {
         stations = stations.into_iter().step_by(step).collect();
         let pairs = stations.len() * stations.len().saturating_sub(1);
         verdict.count("settled", "pairs that talked", pairs as u64);
-        let stale = forget_stale(&stations, records)?;
-        verdict.count("settled", "stale neighbour entries of containers", stale);
         let silent = unanswered(&stations, TALKING)?;
         if !silent.is_empty() {
             verdict.violated(format!(
@@ -281,38 +279,4 @@ fn talk(scene: &Scene<'_>, records: &Records) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Has containers forget neighbours whose address was given to an endpoint with another MAC since they last talked, and
-/// answers how many there were.
-///
-/// Such an entry is the container's own, made when it talked to the holder of before. weft answers questions for a
-/// neighbour but does not announce one, so the container finds out by itself: after 15 to 45 s in which it takes the
-/// entry for confirmed, and 8 s of probing. Until weft announces neighbours this is counted, not forbidden.
-fn forget_stale(stations: &[Station], records: &Records) -> Result<u64> {
-    let mut stale = 0;
-    for station in stations {
-        let macs: BTreeMap<String, &str> = records
-            .endpoints
-            .iter()
-            .filter(|(name, _)| name.network == station.network)
-            .flat_map(|(_, e)| e.addresses.iter().map(|a| (a.to_string(), e.mac.as_str())))
-            .collect();
-        let entries = station
-            .container
-            .netns()
-            .ip_json(&["neigh", "show", "dev", "eth0"])?;
-        for entry in entries.as_array().into_iter().flatten() {
-            let (Some(address), Some(mac)) = (entry["dst"].as_str(), entry["lladdr"].as_str()) else {
-                continue;
-            };
-            if macs.get(address).is_some_and(|wanted| *wanted != mac) {
-                stale += 1;
-                station
-                    .container
-                    .exec(&["ip", "neigh", "del", address, "dev", "eth0"])?;
-            }
-        }
-    }
-    Ok(stale)
 }

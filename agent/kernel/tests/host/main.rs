@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod announcements;
 mod attachments;
 mod errors;
 mod foreign;
