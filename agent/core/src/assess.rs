@@ -1,8 +1,6 @@
 //! What is wrong with the records of a scope, taken together: what a record's own validation cannot see.
 
-use std::{collections::BTreeMap, net::IpAddr};
-
-use weft_store_schema::{Endpoint, EndpointRef, Family, Key, Mtu, NetworkName, NodeName};
+use weft_store_schema::{Endpoint, EndpointRef, Family, Key, Mtu, NetworkName};
 
 use crate::{
     desired::{Assessment, Pass, Vtep},
@@ -168,6 +166,13 @@ impl Pass<'_> {
                     );
                     return Some(Problem::new(key, message));
                 }
+                Vtep::Taken(vtep, owner) => {
+                    let message = format!(
+                        "the VTEP address {vtep} of its node {} is that of node {owner}; forwarding stays as it was",
+                        name.node
+                    );
+                    return Some(Problem::new(key, message));
+                }
                 Vtep::Unreachable => {
                     let message = format!(
                         "node {} has no VTEP address of a family that this host has too",
@@ -187,10 +192,7 @@ impl Pass<'_> {
                 .by_key
                 .insert(Key::Peer(gone.clone()).to_string(), None);
         }
-        let mut holders: BTreeMap<IpAddr, &NodeName> = BTreeMap::new();
-        let mut peers: Vec<_> = self.snapshot.peers().collect();
-        peers.sort_by_key(|(node, slot)| (slot.create_revision, *node));
-        for (node, slot) in peers {
+        for (node, slot) in self.snapshot.peers() {
             let key = Key::Peer(node.clone());
             let mut problem = slot.held.then(|| {
                 Problem::new(
@@ -199,12 +201,20 @@ impl Pass<'_> {
                 )
             });
             for vtep in slot.value.iter().flat_map(weft_store_schema::Peer::vteps) {
-                if let Some(first) = holders.insert(vtep, node) {
-                    let message =
-                        format!("{vtep} is the VTEP address of node {first} too; two hosts cannot share one");
-                    problem = Some(Problem::field(&key, "vteps", message));
-                    holders.insert(vtep, first);
-                }
+                let mut others = self.snapshot.users_of_vtep(vtep).filter(|other| *other != node);
+                let message = match self.snapshot.owner_of_vtep(vtep) {
+                    Some(owner) if owner != node => format!(
+                        "{vtep} is the VTEP address of node {owner}, whose record is older; nothing more is forwarded to \
+                         {node} until it has another (underlay.addresses there)"
+                    ),
+                    _ => match others.next() {
+                        Some(other) => format!(
+                            "node {other} names the VTEP address {vtep} too; this record is older and keeps it"
+                        ),
+                        None => continue,
+                    },
+                };
+                problem = Some(Problem::field(&key, "vteps", message));
             }
             assessment.by_key.insert(key.to_string(), problem);
         }

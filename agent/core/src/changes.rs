@@ -4,6 +4,8 @@
 //! cannot be decoded becomes a [`Problem`] and leaves the object as it last was. Whole listings are taken in
 //! in `listing.rs`.
 
+use std::collections::BTreeSet;
+
 use weft_store_schema::{
     AddressClaim, BarrierDocument, Endpoint, EndpointRef, Key, Network, NetworkName, NodeName,
     PassedDocument, Peer, RecordError, ReleasedDocument, RemovedDocument, Vni, VniClaim, decode,
@@ -235,9 +237,10 @@ impl Snapshot {
     fn put_peer(&mut self, key: &Key, node: &NodeName, entry: &Entry, force: bool, dirty: &mut Dirty) {
         let limits = self.underlay_limits();
         let mut slot = self.peers.remove(node).unwrap_or_default();
-        let before = slot.value.clone();
+        let (before, created) = (slot.value.clone(), slot.create_revision);
         let decoded = slot.accept(entry, force, true, Peer::decode);
         let after = slot.value.clone();
+        let is_another = created != slot.create_revision;
         self.peers.insert(node.clone(), slot);
         if let Some(decoded) = decoded {
             self.judge(key, decoded);
@@ -245,7 +248,35 @@ impl Snapshot {
             if before != after {
                 self.touch_peer(node, dirty);
             }
+            if before != after || is_another {
+                self.use_vteps(node, before.as_ref(), after.as_ref(), dirty);
+            }
             self.touch_links_if(limits != self.underlay_limits(), dirty);
+        }
+    }
+
+    /// Keeps the index of VTEP addresses; another user of one of them may have won or lost it by the change.
+    fn use_vteps(&mut self, node: &NodeName, before: Option<&Peer>, after: Option<&Peer>, dirty: &mut Dirty) {
+        let mut concerned = BTreeSet::new();
+        for vtep in before.into_iter().flat_map(Peer::vteps) {
+            if let Some(users) = self.vtep_users.get_mut(&vtep) {
+                users.remove(node);
+                concerned.extend(users.iter().cloned());
+                if users.is_empty() {
+                    self.vtep_users.remove(&vtep);
+                }
+            }
+        }
+        for vtep in after.into_iter().flat_map(Peer::vteps) {
+            let users = self.vtep_users.entry(vtep).or_default();
+            concerned.extend(users.iter().cloned());
+            users.insert(node.clone());
+        }
+        if !concerned.is_empty() {
+            concerned.insert(node.clone());
+        }
+        for node in &concerned {
+            self.touch_peer(node, dirty);
         }
     }
 
@@ -430,8 +461,9 @@ impl Snapshot {
             }
             Key::Peer(node) => {
                 let limits = self.underlay_limits();
-                self.peers.remove(node);
+                let slot = self.peers.remove(node);
                 self.touch_peer(node, &mut dirty);
+                self.use_vteps(node, slot.and_then(|s| s.value).as_ref(), None, &mut dirty);
                 self.touch_links_if(limits != self.underlay_limits(), &mut dirty);
             }
             Key::Vni(vni) => {

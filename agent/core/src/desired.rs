@@ -411,7 +411,7 @@ impl<'a> Pass<'a> {
         }
         match self.vtep(node) {
             Vtep::At(vtep) => Wanted::Is(Forward::Remote(vtep)),
-            Vtep::Unknown => Wanted::Keep,
+            Vtep::Unknown | Vtep::Taken(..) => Wanted::Keep,
             Vtep::Unreachable => Wanted::Absent,
         }
     }
@@ -442,26 +442,34 @@ impl<'a> Pass<'a> {
         }
         match self.vtep(node) {
             Vtep::At(_) => Wanted::Is(mac),
-            Vtep::Unknown => Wanted::Keep,
+            Vtep::Unknown | Vtep::Taken(..) => Wanted::Keep,
             Vtep::Unreachable => Wanted::Absent,
         }
     }
 
-    pub(crate) fn vtep(&self, node: &NodeName) -> Vtep {
+    pub(crate) fn vtep(&self, node: &NodeName) -> Vtep<'a> {
         let Some(peer) = self.snapshot.peer(node) else {
             return Vtep::Unknown;
         };
         // The order of Family::ALL is the preference, the same on both sides of every pair.
-        Family::ALL
+        let common = Family::ALL
             .into_iter()
-            .find_map(|f| self.host.vtep(f).and_then(|_| peer.vtep(f)))
-            .map_or(Vtep::Unreachable, Vtep::At)
+            .find_map(|f| self.host.vtep(f).and_then(|_| peer.vtep(f)));
+        match common {
+            Some(vtep) => match self.snapshot.owner_of_vtep(vtep) {
+                Some(owner) if owner != node => Vtep::Taken(vtep, owner),
+                _ => Vtep::At(vtep),
+            },
+            None => Vtep::Unreachable,
+        }
     }
 }
 
 /// Where a node's tunnel ends, seen from this host.
-pub(crate) enum Vtep {
+pub(crate) enum Vtep<'a> {
     At(IpAddr),
+    /// The address is that of another peer, whose record is older: packets for this one would go there.
+    Taken(IpAddr, &'a NodeName),
     /// No record tells.
     Unknown,
     /// The records tell, and there is no common family.

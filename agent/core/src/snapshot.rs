@@ -2,7 +2,10 @@
 //!
 //! The snapshot is state, not history. How records get into it is in `changes.rs`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use weft_store_schema::{
     Attachment, BarrierDocument, BarrierRef, Endpoint, EndpointId, EndpointRef, Key, Kind, Network,
@@ -31,6 +34,8 @@ pub struct Snapshot {
     pub(crate) passed: BTreeMap<(BarrierRef, NodeName), Slot<PassedDocument>>,
     /// Which networks name a VNI.
     pub(crate) vni_users: HashMap<Vni, BTreeSet<NetworkName>>,
+    /// Which peers name a VTEP address.
+    pub(crate) vtep_users: HashMap<IpAddr, BTreeSet<NodeName>>,
     /// Which of this node's endpoints name an attachment.
     pub(crate) attachments: HashMap<Attachment, BTreeSet<EndpointRef>>,
     /// Records and keys that cannot be understood.
@@ -67,6 +72,7 @@ impl Snapshot {
             barriers: BTreeMap::new(),
             passed: BTreeMap::new(),
             vni_users: HashMap::new(),
+            vtep_users: HashMap::new(),
             attachments: HashMap::new(),
             problems: BTreeMap::new(),
             listed: BTreeSet::new(),
@@ -192,6 +198,23 @@ impl Snapshot {
                 .map_or(i64::MAX, |slot| slot.create_revision);
             (claim.is_none_or(|claim| claim.network != **name), created, *name)
         })
+    }
+
+    /// The peer whose VTEP address this is when several records name it: who was there first. The same on every host.
+    pub fn owner_of_vtep(&self, vtep: IpAddr) -> Option<&NodeName> {
+        let users = self.vtep_users.get(&vtep)?.iter();
+        users.min_by_key(|node| {
+            let created = self
+                .peers
+                .get(*node)
+                .map_or(i64::MAX, |slot| slot.create_revision);
+            (created, *node)
+        })
+    }
+
+    /// The peers whose records name a VTEP address.
+    pub fn users_of_vtep(&self, vtep: IpAddr) -> impl Iterator<Item = &NodeName> {
+        self.vtep_users.get(&vtep).into_iter().flatten()
     }
 
     /// This node's endpoint that may use an attachment when several records name it: who was there first.
