@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo lab-up lab-down clean-lab test model storm faults bench bench-addresses fmt lint check install
+.PHONY: help setup build release demo lab-up lab-down clean-lab test model fuzz storm faults bench bench-addresses fmt lint check install
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -54,6 +54,10 @@ test: setup ## all tests, end to end included, on real network namespaces and a 
 model: setup ## the claim protocol against a reference, in random schedules of agents and faults (SCHEDULES=5000000, SEED=…)
 	cargo build --release --locked -p weft-model
 	@$(TARGET)/release/weft-model --schedules $(or $(SCHEDULES),200000) $(if $(SEED),--seed $(SEED)) $(if $(FAULT),--fault $(FAULT))
+
+fuzz: setup ## arbitrary bytes for records, keys, requests and the kernel's answers (SECONDS=30, SEED=…, ONLY=records)
+	cargo build --locked -p weft-fuzz
+	@$(TARGET)/debug/weft-fuzz --seconds $(or $(SECONDS),30) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--target $(ONLY))
 
 storm: setup ## attach and detach on four hosts while agents and etcd are killed, stopped and cut off (SECONDS=60, SEED=…)
 	cargo build --locked -p weftd -p weft-cli -p weft-storm

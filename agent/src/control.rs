@@ -9,6 +9,7 @@ mod errors;
 mod look_up;
 mod network_spec;
 mod networks;
+mod pretend;
 mod questions;
 mod removal;
 mod republish;
@@ -31,6 +32,7 @@ use weft_store::{Store, StoreError};
 use weft_store_schema::{EndpointRef, Key, Kind, NetworkName, NodeName};
 
 use self::errors::{parse, record_error, refusal_error, stopping, store_error, subject};
+pub use self::pretend::Pretend;
 pub(crate) use self::questions::Questions;
 use crate::{
     kernel_thread::KernelThread,

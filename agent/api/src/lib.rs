@@ -17,4 +17,6 @@ pub use control::{
 pub use error::{ApiError, ERROR_DOMAIN, Subject};
 pub use events::EventHub;
 pub use serve::{Limits, ServeError, serve};
+#[doc(hidden)]
+pub use service::Bytes;
 pub use socket::{ListenError, Listener, ListenerConfig};

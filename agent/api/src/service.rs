@@ -4,6 +4,7 @@
 //! among those under way and, if it fails, a status with details. It must not know how a call is carried out.
 
 mod addresses;
+mod bytes;
 mod cluster;
 
 use std::future::Future;
@@ -20,6 +21,8 @@ use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 use weft_proto::v1::{self, endpoints_server, events_server, networks_server, status_server};
 
+#[doc(hidden)]
+pub use self::bytes::Bytes;
 use crate::events::Filter;
 use crate::page::page;
 use crate::{ApiError, Call, Caller, Control, EndpointFilter, Limits, NodeFilter, Subject};

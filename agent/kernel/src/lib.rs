@@ -10,7 +10,7 @@ mod apply;
 mod channel;
 mod entries;
 mod error;
-#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
 pub mod fuzzing;
 mod links;
 mod mounts;

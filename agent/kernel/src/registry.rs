@@ -142,8 +142,7 @@ impl Registry {
         forget(&mut self.lock(), &(network.clone(), id.clone()), None);
     }
 
-    /// Networks and containers as if they had been looked into, each at its place in the list.
-    #[cfg(feature = "fuzzing")]
+    /// A network (0) and a container (1) as if they had been looked into.
     pub(crate) fn of(
         network: &NetworkName,
         devices: HashMap<u32, Device>,

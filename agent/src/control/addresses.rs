@@ -77,7 +77,7 @@ impl Turns {
     }
 }
 
-fn wishes(texts: &[String]) -> Result<Vec<IpAddr>, ApiError> {
+pub(super) fn wishes(texts: &[String]) -> Result<Vec<IpAddr>, ApiError> {
     let mut wished = Vec::new();
     for (i, text) in texts.iter().enumerate() {
         let field = format!("requested_addresses[{i}]");
@@ -94,7 +94,7 @@ fn wishes(texts: &[String]) -> Result<Vec<IpAddr>, ApiError> {
     Ok(wished)
 }
 
-fn families(asked: &[i32]) -> Result<BTreeSet<Family>, ApiError> {
+pub(super) fn families(asked: &[i32]) -> Result<BTreeSet<Family>, ApiError> {
     let family = |(i, number): (usize, &i32)| match v1::AddressFamily::try_from(*number) {
         Ok(v1::AddressFamily::Ipv4) => Ok(Family::V4),
         Ok(v1::AddressFamily::Ipv6) => Ok(Family::V6),
@@ -106,7 +106,7 @@ fn families(asked: &[i32]) -> Result<BTreeSet<Family>, ApiError> {
     asked.iter().enumerate().map(family).collect()
 }
 
-fn time_to_live(asked: Option<prost_types::Duration>) -> Result<Duration, ApiError> {
+pub(super) fn time_to_live(asked: Option<prost_types::Duration>) -> Result<Duration, ApiError> {
     let Some(asked) = asked else {
         return Ok(USUAL_TTL);
     };

@@ -30,6 +30,35 @@ use crate::{reconcile::chain, view};
 /// A detachment waits this long for the store to agree before it returns without.
 const DETACH_PATIENCE: Duration = Duration::from_millis(1000);
 
+/// The record that an attachment asks for, as it is stored and as it is used.
+pub(super) fn asked_for(
+    request: v1::AttachEndpointRequest,
+) -> Result<(EndpointDocument, Endpoint), ApiError> {
+    let attachment = request.attachment.unwrap_or_default();
+    let document = EndpointDocument {
+        version: None,
+        name: (!request.name.is_empty()).then_some(request.name),
+        attachment: AttachmentDocument {
+            netns: attachment.netns,
+            ifname: (!attachment.ifname.is_empty()).then_some(attachment.ifname),
+        },
+        requested_addresses: request.requested_addresses,
+        addresses: Vec::new(),
+        mac: (!request.mac.is_empty()).then_some(request.mac),
+        labels: request.labels.into_iter().collect(),
+    };
+    let valid = document.clone().validate().map_err(|e| record_error(e, ""))?;
+    Ok((document, valid))
+}
+
+/// The reservation that an attachment takes over, if any.
+pub(super) fn reservation(text: &str) -> Result<Option<EndpointId>, ApiError> {
+    match text {
+        "" => Ok(None),
+        given => parse("reservation", given).map(Some),
+    }
+}
+
 impl AgentControl {
     /// See [`weft_api::Control::attach_endpoint`].
     pub(super) async fn attach(
@@ -41,27 +70,11 @@ impl AgentControl {
         let id = if request.id.is_empty() {
             made_up_id()
         } else {
-            request.id
+            request.id.clone()
         };
-        let reservation: Option<EndpointId> = match request.reservation.as_str() {
-            "" => None,
-            given => Some(parse("reservation", given)?),
-        };
+        let reservation = reservation(&request.reservation)?;
         let name = self.endpoint(&request.network, None, &id)?;
-        let attachment = request.attachment.unwrap_or_default();
-        let document = EndpointDocument {
-            version: None,
-            name: (!request.name.is_empty()).then_some(request.name),
-            attachment: AttachmentDocument {
-                netns: attachment.netns,
-                ifname: (!attachment.ifname.is_empty()).then_some(attachment.ifname),
-            },
-            requested_addresses: request.requested_addresses,
-            addresses: Vec::new(),
-            mac: (!request.mac.is_empty()).then_some(request.mac),
-            labels: request.labels.into_iter().collect(),
-        };
-        let valid = document.clone().validate().map_err(|e| record_error(e, ""))?;
+        let (document, valid) = asked_for(request)?;
         let place = valid.attachment.clone();
         let checked = self
             .kernel

@@ -48,7 +48,7 @@ fn cooldown(field: &str, asked: Option<prost_types::Duration>) -> Result<Option<
     }
 }
 
-fn change(request: v1::UpdateNetworkRequest) -> Result<NetworkChange, ApiError> {
+pub(super) fn change(request: v1::UpdateNetworkRequest) -> Result<NetworkChange, ApiError> {
     let add_subnets: Vec<SubnetDocument> = request.add_subnets.into_iter().map(subnet).collect();
     // What is wrong with them by themselves is told by the request's own fields.
     if !add_subnets.is_empty() {
@@ -92,7 +92,7 @@ fn change(request: v1::UpdateNetworkRequest) -> Result<NetworkChange, ApiError> 
 }
 
 /// Whatever is wrong with the subnets of the record, which was right before, came with the request.
-fn as_field_of_the_request(error: ApiError) -> ApiError {
+pub(super) fn as_field_of_the_request(error: ApiError) -> ApiError {
     match error {
         ApiError::InvalidArgument { field, why } if field == "subnets" && why.contains("no subnet") => {
             ApiError::invalid("remove_subnets", why)

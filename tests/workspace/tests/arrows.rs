@@ -7,7 +7,7 @@ use cargo_metadata::{DependencyKind, Package};
 use weft_workspace_tests::{metadata, root};
 
 /// Every crate of the workspace and the crates of the workspace it may depend on, of any kind.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     // What lies in etcd, and what is said on the socket: they know nobody.
     ("weft-store-schema", &[]),
     ("weft-proto", &[]),
@@ -36,6 +36,17 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("weft-e2e", &["weft-lab", "weft-proto", "weft-store-schema"]),
     ("weft-chaos", &["weft-e2e", "weft-lab", "weft-storm"]),
     ("weft-faults", &["weft-e2e", "weft-lab"]),
+    (
+        // Hands bytes to whatever reads them.
+        "weft-fuzz",
+        &[
+            "weft-api",
+            "weft-core",
+            "weft-kernel",
+            "weft-store-schema",
+            "weftd",
+        ],
+    ),
     ("weft-model", &["weft-core", "weft-store-schema"]),
     ("weft-storm", &["weft-e2e", "weft-lab"]),
     (

@@ -1,0 +1,89 @@
+//! `weftd`, the weft agent: config → wiring → the reconcile loop → status. A library only so that tests/fuzz can hand
+//! bytes to what reads requests; nothing else has a use for it.
+
+mod chore_book;
+mod config;
+mod control;
+mod cooldown;
+mod dead;
+mod detachments;
+mod drift;
+mod health;
+mod history;
+mod kernel_thread;
+mod look;
+mod metrics;
+mod node;
+mod own_records;
+mod problems;
+mod reconcile;
+mod view;
+mod wiring;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use config::{Args, Config, LogFormat};
+#[doc(hidden)]
+pub use control::Pretend;
+
+/// What the program does.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let teardown = args.teardown;
+    match run(args, teardown) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The one place where an error's chain is printed.
+            eprintln!("weftd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args, teardown: bool) -> anyhow::Result<()> {
+    let config = Config::load(args)?;
+    start_log(&config)?;
+    if teardown {
+        return wiring::teardown(&config);
+    }
+    // Two threads: one for the loop, one so that the store's and the API's work goes on beside it. The
+    // kernel has a thread of its own.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(wiring::run(config))
+}
+
+fn start_log(config: &Config) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&config.log_level).with_context(|| {
+        format!(
+            "setting log.level: {:?} is not a level such as info or debug",
+            config.log_level
+        )
+    })?;
+    let registry = tracing_subscriber::registry().with(filter);
+    match config.log_format {
+        LogFormat::Text => {
+            // journald and files want no colour, and systemd adds its own time; a terminal gets both.
+            let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            registry
+                .with(
+                    fmt::layer()
+                        .with_writer(std::io::stderr)
+                        .with_ansi(terminal)
+                        .with_target(false),
+                )
+                .init();
+        }
+        LogFormat::Json => registry
+            .with(fmt::layer().json().with_writer(std::io::stderr))
+            .init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,7 @@
+#![no_main]
+
+use weft_fuzz::targets;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    (targets::requests::TARGET.run)(bytes);
+});
