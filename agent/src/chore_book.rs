@@ -180,6 +180,14 @@ impl ChoreBook {
         })
     }
 
+    /// Addresses of a network that are to be given up.
+    pub(crate) fn releases(&self, network: &NetworkName) -> impl Iterator<Item = IpAddr> {
+        self.tasks.keys().filter_map(move |chore| match chore {
+            Chore::ReleaseAddress(of, address) if of == network => Some(*address),
+            _ => None,
+        })
+    }
+
     /// Addresses of a network that transactions under way are claiming.
     pub(crate) fn claiming(&self, network: &NetworkName) -> BTreeSet<IpAddr> {
         self.claiming

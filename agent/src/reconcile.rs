@@ -6,12 +6,14 @@
 
 mod barriers;
 mod dead;
+mod notices;
 mod owed;
 mod passes;
 mod removal;
 mod states;
 mod trust;
 mod underlay;
+mod unseen;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +30,6 @@ use weft_core::{
     announce::Announcer,
     barrier::Reached,
     dataplane::Observed,
-    desired::look_into,
     dirty::Dirty,
     plan::Plan,
     record::{Change, Connection, Scope, StoreEvent},
@@ -54,9 +55,8 @@ use crate::{
 use barriers::Answers;
 use owed::ChoreDone;
 pub(crate) use passes::Look;
-use passes::{Because, Busy, FIRST_RETRY, Failure, FailureOf, answered};
+use passes::{Because, Busy, Failure, FailureOf, answered};
 use trust::Trust;
-use underlay::UNDERLAY_PAUSE;
 
 /// How long a plan that is under way is waited for at the end.
 const LAST_PLAN: Duration = Duration::from_secs(5);
@@ -133,6 +133,10 @@ pub(crate) struct Reconciler {
     look_because: Because,
     /// Which addresses the containers here may know by another MAC.
     announcer: Announcer,
+    /// What the kernel has told while its thread was at work: judged by what came of that.
+    told: Vec<Notice>,
+    /// What could not be looked at, and has a failure for that. A network here is not written.
+    unseen: BTreeSet<FailureOf>,
     /// What was to be done before a look that has to go on.
     expected: Option<Plan>,
     /// When to look for the underlay again: a while after the host's links or routes changed.
@@ -267,6 +271,8 @@ impl Reconciler {
             look: Dirty::everything(),
             look_because: Because::Wanted,
             announcer: Announcer::new(node.name.clone()),
+            told: Vec::new(),
+            unseen: BTreeSet::new(),
             expected: None,
             underlay_due: None,
             busy: None,
@@ -393,66 +399,6 @@ impl Reconciler {
         self.dirty.merge(dirty);
     }
 
-    fn on_notices(&mut self, notices: Vec<Notice>) {
-        for notice in notices {
-            match notice {
-                Notice::Overrun => {
-                    self.metrics.overran();
-                    tracing::warn!(
-                        "the kernel's notifications came faster than they could be read; looking at everything"
-                    );
-                    self.look.everything = true;
-                    self.look_because = Because::Noticed;
-                }
-                Notice::Underlay => {
-                    self.underlay_due
-                        .get_or_insert_with(|| Instant::now() + UNDERLAY_PAUSE);
-                }
-                Notice::Attachments(path) => self.on_attachment_dir(&path),
-                notice => {
-                    if !notice.agrees_with(&self.observed) {
-                        notice.mark(&mut self.look, &self.node.name);
-                        self.look_because = Because::Noticed;
-                    }
-                }
-            }
-        }
-    }
-
-    /// A namespace came or went: whoever waits for it is tried at once, whoever lost it is looked at.
-    fn on_attachment_dir(&mut self, path: &std::path::Path) {
-        self.dead.hurry(Instant::now());
-        let concerned: Vec<EndpointRef> = look_into(&self.snapshot, None)
-            .into_iter()
-            .filter(|place| {
-                std::path::Path::new(&*place.attachment.netns) == path
-                    || path.file_name() == std::path::Path::new(&*place.attachment.netns).file_name()
-            })
-            .map(|place| EndpointRef {
-                network: place.network,
-                node: self.node.name.clone(),
-                id: place.id,
-            })
-            .collect();
-        for endpoint in concerned {
-            // Not forgotten: the pass that succeeds takes its problem back. Only the pause starts anew.
-            let of = (endpoint.network.clone(), Some(endpoint.id.clone()));
-            if let Some(failure) = self.failures.get_mut(&of) {
-                failure.pause = FIRST_RETRY;
-            }
-            self.look.endpoints.insert(endpoint);
-        }
-        if let Some(network) = path
-            .file_name()
-            .and_then(|name| weft_core::ownership::network_of_namespace(name.to_str()?))
-            && self.observed.networks.contains_key(&network)
-            && path.parent() == Some(&self.node.netns_dir)
-        {
-            self.look.networks.insert(network);
-            self.look_because = Because::Noticed;
-        }
-    }
-
     async fn on_time(&mut self) {
         let now = Instant::now();
         if now >= self.next_full {
@@ -468,8 +414,13 @@ impl Reconciler {
             .map(|(of, _)| of.clone())
             .collect();
         for (network, id) in due {
-            if let Some(failure) = self.failures.get_mut(&(network.clone(), id.clone())) {
+            let of = (network.clone(), id.clone());
+            if let Some(failure) = self.failures.get_mut(&of) {
                 failure.retry_at = now + failure.pause;
+            }
+            if self.unseen.contains(&of) {
+                // What happened there meanwhile is not for the records' sake.
+                self.look_because = Because::Noticed;
             }
             match id {
                 Some(id) => {

@@ -16,6 +16,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sys::socket::{setsockopt, sockopt};
 
+use crate::fault::{self, Fault, Step};
 use crate::wire::{self, NLMSG_DONE, NLMSG_ERROR, Raw};
 
 /// Messages in one send. More gains nothing, and the answers to this many fit into any receive buffer.
@@ -53,6 +54,8 @@ pub(crate) struct Channel {
     sequence: u32,
     out: Vec<u8>,
     buffer: Vec<u8>,
+    /// Answers were lost: what is left of them is still to come.
+    has_leftovers: bool,
 }
 
 impl Channel {
@@ -79,6 +82,7 @@ impl Channel {
             sequence: 0,
             out: Vec::new(),
             buffer: vec![0; 1 << 18],
+            has_leftovers: false,
         })
     }
 
@@ -97,7 +101,19 @@ impl Channel {
         self.sequence
     }
 
+    /// Reads away what is left of answers that nobody waits for any more. The kernel refuses a dump (EBUSY) while another
+    /// one on the same socket is not read to its end.
+    fn drop_leftovers(&mut self) {
+        while std::mem::take(&mut self.has_leftovers) {
+            let flags = nix::sys::socket::MsgFlags::MSG_DONTWAIT.bits();
+            let read = self.socket.recv(&mut &mut self.buffer[..], flags);
+            self.has_leftovers = read.is_ok()
+                || read.is_err_and(|e| e.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32));
+        }
+    }
+
     fn send(&mut self) -> Result<(), Refusal> {
+        self.drop_leftovers();
         let result = self.socket.send(&self.out, 0);
         self.out.clear();
         result.map(drop).map_err(Refusal::Socket)
@@ -109,8 +125,11 @@ impl Channel {
             match self.socket.recv(&mut &mut self.buffer[..], 0) {
                 Ok(size) => break size,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(Refusal::Lost),
-                Err(e) if e.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) => {
+                Err(e)
+                    if e.kind() == io::ErrorKind::WouldBlock
+                        || e.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) =>
+                {
+                    self.has_leftovers = true;
                     return Err(Refusal::Lost);
                 }
                 Err(e) => return Err(Refusal::Socket(e)),
@@ -128,8 +147,11 @@ impl Channel {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
+        let fault = fault::at(step_of(&message));
+        fault.refusal()?;
         let wanted = self.push(message, flags | NLM_F_ACK);
         self.send()?;
+        fault.loss()?;
         let mut answers = Vec::new();
         let mut end = None;
         while end.is_none() {
@@ -159,6 +181,7 @@ impl Channel {
         let mut done = 0;
         while done < total {
             let count = BATCH.min(total - done);
+            let fault = fault::at(Step::Change);
             let first = self.sequence.wrapping_add(1);
             for (i, (message, flags)) in messages.by_ref().take(count).enumerate() {
                 // Refusals are answered always; one acknowledgement at the end says that all were read.
@@ -167,7 +190,13 @@ impl Channel {
             }
             let last = self.sequence;
             let before = refused.len();
-            if let Err(error) = self.finish_batch(first, last, done, &mut refused) {
+            if let Fault::Refuse(errno) = fault {
+                self.out.clear();
+                refused.extend((done..done + count).map(|i| (i, Refusal::Errno(errno, None))));
+            } else if let Err(error) = self
+                .finish_batch(first, last, done, &mut refused)
+                .and_then(|()| fault.loss())
+            {
                 tracing::warn!(?error, "the answers to a batch of netlink messages were lost");
                 // Those that did arrive are no better known than the others: one answer each.
                 refused.truncate(before);
@@ -208,9 +237,14 @@ impl Channel {
         message: &RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
         for last_try in (0..DUMP_TRIES).rev() {
+            let fault = fault::at(Step::Question);
+            fault.refusal()?;
             let wanted = self.push(message.clone(), NLM_F_DUMP);
             self.send()?;
-            let (mut objects, mut end, mut interrupted) = (Vec::new(), None, false);
+            self.has_leftovers = fault == Fault::Lose;
+            fault.loss()?;
+            let (mut objects, mut end) = (Vec::new(), None);
+            let mut interrupted = fault == Fault::Interrupt;
             while end.is_none() {
                 self.receive(|raw| {
                     if raw.sequence != wanted {
@@ -237,5 +271,14 @@ impl Channel {
 impl std::fmt::Debug for Channel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Channel({})", self.socket.as_raw_fd())
+    }
+}
+
+/// The kernel's own rule: of each kind of object's four messages the third asks for it.
+fn step_of(message: &RouteNetlinkMessage) -> Step {
+    if message.message_type() % 4 == 2 {
+        Step::Question
+    } else {
+        Step::Change
     }
 }

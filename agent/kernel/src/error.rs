@@ -104,9 +104,13 @@ pub enum KernelError {
 impl KernelError {
     /// Whether the kernel's state is unknown after this, so that it has to be looked at.
     pub fn needs_look(&self) -> bool {
+        matches!(self, Self::Lost { .. }) || self.is_gone()
+    }
+
+    /// Whether what was to be changed was there when it was looked at, and is gone.
+    pub fn is_gone(&self) -> bool {
         match self {
-            Self::Lost { .. } | Self::NoInterface { .. } | Self::NoNamespace { .. } => true,
-            // It was there when it was looked at.
+            Self::NoInterface { .. } | Self::NoNamespace { .. } => true,
             Self::Refused { source, .. } => source.raw_os_error() == Some(nix::errno::Errno::ENODEV as i32),
             _ => false,
         }

@@ -10,6 +10,7 @@ mod apply;
 mod channel;
 mod entries;
 mod error;
+mod fault;
 #[doc(hidden)]
 pub mod fuzzing;
 mod links;
@@ -77,16 +78,18 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Opens the kernel in the calling thread's namespace, which is the host's.
+    /// Opens the kernel in the calling thread's namespace, which is the host's. Files of namespaces that are none (any more)
+    /// are removed; nothing else is changed.
     ///
     /// # Errors
-    /// When rights are missing or the namespaces' directory cannot be made.
+    /// When rights are missing or the namespaces' directory cannot be made or cleared.
     pub fn open(config: Config) -> Result<Self, KernelError> {
         check_rights()?;
         std::fs::create_dir_all(&config.netns_dir).map_err(|source| KernelError::Directory {
             path: config.netns_dir.clone(),
             source,
         })?;
+        namespace::remove_empty_files(&config.netns_dir)?;
         let error = |source| KernelError::Socket {
             place: "in the host's namespace".to_owned(),
             source,
@@ -185,11 +188,17 @@ impl Kernel {
                     });
                 }
             };
-            self.registry
-                .watch_network(&mut self.host, &namespace.file, network);
             self.networks.insert(network.clone(), namespace);
         }
-        Ok(self.networks.get_mut(network))
+        let mut namespace = self.networks.get_mut(network);
+        if let Some(namespace) = &mut namespace
+            && !namespace.heard
+        {
+            // Refused once, it is tried again whenever there is something to do there.
+            let (registry, host) = (&self.registry, &mut self.host);
+            namespace.heard = registry.watch_network(host, &namespace.file, network);
+        }
+        Ok(namespace)
     }
 
     fn forget(&mut self, network: &NetworkName) {

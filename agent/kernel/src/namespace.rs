@@ -27,7 +27,7 @@ use nix::{
 use weft_core::ownership;
 use weft_store_schema::{Mac, NetworkName};
 
-use crate::{KernelError, channel::Channel, links};
+use crate::{KernelError, channel::Channel, fault, links};
 
 /// The file system of namespaces (`NSFS_MAGIC`, include/uapi/linux/magic.h).
 const NSFS_MAGIC: i64 = 0x6e73_6673;
@@ -94,6 +94,8 @@ pub(crate) struct Namespace {
     pub(crate) file: File,
     pub(crate) identity: Identity,
     pub(crate) channel: Channel,
+    /// Whether its notifications are listened to.
+    pub(crate) heard: bool,
     /// MACs that a tunnel's table (by the tunnel's index) had as somebody else's when it was last looked at.
     pub(crate) foreign: HashSet<(u32, Mac)>,
 }
@@ -107,6 +109,7 @@ impl Namespace {
             file,
             identity,
             channel,
+            heard: false,
             foreign: HashSet::new(),
         })
     }
@@ -153,6 +156,7 @@ pub(crate) fn create(path: &Path) -> Result<bool, KernelError> {
                 source,
             })?;
     }
+    fault::change().map_err(error("make the file of"))?;
     OpenOptions::new()
         .write(true)
         .create(true)
@@ -171,6 +175,7 @@ pub(crate) fn create(path: &Path) -> Result<bool, KernelError> {
                 }
             }
             links::raise_loopback(&mut Channel::open()?)?;
+            fault::change()?;
             mount(
                 Some("/proc/thread-self/ns/net"),
                 path,
@@ -195,6 +200,7 @@ pub(crate) fn remove(path: &Path) -> Result<(), KernelError> {
         path: path.to_owned(),
         source,
     };
+    fault::change().map_err(error)?;
     loop {
         // Mounted twice by a race with somebody else, it takes two to get to the file.
         match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
@@ -203,10 +209,24 @@ pub(crate) fn remove(path: &Path) -> Result<(), KernelError> {
             Err(e) => return Err(error(e.into())),
         }
     }
+    // Not refused: nothing is mounted there any more, and what looks for namespaces would not see the file.
+    let _ = fault::change();
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(error(e)),
         _ => Ok(()),
     }
+}
+
+/// Removes the files that a process left which ended between unmounting a namespace and removing its file, or between
+/// making one and mounting on it. Whoever looks for namespaces does not see them, so no plan names them.
+pub(crate) fn remove_empty_files(dir: &Path) -> Result<(), KernelError> {
+    for (_, path) in list(dir)? {
+        let is_empty_file = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() == 0);
+        if is_empty_file && is_gone(&path) {
+            remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Our namespaces in a directory: by name, whether or not they are whole.

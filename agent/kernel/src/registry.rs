@@ -67,15 +67,17 @@ impl Registry {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn watch_network(&self, host: &mut Channel, namespace: &File, network: &NetworkName) {
+    /// Listens to a network's namespace from now on; returns whether that is possible.
+    pub(crate) fn watch_network(&self, host: &mut Channel, namespace: &File, network: &NetworkName) -> bool {
         let (Some(id), Ok(identity)) = (nsid(host, namespace), identity(namespace)) else {
-            return;
+            return false;
         };
         let inside = Inside::Network {
             name: network.clone(),
             devices: HashMap::new(),
         };
         self.lock().insert(id, Place { identity, inside });
+        true
     }
 
     /// What was seen of a network's devices.

@@ -273,6 +273,10 @@ impl Control for Pretend {
         nothing_done()
     }
 
+    async fn republish(&self, _: Call) -> Result<v1::RepublishResponse, ApiError> {
+        nothing_done()
+    }
+
     async fn audit(&self, _: Call, _: bool) -> Result<AuditStream, ApiError> {
         nothing_done()
     }

@@ -193,7 +193,10 @@ impl Reconciler {
                 self.problems.set(Source::Claim, &key, problem);
             }
             match transaction {
-                Ok(None) => self.book.done(&chore),
+                Ok(None) => {
+                    self.book.done(&chore);
+                    self.look_after_release(&chore);
+                }
                 Err(_) => self.book.failed(&chore, now),
                 Ok(Some(transaction)) => {
                     self.book.started(&chore);
@@ -210,6 +213,27 @@ impl Reconciler {
                     });
                 }
             }
+        }
+    }
+
+    /// Whether this node still has to give up addresses in a network of which no endpoint of its own tells any more.
+    /// Until it has, its namespace stays, empty: nothing else would lead an agent that starts anew to them.
+    pub(super) fn owes_addresses(&self, network: &NetworkName) -> bool {
+        let Some(members) = self.snapshot.members(network) else {
+            return false;
+        };
+        let is_own = |address| {
+            let claim = members.claim(address).and_then(|slot| slot.value.as_ref());
+            claim.is_some_and(|claim| claim.node == self.node.name)
+        };
+        self.book.releases(network).any(is_own)
+    }
+
+    fn look_after_release(&mut self, chore: &Chore) {
+        if let Chore::ReleaseAddress(network, _) = chore
+            && !self.snapshot.takes_part(network)
+        {
+            self.dirty.networks.insert(network.clone());
         }
     }
 
@@ -281,6 +305,7 @@ impl Reconciler {
             Ok(Committed::Yes { revision }) => {
                 self.book.succeeded(&chore, now);
                 self.learn(&answer::own_changes(&self.snapshot, &transaction, revision));
+                self.look_after_release(&chore);
             }
             Ok(Committed::No { now: present, .. }) => {
                 self.book.retry(&chore, now);

@@ -185,7 +185,16 @@ impl Reconciler {
             self.dirty.merge(dirty);
             return;
         };
-        let (plan, assessment) = diff::plan(&self.snapshot, &host, &self.observed, &dirty);
+        let (mut plan, assessment) = diff::plan(&self.snapshot, &host, &self.observed, &dirty);
+        plan.networks.retain(|network, ops| {
+            if self.unseen.contains(&(network.clone(), None)) {
+                return false;
+            }
+            if self.owes_addresses(network) {
+                ops.retain(|op| *op != Op::DeleteNamespace);
+            }
+            !ops.is_empty()
+        });
         self.assess(assessment);
         self.metrics.passed(dirty.everything);
         if plan.is_empty() {
@@ -241,10 +250,10 @@ impl Reconciler {
     }
 
     fn on_looked(&mut self, look: Dirty, because: Because, seen: Look) {
-        for (subject, error) in &seen.errors {
+        for (_, error) in &seen.errors {
             self.metrics.failed(During::Look, error);
-            tracing::warn!(subject, error = %chain(error), "cannot see all of the kernel's state");
         }
+        let knows_networks = self.note_unseen(&look, &seen);
         // What was to be done before the look is no repair: the records want it, whoever touched the kernel.
         let expected = match self.host() {
             Some(host) if self.adopted && because != Because::Wanted => {
@@ -254,6 +263,7 @@ impl Reconciler {
             _ => None,
         };
         let again = look::merge(&mut self.observed, &look, seen);
+        self.judge_notices();
         if !again.is_empty() {
             self.expected = expected;
             self.look_was_last = false;
@@ -262,8 +272,8 @@ impl Reconciler {
             self.look.merge(look);
             return;
         }
-        let first = !self.looked;
-        self.looked = true;
+        let first = !self.looked && knows_networks;
+        self.looked |= knows_networks;
         if first {
             self.update_interest();
         }
@@ -302,6 +312,7 @@ impl Reconciler {
                 }
             }
         }
+        self.judge_notices();
         self.metrics.wrote(outcome.writes);
         for (_, _, error) in &outcome.failed {
             self.metrics.failed(During::Apply, error);
@@ -360,7 +371,7 @@ impl Reconciler {
             kind: EventKind::DriftRepaired.into(),
             network: network.to_string(),
             node: self.node.name.to_string(),
-            message: format!("repaired {object}"),
+            message: format!("repaired {object}: {found}"),
             subject: Some(v1::event::Subject::Drift(v1::Drift {
                 kind: kind.name().to_owned(),
                 object,
@@ -372,7 +383,7 @@ impl Reconciler {
 
     /// Remembers what the kernel refused, forgets what it refuses no more.
     fn note_failures(&mut self, dirty: &Dirty, failed: Vec<(NetworkName, Op, KernelError)>) {
-        let mut now_failing: BTreeMap<FailureOf, String> = BTreeMap::new();
+        let mut now_failing: BTreeMap<FailureOf, Option<String>> = BTreeMap::new();
         for (network, op, error) in failed {
             let of = (network, drift::endpoint_of(&op).cloned());
             if let (network, Some(id)) = &of
@@ -381,37 +392,42 @@ impl Reconciler {
                 // Deleted while the plan was under way: what is left of it goes with the next one.
                 continue;
             }
-            let text = format!("{}; it is tried again", chain(&error));
-            if error.needs_look() {
+            let again = self.failures.contains_key(&of);
+            if error.needs_look() && !again {
+                // Only the first time at once: whatever loses every answer would keep this host busy.
                 self.look.networks.insert(of.0.clone());
             }
+            // Somebody took away what was there a moment ago: the look will tell, and it is no refusal.
+            let is_news = again || !error.is_gone();
+            let text = is_news.then(|| format!("{}; it is tried again", chain(&error)));
             now_failing.entry(of).or_insert(text);
         }
         let covered: Vec<FailureOf> = self
             .failures
             .keys()
             .filter(|of| tries_again(dirty, of, &self.node.name))
-            .filter(|of| !now_failing.contains_key(*of))
+            .filter(|of| !now_failing.contains_key(*of) && !self.unseen.contains(*of))
             .cloned()
             .collect();
         for of in covered {
             self.failures.remove(&of);
             self.problems.set(Source::Kernel, &self.key_of(&of), None);
         }
-        let now = Instant::now();
         for (of, message) in now_failing {
-            let key = self.key_of(&of);
-            let pause = self
-                .failures
-                .get(&of)
-                .map_or(FIRST_RETRY, |f| (f.pause * 2).min(LONGEST_RETRY));
-            self.failures.insert(
-                of,
-                Failure {
-                    retry_at: now + pause,
-                    pause,
-                },
-            );
+            self.fail(of, message);
+        }
+    }
+
+    /// Remembers a failure, to be tried again after a pause; a problem if it has a message.
+    pub(super) fn fail(&mut self, of: FailureOf, message: Option<String>) {
+        let key = self.key_of(&of);
+        let pause = self
+            .failures
+            .get(&of)
+            .map_or(FIRST_RETRY, |f| (f.pause * 2).min(LONGEST_RETRY));
+        let retry_at = Instant::now() + pause;
+        self.failures.insert(of, Failure { retry_at, pause });
+        if let Some(message) = message {
             self.problems
                 .set(Source::Kernel, &key, Some(Problem::new(&key, message)));
         }

@@ -175,7 +175,12 @@ impl Host {
         let mut all = vec!["--config".to_owned(), self.config_path().display().to_string()];
         all.extend(args.iter().map(|arg| (*arg).to_owned()));
         let notify = path.display().to_string();
-        let own = [("NOTIFY_SOCKET", notify.as_str()), ("RUST_BACKTRACE", "1")];
+        let fault = self.fault_path().display().to_string();
+        let own = [
+            ("NOTIFY_SOCKET", notify.as_str()),
+            ("RUST_BACKTRACE", "1"),
+            ("WEFT_FAULT_FILE", fault.as_str()),
+        ];
         let env = [&own[..], env].concat();
         self.process
             .start(&self.netns, &self.binary("weftd")?, &all, &env)
@@ -215,6 +220,34 @@ impl Host {
             }
         })
         .with_context(|| format!("its log ends:\n{}", self.process.log_tail()))
+    }
+
+    fn fault_path(&self) -> PathBuf {
+        self.dir().join("fault")
+    }
+
+    /// Has weftd fail on purpose, as `agent/kernel/src/fault.rs` says: `change 3 die`, `question 0 refuse ENOMEM`. A
+    /// weftd that is a release does not.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_fault(&self, line: &str) -> Result<()> {
+        let (path, new) = (self.fault_path(), self.dir().join("fault.new"));
+        std::fs::write(&new, line)
+            .and_then(|()| std::fs::rename(&new, &path))
+            .with_context(|| format!("writing {}", path.display()))
+    }
+
+    /// Whether that fault is yet to come.
+    #[must_use]
+    pub fn has_fault(&self) -> bool {
+        self.fault_path().exists()
+    }
+
+    /// Takes back a fault that has not come; answers whether there was one.
+    #[must_use]
+    pub fn clear_fault(&self) -> bool {
+        std::fs::remove_file(self.fault_path()).is_ok()
     }
 
     /// Kills weftd at once.

@@ -7,7 +7,7 @@ use cargo_metadata::{DependencyKind, Package};
 use weft_workspace_tests::{metadata, root};
 
 /// Every crate of the workspace and the crates of the workspace it may depend on, of any kind.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     // What lies in etcd, and what is said on the socket: they know nobody.
     ("weft-store-schema", &[]),
     ("weft-proto", &[]),

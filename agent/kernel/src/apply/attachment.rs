@@ -24,7 +24,7 @@ use super::{Site, unless_gone};
 use crate::{
     Kernel, KernelError, addresses,
     channel::{Channel, Refusal},
-    entries, links, namespace, refused,
+    entries, fault, links, namespace, refused,
 };
 
 /// How long a new veth pair's host end may take to come up. It takes milliseconds, a second on a host that is busy.
@@ -48,7 +48,7 @@ fn allow_ipv6(container: &File, ifname: &str, netns: &str) -> Result<(), KernelE
         .join(ifname)
         .join("disable_ipv6");
     let allowed = namespace::within(container, || match fs::read_to_string(&path) {
-        Ok(now) if now.trim() != "0" => fs::write(&path, "0"),
+        Ok(now) if now.trim() != "0" => fault::change().and_then(|()| fs::write(&path, "0")),
         Ok(_) => Ok(()),
         // Without IPv6 in the kernel the address itself is refused, with its reason.
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -398,7 +398,8 @@ impl Site<'_> {
             let path = Path::new("/proc/sys/net/ipv4/conf")
                 .join(&end.ifname)
                 .join("promote_secondaries");
-            let promoted = namespace::within(&end.file, || fs::write(&path, "1"));
+            let promoted =
+                namespace::within(&end.file, || fault::change().and_then(|()| fs::write(&path, "1")));
             if let Err(source) = promoted.and_then(|inner| inner) {
                 return Err(KernelError::Refused {
                     what: format!("keep the other addresses of {} in {}", end.ifname, end.netns),

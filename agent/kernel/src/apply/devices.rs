@@ -13,7 +13,7 @@ use weft_core::{
 use weft_store_schema::Family;
 
 use super::{Site, deleted_link, unless_gone};
-use crate::{KernelError, links, namespace, refused};
+use crate::{KernelError, fault, links, namespace, refused};
 
 impl Site<'_> {
     pub(super) fn create_namespace(&mut self) -> Result<(), KernelError> {
@@ -52,7 +52,9 @@ impl Site<'_> {
             return Ok(());
         };
         let written = namespace::within(&namespace.file, || match fs::read_to_string(&path) {
-            Ok(now) if now.trim() != value => fs::write(&path, value).map(|()| true),
+            Ok(now) if now.trim() != value => fault::change()
+                .and_then(|()| fs::write(&path, value))
+                .map(|()| true),
             Ok(_) => Ok(false),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),

@@ -33,6 +33,22 @@ fn a_file_without_a_namespace_is_removed() {
     });
 }
 
+/// It is what a process leaves that ends between unmounting a namespace and removing its file, and no look sees it.
+#[test]
+fn a_file_without_a_namespace_is_removed_at_the_start() {
+    on_host(|ground| {
+        let (blue, red) = (network("blue"), network("red"));
+        ground.apply(&red, devices(100));
+        let kept = ground.netns_dir.join("weft-notes");
+        fs::write(&kept, "somebody's").unwrap();
+        fs::write(ground.namespace(&blue), "").unwrap();
+        drop(weft_kernel::Kernel::open(ground.config.clone()).unwrap());
+        assert!(!ground.namespace(&blue).exists());
+        assert!(kept.exists());
+        ground.assert_as_modelled(&red, "starting again");
+    });
+}
+
 #[test]
 fn a_namespace_without_a_bridge() {
     on_host(|ground| {
