@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use tokio::time::Instant;
 use weft_core::record::{Change, Entry};
 
 use crate::interest::Generation;
@@ -16,6 +17,18 @@ pub(crate) enum Listing {
     Due(Reason),
     /// On its way.
     Running(Reason),
+}
+
+impl Listing {
+    /// When it may be asked for, if it is to be: `any` is the earliest for all, `again` for what replaces a watch that
+    /// etcd ended.
+    pub(crate) fn due_at(self, any: Instant, again: Instant) -> Option<Instant> {
+        match self {
+            Self::Due(reason) if reason.follows_a_failed_watch() => Some(any.max(again)),
+            Self::Due(_) => Some(any),
+            Self::Done | Self::Running(_) => None,
+        }
+    }
 }
 
 /// Why a scope is listed.
@@ -299,6 +312,20 @@ mod tests {
         follow.asked();
         assert_eq!(follow.listed(vec![], 7).1, 7);
         assert_eq!(follow.seen, 7);
+    }
+
+    #[test]
+    fn what_replaces_a_watch_waits_for_both_pauses() {
+        let now = Instant::now();
+        let later = now + std::time::Duration::from_secs(10);
+        assert_eq!(Listing::Due(Reason::New).due_at(now, later), Some(now));
+        for reason in [Reason::Compacted, Reason::Cancelled] {
+            // Looking at the first alone kept the watch task awake until the second.
+            assert_eq!(Listing::Due(reason).due_at(now, later), Some(later));
+            assert_eq!(Listing::Due(reason).due_at(later, now), Some(later));
+        }
+        assert_eq!(Listing::Running(Reason::New).due_at(now, later), None);
+        assert_eq!(Listing::Done.due_at(now, later), None);
     }
 
     #[test]

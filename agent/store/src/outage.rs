@@ -1,6 +1,6 @@
 //! Telling of outages once: a thousand failed attempts for one cause are one line in the log and one event.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -9,78 +9,94 @@ use weft_core::record::Connection;
 /// Causes remembered in one outage; more are counted, not told.
 const MOST_CAUSES: usize = 16;
 
+/// A connection that breaks sooner than this was none: it is the same outage that goes on.
+const STANDS: Duration = Duration::from_secs(10);
+
 #[derive(Debug)]
 pub(crate) struct Outage {
     /// The cluster, while connected.
     up: Option<u64>,
+    /// Since when it is connected, or not.
     since: Instant,
+    /// When the outage began, and attempts to connect since.
+    began: Instant,
     attempts: u32,
     causes: BTreeSet<String>,
+    /// Its beginning is in the log, its end is not.
+    told: bool,
 }
 
 impl Outage {
     pub(crate) fn new() -> Self {
+        let now = Instant::now();
         Self {
             up: None,
-            since: Instant::now(),
+            since: now,
+            began: now,
             attempts: 0,
             causes: BTreeSet::new(),
+            told: false,
         }
     }
 
     /// Connected; the event to tell, if that is news.
-    pub(crate) fn up(&mut self, endpoint: &str, cluster_id: u64) -> Option<Connection> {
+    pub(crate) fn up(&mut self, endpoint: &str, cluster_id: u64, now: Instant) -> Option<Connection> {
         if self.up == Some(cluster_id) {
             return None;
         }
+        let cluster = format_args!("{cluster_id:x}");
         if self.attempts == 0 {
-            info!(endpoint, cluster = %format_args!("{cluster_id:x}"), "connected to etcd");
-        } else {
+            info!(endpoint, %cluster, "connected to etcd");
+        } else if std::mem::take(&mut self.told) {
             info!(
                 endpoint,
-                cluster = %format_args!("{cluster_id:x}"),
+                %cluster,
                 attempts = self.attempts,
-                after_ms = self.since.elapsed().as_millis(),
+                after_ms = (now - self.began).as_millis(),
                 "connected to etcd again"
             );
         }
         self.up = Some(cluster_id);
-        self.attempts = 0;
-        self.causes.clear();
+        self.since = now;
         Some(Connection::Up { cluster_id })
     }
 
     /// Not connected, for this cause; the event to tell, if that is news.
-    pub(crate) fn down(&mut self, why: &str) -> Option<Connection> {
-        if self.up.take().is_some() {
-            self.since = Instant::now();
+    pub(crate) fn down(&mut self, why: &str, now: Instant) -> Option<Connection> {
+        let was_up = self.up.take().is_some();
+        if was_up {
+            if now > self.since + STANDS {
+                self.causes.clear();
+                self.attempts = 0;
+                self.began = now;
+            }
+            self.since = now;
         }
         self.attempts = self.attempts.saturating_add(1);
-        if self.causes.len() >= MOST_CAUSES || !self.causes.insert(why.to_owned()) {
-            return None;
+        let news = self.causes.len() < MOST_CAUSES && self.causes.insert(why.to_owned());
+        // The last word of the log is not to be that all is well.
+        let lasts = !self.told && now > self.since + STANDS;
+        if news || lasts {
+            self.told = true;
+            warn!(why, "no connection to etcd; trying again");
         }
-        warn!(why, "no connection to etcd; trying again");
-        Some(Connection::Down { why: why.to_owned() })
+        (was_up || news).then(|| Connection::Down { why: why.to_owned() })
     }
 }
 
 /// One line per cause for things that fail again and again beside a working connection.
 #[derive(Debug, Default)]
-pub(crate) struct Complaint(Option<String>);
+pub(crate) struct Complaint(BTreeSet<String>);
 
 impl Complaint {
-    /// Whether this cause is another than the last.
+    /// Whether this cause is another than those before.
     pub(crate) fn is_news(&mut self, why: &str) -> bool {
-        if self.0.as_deref() == Some(why) {
-            return false;
-        }
-        self.0 = Some(why.to_owned());
-        true
+        self.0.len() < MOST_CAUSES && self.0.insert(why.to_owned())
     }
 
     /// It works again; whether there was anything to complain of.
     pub(crate) fn over(&mut self) -> bool {
-        self.0.take().is_some()
+        !std::mem::take(&mut self.0).is_empty()
     }
 }
 
@@ -90,13 +106,48 @@ mod tests {
 
     #[test]
     fn an_outage_is_told_once_per_cause() {
+        let now = Instant::now();
         let mut outage = Outage::new();
-        assert!(outage.down("a: refused").is_some());
-        assert!(outage.down("b: refused").is_some());
-        assert!(outage.down("a: refused").is_none());
-        assert_eq!(outage.up("a", 1), Some(Connection::Up { cluster_id: 1 }));
-        assert_eq!(outage.up("a", 1), None);
-        assert!(outage.down("a: refused").is_some());
-        assert!(outage.up("a", 2).is_some());
+        assert!(outage.down("a: refused", now).is_some());
+        assert!(outage.down("b: refused", now).is_some());
+        assert!(outage.down("a: refused", now).is_none());
+        let up = Some(Connection::Up { cluster_id: 1 });
+        assert_eq!(outage.up("a", 1, now), up);
+        assert_eq!(outage.up("a", 1, now), None);
+        assert!(outage.down("a: refused", now + STANDS * 2).is_some());
+        assert!(outage.told, "it had stood for long");
+        assert!(outage.up("a", 2, now).is_some());
+    }
+
+    #[test]
+    fn a_connection_that_breaks_all_the_time_is_logged_once() {
+        let mut now = Instant::now();
+        let mut outage = Outage::new();
+        outage.up("a", 1, now);
+        for n in 0..20 {
+            // The reader is told each time: it has to know how things are.
+            assert!(outage.down("a: reset", now).is_some());
+            assert_eq!(outage.told, n == 0);
+            now += STANDS / 10;
+            assert!(outage.up("a", 1, now).is_some());
+            assert!(!outage.told);
+        }
+        outage.down("a: reset", now);
+        assert!(!outage.told);
+        outage.down("a: reset", now + STANDS * 2);
+        assert!(outage.told, "this time it stays away");
+        now += STANDS * 2;
+        outage.up("a", 1, now);
+        outage.down("a: reset", now + STANDS * 2);
+        assert!(outage.told, "it had stood for long");
+    }
+
+    #[test]
+    fn two_complaints_by_turns_are_two_lines() {
+        let mut complaint = Complaint::default();
+        assert!(complaint.is_news("networks/") && complaint.is_news("peers/"));
+        assert!(!complaint.is_news("networks/") && !complaint.is_news("peers/"));
+        assert!(complaint.over() && !complaint.over());
+        assert!(complaint.is_news("networks/"));
     }
 }

@@ -64,6 +64,7 @@ pub(crate) fn new(members: Arc<Members>) -> (Presence, impl Future<Output = ()>)
         status: status_receiver,
         lease: None,
         status_not_before: Instant::now(),
+        unwritten: false,
         stranger: Complaint::default(),
     };
     (presence, keeper.run())
@@ -77,6 +78,8 @@ struct Keeper {
     status: watch::Receiver<Value>,
     lease: Option<i64>,
     status_not_before: Instant,
+    /// The last write was refused or lost: all is well only when one has happened.
+    unwritten: bool,
     stranger: Complaint,
 }
 
@@ -123,10 +126,7 @@ impl Keeper {
             if self.lease.is_none() {
                 self.grant().await?;
             }
-            if complaint.over() {
-                debug!("this node's presence is kept up again");
-            }
-            pause.reset();
+            self.if_all_is_well(pause, complaint);
             let renew_at = renewed.max(Instant::now()) + jittered(timing.lease / 3);
             loop {
                 let status_waits = self.status.has_changed().unwrap_or(false);
@@ -137,8 +137,12 @@ impl Keeper {
                             return Ok(());
                         }
                         self.put_all().await?;
+                        self.if_all_is_well(pause, complaint);
                     }
-                    () = sleep_until(self.status_not_before), if status_waits => self.put_status().await?,
+                    () = sleep_until(self.status_not_before), if status_waits => {
+                        self.put_status().await?;
+                        self.if_all_is_well(pause, complaint);
+                    }
                     changed = wait_change(&mut self.status), if !status_waits => {
                         if !changed {
                             return Ok(());
@@ -148,6 +152,17 @@ impl Keeper {
             }
             renewed = Instant::now();
         }
+    }
+
+    /// The lease can be renewed where nothing can be written, as in a full store.
+    fn if_all_is_well(&self, pause: &mut Backoff, complaint: &mut Complaint) {
+        if self.unwritten {
+            return;
+        }
+        if complaint.over() {
+            debug!("this node's presence is kept up again");
+        }
+        pause.reset();
     }
 
     fn forget_lease(&mut self) {
@@ -264,6 +279,7 @@ impl Keeper {
                 async move { client.kv_client().txn(Txn::new().and_then(puts)).await }
             })
             .await;
+        self.unwritten = outcome.result.is_err();
         match outcome.result {
             Ok(_) => Ok(()),
             Err(failure) => {

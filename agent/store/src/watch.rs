@@ -130,6 +130,7 @@ struct Watcher {
     /// After a watch that had to be replaced by a listing: it may fail again at once.
     relist_pause: Backoff,
     relist_not_before: Instant,
+    relisted: Option<Instant>,
     refresh_at: Option<Instant>,
 }
 
@@ -155,6 +156,7 @@ pub(crate) async fn run(
         list_not_before: Instant::now(),
         relist_pause: Backoff::new(timing.retry_first, timing.relist_most),
         relist_not_before: Instant::now(),
+        relisted: None,
         refresh_at: (!timing.relist.is_zero()).then(|| Instant::now() + jittered(timing.relist)),
         members: Arc::clone(&members),
         interest,
@@ -241,7 +243,7 @@ impl Watcher {
         };
         let version = status.ok().map(|status| status.version().to_owned());
         self.compare_history(position);
-        if let Some(news) = self.outage.up(url, position.cluster_id) {
+        if let Some(news) = self.outage.up(url, position.cluster_id, Instant::now()) {
             self.outbox.push(StoreEvent::Connection(news), self.newest);
             members.back.notify_waiters();
         }
@@ -278,7 +280,7 @@ impl Watcher {
                 health.since = std::time::Instant::now();
             }
         }
-        if let Some(news) = self.outage.down(&why) {
+        if let Some(news) = self.outage.down(&why, Instant::now()) {
             self.outbox.push(StoreEvent::Connection(news), self.newest);
         }
         // The reader is told now, not when etcd is back; a slow one is waited for in the next session.

@@ -125,3 +125,47 @@ fn agents_are_cut_off_while_others_change() -> Result<()> {
     traffic.nothing_lost()?;
     cluster.close()
 }
+
+/// Something on the way, a proxy of connections for example, ends each connection soon after it was made.
+#[test]
+fn the_connection_breaks_all_the_time() -> Result<()> {
+    let cluster = Cluster::of(2)?;
+    let stations = one_each(&cluster)?;
+    let [one, two] = [cluster.host(1), cluster.host(2)];
+    let etcd = cluster.etcd(1);
+    two.stop()?;
+    let proxy = Proxy::start(two.netns(), SocketAddr::new(etcd.addresses()[0], 2379))?;
+    two.start_weftd_with(&["--etcd", &proxy.url()])?;
+    let traffic = weft_faults::between(&stations)?;
+    let (before, lines, reads) = (writes(two)?, log_lines(two), etcd.requests("Range")?);
+    let rounds = if long() { 200 } else { 12 };
+    for _ in 0..rounds {
+        let connections = proxy.accepted();
+        eventually(SOON, "it connects again", || {
+            ensure!(
+                proxy.accepted() > connections || connected_now(two)?,
+                "it does not"
+            );
+            Ok(())
+        })?;
+        traffic.wait_more(20)?;
+        proxy.set(Mode::Refuse);
+        traffic.wait_more(5)?;
+        proxy.set(Mode::Pass);
+    }
+    let container = cluster.container("new")?;
+    attach(one, "blue", &container, "new", &[])?;
+    println!("caught up {:?}", caught_up(&cluster, [two], "blue")?);
+    let (said, asked) = (log_lines(two) - lines, etcd.requests("Range")? - reads);
+    println!("{rounds} times: {said} lines, {asked} reads of etcd");
+    ensure!(said <= 8, "{said} lines: {}", two.log());
+    // Where the store stands is asked for with each connection, and nothing is listed anew.
+    ensure!(asked <= 5 * rounds, "{asked} reads");
+    ensure!(writes(two)? - before <= 4, "nothing is done for it");
+    traffic.nothing_lost()?;
+    cluster.close()
+}
+
+fn connected_now(host: &weft_lab::Host) -> Result<bool> {
+    Ok(status(host)?["store"]["connected"] == true)
+}

@@ -113,7 +113,7 @@ fn history_is_compacted_while_an_agent_is_cut_off() -> Result<()> {
             assert_eq!(after.writes, before.writes, "listed anew, and nothing to do");
         }
     }
-    ensure!(two.log().contains("listing anew"), "{}", two.log());
+    ensure!(two.log().contains("listed anew"), "{}", two.log());
     traffic.nothing_lost()?;
     cluster.close()
 }

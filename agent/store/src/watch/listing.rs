@@ -57,7 +57,7 @@ impl Watcher {
                 follow.list(Reason::Refresh);
             }
         }
-        if session.running.is_some() || now < self.list_not_before {
+        if session.running.is_some() {
             return;
         }
         let mut due = Vec::new();
@@ -66,7 +66,10 @@ impl Watcher {
             let Listing::Due(reason) = follow.listing else {
                 continue;
             };
-            if reason.follows_a_failed_watch() && now < self.relist_not_before {
+            let due_at = follow
+                .listing
+                .due_at(self.list_not_before, self.relist_not_before);
+            if due_at.is_none_or(|at| now < at) {
                 continue;
             }
             follow.asked();
@@ -80,11 +83,7 @@ impl Watcher {
         health.lists += 1;
         health.relists += again;
         drop(health);
-        if again > 0 {
-            info!(scopes = again, "listing anew what the watch cannot go on with");
-        } else {
-            debug!(scopes = due.len(), "listing");
-        }
+        debug!(scopes = due.len(), again, "listing");
         let members = Arc::clone(&self.members);
         let bound = members.config().timing.list;
         session.running = Some(Box::pin(
@@ -139,7 +138,7 @@ impl Watcher {
         if self.refusal.over() {
             info!("etcd permits listing again");
         }
-        let mut had_to = false;
+        let mut again = 0;
         for (scope, entries) in lists.entries {
             let Some(follow) = self.follows.get_mut(&scope) else {
                 continue;
@@ -147,7 +146,7 @@ impl Watcher {
             let Listing::Running(reason) = follow.listing else {
                 continue;
             };
-            had_to |= reason.follows_a_failed_watch();
+            again += usize::from(reason.follows_a_failed_watch());
             let (entries, revision) = follow.listed(entries, lists.revision);
             let event = StoreEvent::Listed {
                 scope,
@@ -157,11 +156,17 @@ impl Watcher {
             };
             self.outbox.push(event, follow.generation);
         }
-        if had_to {
+        if again > 0 {
             let now = Instant::now();
-            if now > self.relist_not_before + self.members.config().timing.relist_most {
-                // The last time was long ago.
+            let most = self.members.config().timing.relist_most;
+            if self
+                .relisted
+                .replace(now)
+                .is_none_or(|last| now > last + most * 2)
+            {
+                // The last time was long ago; what happens again and again is told once.
                 self.relist_pause.reset();
+                info!(scopes = again, "listed anew what the watch could not go on with");
             }
             self.relist_not_before = now + self.relist_pause.pause();
         }

@@ -194,13 +194,10 @@ impl Watcher {
         let expected = self.tell_expected(session, now);
         let timing = &self.members.config().timing;
         let mut next = self.refresh_at.unwrap_or(now + timing.progress);
-        if session.running.is_none()
-            && self
-                .follows
-                .values()
-                .any(|f| matches!(f.listing, Listing::Due(_)))
-        {
-            next = next.min(self.list_not_before);
+        if session.running.is_none() {
+            let due = self.follows.values();
+            let due = due.filter_map(|f| f.listing.due_at(self.list_not_before, self.relist_not_before));
+            next = due.fold(next, Instant::min);
         }
         next = next.min(expected.unwrap_or(next));
         if let Some(stream) = &mut session.stream {
@@ -230,7 +227,10 @@ impl Watcher {
                     }
                 };
             }
-            next = next.min(silent_at).min(session.ask_at);
+            next = next.min(silent_at);
+            if self.outbox.has_room() {
+                next = next.min(session.ask_at);
+            }
         }
         Ok(next)
     }

@@ -213,3 +213,27 @@ async fn of_many_reports_few_are_written_and_the_last_one_is() {
     // One second and more at one per 200 ms.
     assert!((2..=10).contains(&written), "{written}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_do_not_all_end_in_one_second() {
+    let etcd = Etcd::one().await;
+    let mut stores = Vec::new();
+    for _ in 0..12 {
+        let (store, events) = open(with_lease(config(&[etcd.url()]), 60)).await;
+        store.presence(b"here".to_vec());
+        store.report(b"fine".to_vec());
+        stores.push((store, events));
+    }
+    let mut leases = etcd.client().await.lease_client();
+    let mut times = std::collections::BTreeSet::new();
+    for (store, _) in &stores {
+        eventually("a lease", || store.health().lease.is_some()).await;
+        let lease = store.health().lease.unwrap();
+        times.insert(leases.time_to_live(lease, None).await.unwrap().granted_ttl());
+        assert_eq!(store.health().leases, 1, "one for all that an agent keeps");
+    }
+    assert!(
+        times.len() > 1 && times.iter().all(|ttl| (60..=70).contains(ttl)),
+        "{times:?}"
+    );
+}
