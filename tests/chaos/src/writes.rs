@@ -95,10 +95,8 @@ fn bad_value(rng: &mut Rng) -> Vec<u8> {
         0 => (0..rng.usize(1..300)).map(|_| rng.u8(..)).collect(),
         1 => b"{}".to_vec(),
         2 => br#"{"version":99,"subnets":[{"cidr":"10.20.0.0/22"}],"vteps":["10.99.0.1"]}"#.to_vec(),
-        3 => {
-            br#"{"attachment":{"netns":"etc/passwd"},"subnets":[],"vteps":["x"],"endpoint":7,"network":"/"}"#
-                .to_vec()
-        }
+        3 => br#"{"attachment":{"netns":"etc/passwd"},"subnets":[],"vteps":["x"],"endpoint":7,"network":9}"#
+            .to_vec(),
         4 => b"[".repeat(rng.usize(1..5000)),
         _ => br#"{"subnets":"10.20.0.0/22","vteps":{},"endpoint":"","network":[],"attachment":"#.to_vec(),
     }

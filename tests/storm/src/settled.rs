@@ -31,32 +31,22 @@ const MOST_TOLD: usize = 20;
 /// # Errors
 /// When the storm itself fails.
 pub fn check(scene: &Scene<'_>) -> Result<Option<Records>> {
-    let (lab, witness, verdict): (&Lab, _, _) = (scene.cluster, scene.witness, scene.verdict);
+    let verdict = scene.verdict;
     let start = Instant::now();
+    let mut not_yet = String::new();
     let settled = eventually(CATCHING_UP, "the kernel is what the records say", || {
-        let mut found = Err(anyhow::anyhow!("no member of etcd answers"));
-        for member in lab.etcd_members() {
-            found = witness.read_once(member.number());
-            if found.is_ok() {
-                break;
+        let settled = once(scene);
+        if let Err(why) = &settled {
+            let why = format!("{why:#}");
+            if why != not_yet {
+                verdict.note(&format!(
+                    "not settled yet: {}",
+                    why.lines().next().unwrap_or_default()
+                ));
+                not_yet = why;
             }
         }
-        let (revision, records) = found?;
-        ensure!(verdict.violations().is_empty(), "something is wrong already");
-        agrees(lab, &records)?;
-        // Nothing has changed while it was looked at, and the watch told what the read did.
-        let ledger = lock(&witness.ledger);
-        ensure!(
-            ledger.revision() == revision,
-            "the store is at another revision than {revision}"
-        );
-        if *ledger.records() != records {
-            bail!(
-                "the watch and the read differ:\n{:#?}\n{records:#?}",
-                ledger.records()
-            );
-        }
-        Ok(records)
+        settled
     });
     let records = match settled {
         Ok(records) => records,
@@ -74,9 +64,37 @@ pub fn check(scene: &Scene<'_>) -> Result<Option<Records>> {
     for why in promises(scene.places, &records, verdict) {
         verdict.violated(why);
     }
-    audit(lab, verdict);
+    audit(scene.cluster, verdict);
     talk(scene, &records)?;
     Ok(Some(records))
+}
+
+/// One look at everything.
+fn once(scene: &Scene<'_>) -> Result<Records> {
+    let (lab, witness, verdict): (&Lab, _, _) = (scene.cluster, scene.witness, scene.verdict);
+    let mut found = Err(anyhow::anyhow!("no member of etcd answers"));
+    for member in lab.etcd_members() {
+        found = witness.read_once(member.number());
+        if found.is_ok() {
+            break;
+        }
+    }
+    let (revision, records) = found?;
+    ensure!(verdict.violations().is_empty(), "something is wrong already");
+    agrees(lab, &records)?;
+    // Nothing has changed while it was looked at, and the watch told what the read did.
+    let ledger = lock(&witness.ledger);
+    ensure!(
+        ledger.revision() == revision,
+        "the store is at another revision than {revision}"
+    );
+    if *ledger.records() != records {
+        bail!(
+            "the watch and the read differ:\n{:#?}\n{records:#?}",
+            ledger.records()
+        );
+    }
+    Ok(records)
 }
 
 /// The product's own look at all records finds nothing.
