@@ -368,10 +368,7 @@ pub(crate) fn figures(r: &Reconciler) -> Figures {
             .into_iter()
             .map(|source| (source.name(), r.problems.count(source) as u64))
             .collect(),
-        held_deletions: r
-            .snapshot
-            .held_because()
-            .map_or(0, |_| r.snapshot.held_keys().len() as u64),
+        held_deletions: r.held_deletions().map_or(0, |(keys, ..)| keys.len() as u64),
         chores_owed: r.book.owed() as u64,
         kernel_busy: r.busy_for().unwrap_or_default().as_secs_f64(),
     }

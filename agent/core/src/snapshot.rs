@@ -219,12 +219,20 @@ impl Snapshot {
 
     /// This node's endpoint that may use an attachment when several records name it: who was there first.
     pub fn owner_of_attachment(&self, attachment: &Attachment) -> Option<&EndpointRef> {
-        self.attachments.get(attachment)?.iter().min_by_key(|endpoint| {
+        let users = self.attachments.get(attachment)?.iter();
+        let users = users.filter(|endpoint| !self.is_done_for(endpoint));
+        users.min_by_key(|endpoint| {
             let created = self
                 .endpoint(endpoint)
                 .map_or(i64::MAX, |slot| slot.create_revision);
             (created, *endpoint)
         })
+    }
+
+    /// Whether an endpoint is detached here and has no record in the store either: it is known only in case that the store
+    /// has it again.
+    pub fn is_done_for(&self, endpoint: &EndpointRef) -> bool {
+        self.awaits_detach(endpoint) && self.endpoint(endpoint).is_some_and(|slot| slot.held)
     }
 
     /// Records and keys that cannot be understood, by key.

@@ -90,7 +90,11 @@ impl AgentControl {
         let (same, wanted) = (name.clone(), valid.clone());
         let before = self
             .ask(move |r| {
-                let there = r.snapshot.endpoint(&same)?.value.as_ref()?;
+                let there = r
+                    .snapshot
+                    .endpoint(&same)
+                    .filter(|_| !r.snapshot.is_done_for(&same));
+                let there = there?.value.as_ref()?;
                 Some(
                     there.attachment == wanted.attachment
                         && wanted.requested.iter().all(|a| there.addresses.contains(a)),
@@ -127,6 +131,8 @@ impl AgentControl {
                     )
                 })
                 .await?;
+                let anew = name.clone();
+                self.ask(move |r| r.judge_anew(&anew)).await?;
                 self.end_lease(lease);
             }
         }

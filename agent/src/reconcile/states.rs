@@ -37,6 +37,12 @@ impl Reconciler {
         )
     }
 
+    /// Forgets what was wrong with an endpoint of the same name that the store had lost, until the next pass.
+    pub(crate) fn judge_anew(&mut self, endpoint: &EndpointRef) {
+        let key = Key::Endpoint(endpoint.clone()).to_string();
+        self.problems.set(Source::Assessment, &key, None);
+    }
+
     /// Tells of endpoints of this host that became ready or failed.
     pub(super) fn update_states(&mut self, dirty: &Dirty) {
         let node = self.node.name.clone();

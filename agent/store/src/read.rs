@@ -151,14 +151,12 @@ pub(crate) async fn census(
             Some(end) => options.with_range(end),
             None => options,
         };
-        async move {
-            let outcome = members
-                .ask(deadline, true, |client| {
-                    range(client, from.clone(), options.clone(), 0)
-                })
-                .await;
+        // Boxed: six of them together are large, and moved about.
+        Box::pin(async move {
+            let ask = |client| range(client, from.clone(), options.clone(), 0);
+            let outcome = members.ask(deadline, true, ask).await;
             outcome.result.map(|answer| answer.count().unsigned_abs())
-        }
+        })
     };
     let below = |directory: String| {
         let end = end_of(&directory);

@@ -59,6 +59,34 @@ impl EtcdMember {
         self.lab.etcd_endpoints().swap_remove(self.number - 1)
     }
 
+    fn urls(&self, number: usize, port: u16) -> String {
+        let addresses = self.lab.etcd_addresses(number).into_iter();
+        let urls: Vec<_> = addresses
+            .map(|address| format!("http://{}", SocketAddr::new(address, port)))
+            .collect();
+        urls.join(",")
+    }
+
+    /// What its identity and the cluster's follow from.
+    fn identity(&self, token: &str) -> Vec<String> {
+        let cluster: Vec<_> = (1..=self.lab.etcd_members)
+            .flat_map(|n| {
+                let urls = self.urls(n, 2380);
+                let urls = urls.split(',').map(|url| format!("etcd{n}={url}"));
+                urls.collect::<Vec<_>>()
+            })
+            .collect();
+        let flags = [
+            ("--name", format!("etcd{}", self.number)),
+            ("--data-dir", self.data_dir()),
+            ("--initial-advertise-peer-urls", self.urls(self.number, 2380)),
+            ("--initial-cluster", cluster.join(",")),
+            ("--initial-cluster-token", token.to_owned()),
+        ];
+        let flags = flags.into_iter();
+        flags.flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+    }
+
     /// Starts it without waiting for it to answer. Its data of before are kept.
     ///
     /// # Errors
@@ -72,40 +100,21 @@ impl EtcdMember {
     /// # Errors
     /// As [`EtcdMember::spawn`].
     pub fn spawn_with(&self, more: &[&str]) -> Result<()> {
-        let urls = |number: usize, port: u16| {
-            let addresses = self.lab.etcd_addresses(number).into_iter();
-            let urls: Vec<_> = addresses
-                .map(|address| format!("http://{}", SocketAddr::new(address, port)))
-                .collect();
-            urls.join(",")
-        };
-        let cluster: Vec<_> = (1..=self.lab.etcd_members)
-            .flat_map(|n| {
-                urls(n, 2380)
-                    .split(',')
-                    .map(|url| format!("etcd{n}={url}"))
-                    .collect::<Vec<_>>()
-            })
-            .collect();
         let local = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 2379);
         let args = [
-            ("--name", format!("etcd{}", self.number)),
-            ("--data-dir", self.data_dir()),
             (
                 "--listen-client-urls",
-                format!("{},http://{local}", urls(self.number, 2379)),
+                format!("{},http://{local}", self.urls(self.number, 2379)),
             ),
-            ("--advertise-client-urls", urls(self.number, 2379)),
-            ("--listen-peer-urls", urls(self.number, 2380)),
-            ("--initial-advertise-peer-urls", urls(self.number, 2380)),
-            ("--initial-cluster", cluster.join(",")),
-            ("--initial-cluster-token", self.lab.id.clone()),
+            ("--advertise-client-urls", self.urls(self.number, 2379)),
+            ("--listen-peer-urls", self.urls(self.number, 2380)),
             ("--initial-cluster-state", "new".to_owned()),
             ("--logger", "zap".to_owned()),
         ];
         let mut args: Vec<_> = args
             .into_iter()
             .flat_map(|(flag, value)| [flag.to_owned(), value])
+            .chain(self.identity(&self.lab.id))
             .collect();
         if self.lab.etcd_members == 1 {
             // Nobody to hear from: a lone member waits for its election timeout at each start, a second by default.
@@ -288,6 +297,38 @@ impl EtcdMember {
             bail!("etcd{} runs as process {pid}", self.number);
         }
         std::fs::remove_dir_all(self.data_dir()).with_context(|| format!("removing {}", self.data_dir()))
+    }
+
+    /// Saves a snapshot of the store to a file, which is named.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn save_snapshot(&self, name: &str) -> Result<String> {
+        let file = self.lab.run_dir().join(format!("{name}.snapshot"));
+        let file = file.display().to_string();
+        self.etcdctl(&["snapshot", "save", &file])?;
+        Ok(file)
+    }
+
+    /// Puts a snapshot in the place of its data, as an operator does after a loss: all members of the cluster have to be
+    /// treated alike. With `token` as another cluster. It must not run.
+    ///
+    /// # Errors
+    /// When it runs, or the snapshot cannot be restored.
+    pub fn restore_snapshot(&self, file: &str, token: Option<&str>) -> Result<()> {
+        self.wipe()?;
+        let mut command = self.netns.command("etcdctl");
+        command.env("ETCDCTL_API", "3").env_remove("ETCDCTL_ENDPOINTS");
+        command.args(["snapshot", "restore", file]);
+        command.args(self.identity(token.unwrap_or(&self.lab.id)));
+        let output = command.output().context("etcdctl snapshot restore")?;
+        if !output.status.success() {
+            bail!(
+                "etcdctl snapshot restore: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(())
     }
 
     /// Where its data lie: to copy them while it is stopped, for a rolled-back store.

@@ -270,6 +270,18 @@ impl Lab {
         Ok(())
     }
 
+    /// Deletes keys in one transaction, at most 128.
+    ///
+    /// # Errors
+    /// When etcdctl fails.
+    pub fn del_all(&self, keys: &[String]) -> Result<()> {
+        let deletions: String = keys.iter().map(|key| format!("del {key}\n")).collect();
+        let text = format!("\n{deletions}\n\n");
+        let said = etcd::etcdctl(&self.record, &["txn"], text.as_bytes())?;
+        ensure!(said.contains("SUCCESS"), "etcdctl txn: {said}");
+        Ok(())
+    }
+
     /// Reads a key's value; `None` when it does not exist.
     ///
     /// # Errors

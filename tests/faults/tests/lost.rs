@@ -1,0 +1,457 @@
+//! A store that has lost records: what runs stays, until they come back or somebody confirms. What is meant goes at once.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use weft_e2e::{Cluster, SOON, Station, status, writes};
+use weft_faults::{CIDRS, between};
+use weft_lab::{Cut, Host, Lab, eventually};
+
+const ALL: &str = "/weft/v1/";
+const ENDPOINTS: &str = "/weft/v1/endpoints/";
+
+/// Three hosts: blue on the first two, red on the last two. No host but the second sees endpoints of both.
+fn two_networks(cluster: &Cluster) -> Result<Vec<Station>> {
+    cluster.network("blue", &CIDRS)?;
+    cluster.network("red", &["10.2.0.0/24"])?;
+    let places = [
+        ("blue", 1, "a"),
+        ("blue", 2, "b"),
+        ("red", 2, "c"),
+        ("red", 3, "d"),
+    ];
+    let stations = places
+        .iter()
+        .map(|(network, host, id)| cluster.endpoint(network, *host, id));
+    let mut stations = stations.collect::<Result<Vec<_>>>()?;
+    for network in ["blue", "red"] {
+        let of_network = stations.iter_mut().filter(|s| s.network == network);
+        let mut of_network: Vec<Station> = of_network.map(|s| s.clone()).collect();
+        cluster.up(&mut of_network)?;
+        for up in of_network {
+            let at = stations
+                .iter_mut()
+                .find(|s| s.id == up.id)
+                .context("it is there")?;
+            *at = up;
+        }
+    }
+    Ok(stations)
+}
+
+/// Waits until a host says that it holds what the store has lost, for a reason with these words, and what to do.
+fn holds(host: &Host, words: &str) -> Result<()> {
+    eventually(SOON, "the agent says what it holds", || {
+        let status = status(host)?;
+        let held = &status["held_deletions"];
+        let reason = held["reason"].as_str().unwrap_or_default();
+        ensure!(reason.contains(words), "{status}");
+        ensure!(
+            held["count"].as_u64() > Some(0) && held["since"].is_string(),
+            "{held}"
+        );
+        let told = status["problems"].to_string();
+        ensure!(told.contains("weft resync --republish"), "{told}");
+        Ok(())
+    })
+}
+
+fn holds_nothing(host: &Host) -> Result<()> {
+    eventually(SOON, "nothing is held any more", || {
+        let status = status(host)?;
+        ensure!(status["held_deletions"].is_null(), "{}", status["held_deletions"]);
+        ensure!(!status["problems"].to_string().contains("(store)"), "{status}");
+        Ok(())
+    })
+}
+
+fn all_writes(cluster: &Cluster) -> Result<Vec<u64>> {
+    cluster.hosts().iter().map(writes).collect()
+}
+
+/// What people and agents have recorded, but for what says who is there just now.
+fn records(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
+    let mut all = cluster.get_prefix(ALL)?;
+    all.retain(|key, _| {
+        let kind = key.strip_prefix(ALL).and_then(|rest| rest.split('/').next());
+        matches!(
+            kind,
+            Some("networks" | "endpoints" | "addresses" | "vnis" | "peers")
+        )
+    });
+    Ok(all)
+}
+
+fn republish(host: &Host) -> Result<serde_json::Value> {
+    host.weft_json(&["resync", "--republish"])
+}
+
+#[test]
+fn what_a_slip_deletes_is_held_until_it_comes_back() -> Result<()> {
+    let cluster = Cluster::of(3)?;
+    let stations = two_networks(&cluster)?;
+    for prefix in [ENDPOINTS, ALL] {
+        let before = records(&cluster)?;
+        let written = all_writes(&cluster)?;
+        let traffic = between(&stations)?;
+        cluster.del_prefix(prefix)?;
+        for host in cluster.hosts() {
+            holds(host, "at once, as a mistaken 'etcdctl del --prefix' does")?;
+        }
+        traffic.wait_more(50)?;
+        // As somebody has them in a file: whatever is not there.
+        let left = cluster.get_prefix(ALL)?;
+        let lost = before.iter().filter(|(key, _)| !left.contains_key(*key));
+        let lost: Vec<_> = lost.map(|(key, value)| (key.clone(), value.clone())).collect();
+        cluster.put_all(&lost)?;
+        for host in cluster.hosts() {
+            holds_nothing(host)?;
+        }
+        traffic.wait_more(30)?;
+        traffic.nothing_lost()?;
+        ensure!(all_writes(&cluster)? == written, "the kernel was written");
+        let causes = |host: &Host| host.log().matches("what it no longer has is kept here").count();
+        let told: Vec<usize> = cluster.hosts().iter().map(causes).collect();
+        let lines = if prefix == ENDPOINTS { 2 } else { 4 };
+        ensure!(
+            told.iter().all(|n| *n == lines),
+            "a line when it begins, one when it ends: {told:?}"
+        );
+    }
+    cluster.close()
+}
+
+#[test]
+fn what_is_meant_goes_at_once() -> Result<()> {
+    let cluster = Cluster::of(3)?;
+    let stations = two_networks(&cluster)?;
+    let (blue, red): (Vec<_>, Vec<_>) = stations.into_iter().partition(|s| s.network == "blue");
+    let traffic = between(&red)?;
+    let network = Cluster::network_key("blue");
+    let endpoints = format!("{ENDPOINTS}blue/");
+    for order in [
+        "endpoints first",
+        "the network first",
+        "in one transaction",
+        "one endpoint by one",
+    ] {
+        let begun = Instant::now();
+        match order {
+            "endpoints first" => {
+                cluster.del_prefix(&endpoints)?;
+            }
+            "the network first" => {
+                cluster.del(&network)?;
+                cluster.del_prefix(&endpoints)?;
+            }
+            "in one transaction" => {
+                let mut keys: Vec<String> = blue.iter().map(Station::key).collect();
+                keys.push(network.clone());
+                cluster.del_all(&keys)?;
+            }
+            _ => {
+                for station in &blue {
+                    cluster.del(&station.key())?;
+                }
+            }
+        }
+        let told = begun.elapsed();
+        for host in &cluster.hosts()[..2] {
+            eventually(SOON, "the network is gone", || {
+                ensure!(!host.netns_of("blue").exists(), "{order}");
+                Ok(())
+            })?;
+        }
+        println!(
+            "{order}: gone {:?} after etcd was told ({told:?})",
+            begun.elapsed() - told
+        );
+        cluster.del(&network)?;
+        eventually(SOON, "nothing of it is left", || {
+            let all = records(&cluster)?;
+            let left: Vec<_> = all.keys().filter(|key| key.contains("/blue")).collect();
+            ensure!(left.is_empty(), "{left:?}");
+            Ok(())
+        })?;
+        cluster.network("blue", &CIDRS)?;
+        let again = blue
+            .iter()
+            .map(|s| cluster.endpoint_in("blue", s.host, &s.id, s.container.clone()));
+        let mut again = again.collect::<Result<Vec<_>>>()?;
+        cluster.up(&mut again)?;
+    }
+    traffic.nothing_lost()?;
+    for host in cluster.hosts() {
+        ensure!(!host.log().contains("is kept here"), "{}", host.node());
+    }
+    cluster.close()
+}
+
+#[test]
+fn an_agent_that_ends_while_it_holds_goes_on_holding_and_writes_it_again() -> Result<()> {
+    let cluster = Cluster::of(3)?;
+    let stations = two_networks(&cluster)?;
+    let before = records(&cluster)?;
+    let traffic = between(&stations)?;
+    // The copies of this host's records are written within a second or so.
+    for host in cluster.hosts() {
+        eventually(SOON, "the host's own records are written down", || {
+            let copies = std::fs::read_to_string(host.dir().join("state/records.json"))?;
+            let own = stations.iter().filter(|s| s.host == host.number());
+            for station in own {
+                let whole =
+                    copies.contains(&station.key()) && copies.contains(&station.addresses[0].to_string());
+                ensure!(whole, "{copies}");
+            }
+            Ok(())
+        })?;
+    }
+    // One agent holds already, one is away meanwhile.
+    cluster.host(3).kill9()?;
+    cluster.del_prefix(ALL)?;
+    holds(cluster.host(1), "at once")?;
+    holds(cluster.host(2), "at once")?;
+    cluster.host(1).kill9()?;
+    cluster.host(1).start_weftd()?;
+    cluster.host(3).start_weftd()?;
+    holds(cluster.host(1), "at once")?;
+    holds(cluster.host(3), "has lost this node's own record")?;
+    for number in [1, 3] {
+        ensure!(writes(cluster.host(number))? == 0, "host{number} has written");
+    }
+    traffic.wait_more(30)?;
+
+    let first = republish(cluster.host(2))?;
+    ensure!(first["nodes"] == serde_json::json!(["host1", "host3"]), "{first}");
+    for number in [1, 3] {
+        republish(cluster.host(number))?;
+    }
+    for host in cluster.hosts() {
+        holds_nothing(host)?;
+    }
+    traffic.nothing_lost()?;
+    for number in [1, 3] {
+        ensure!(writes(cluster.host(number))? == 0, "host{number} has written");
+    }
+    let after = records(&cluster)?;
+    ensure!(
+        after.keys().eq(before.keys()) && after == before,
+        "before: {before:#?}\nafter: {after:#?}"
+    );
+    cluster.close()
+}
+
+#[test]
+fn a_confirmed_slip_takes_effect() -> Result<()> {
+    let cluster = Cluster::of(3)?;
+    two_networks(&cluster)?;
+    cluster.del_prefix(ENDPOINTS)?;
+    for host in cluster.hosts() {
+        holds(host, "at once")?;
+        host.weft(&["resync", "--accept"])?;
+        eventually(SOON, "the networks are gone", || {
+            ensure!(["blue", "red"].iter().all(|n| !host.netns_of(n).exists()));
+            Ok(())
+        })?;
+        holds_nothing(host)?;
+    }
+    eventually(SOON, "no claim is left", || {
+        let claims = cluster.get_prefix("/weft/v1/addresses/")?;
+        ensure!(claims.is_empty(), "{claims:?}");
+        Ok(())
+    })?;
+    cluster.close()
+}
+
+#[test]
+fn a_store_restored_from_an_older_snapshot_gets_the_rest_written_again() -> Result<()> {
+    let cluster = Cluster::of(2)?;
+    cluster.network("blue", &CIDRS)?;
+    let mut stations = vec![
+        cluster.endpoint("blue", 1, "a")?,
+        cluster.endpoint("blue", 2, "b")?,
+    ];
+    cluster.up(&mut stations)?;
+    let etcd = cluster.etcd(1);
+    let snapshot = etcd.save_snapshot("before")?;
+
+    // Since then: endpoints, and a network, of which the snapshot knows nothing.
+    cluster.network("green", &["10.3.0.0/24"])?;
+    let mut later = vec![
+        cluster.endpoint("green", 1, "e")?,
+        cluster.endpoint("green", 2, "f")?,
+    ];
+    cluster.up(&mut later)?;
+    stations.push(cluster.endpoint("blue", 1, "c")?);
+    cluster.up(&mut stations)?;
+    stations.append(&mut later);
+    let before = records(&cluster)?;
+
+    let traffic = between(&stations)?;
+    etcd.stop()?;
+    etcd.restore_snapshot(&snapshot, None)?;
+    etcd.start()?;
+    for host in cluster.hosts() {
+        holds(host, "as if restored from a backup")?;
+    }
+    traffic.wait_more(30)?;
+    for host in cluster.hosts() {
+        republish(host)?;
+    }
+    for host in cluster.hosts() {
+        holds_nothing(host)?;
+    }
+    traffic.nothing_lost()?;
+    let after = records(&cluster)?;
+    ensure!(after == before, "before: {before:#?}\nafter: {after:#?}");
+    cluster.close()
+}
+
+#[test]
+fn an_empty_store_in_the_place_of_the_known_one_is_filled_again() -> Result<()> {
+    let lab = Lab::builder().hosts(2).build()?;
+    let empty = lab.etcd(1).save_snapshot("empty")?;
+    lab.start_all()?;
+    let cluster = Cluster::from_running(lab);
+    let stations = weft_faults::one_each(&cluster)?;
+    let before = records(&cluster)?;
+    let traffic = between(&stations)?;
+    let etcd = cluster.etcd(1);
+    etcd.stop()?;
+    etcd.restore_snapshot(&empty, Some("another"))?;
+    etcd.start()?;
+    for host in cluster.hosts() {
+        holds(host, "answers as another cluster")?;
+    }
+    traffic.wait_more(30)?;
+    for host in cluster.hosts() {
+        republish(host)?;
+    }
+    for host in cluster.hosts() {
+        holds_nothing(host)?;
+    }
+    traffic.nothing_lost()?;
+    let after = records(&cluster)?;
+    ensure!(after == before, "before: {before:#?}\nafter: {after:#?}");
+    cluster.close()
+}
+
+#[test]
+fn what_is_in_the_way_of_writing_again_is_named_and_kept() -> Result<()> {
+    let cluster = Cluster::of(3)?;
+    let stations = two_networks(&cluster)?;
+    let red: Vec<Station> = stations.iter().filter(|s| s.network == "red").cloned().collect();
+    let traffic = between(&red)?;
+    cluster.del_prefix(ALL)?;
+    for host in cluster.hosts() {
+        holds(host, "at once")?;
+    }
+    // Somebody is faster with the network, and gives an address of host1's endpoint to another.
+    cluster.network("blue", &CIDRS)?;
+    let taken = stations[0].address(true);
+    cluster.put(
+        &format!("/weft/v1/addresses/blue/{taken}"),
+        r#"{"endpoint":"host9/x"}"#,
+    )?;
+    cluster.put(
+        &Cluster::endpoint_key("blue", 9, "x"),
+        &format!(r#"{{"attachment":{{"netns":"/run/netns/x"}},"addresses":["{taken}"]}}"#),
+    )?;
+    eventually(SOON, "host1 has heard of it", || {
+        let told = cluster.host(1).weft(&["address", "list", "blue"])?;
+        ensure!(told.contains("host9/x"), "{told}");
+        Ok(())
+    })?;
+    for number in [2, 3] {
+        republish(cluster.host(number))?;
+    }
+    let output = cluster
+        .host(1)
+        .weft_output(&["-o", "json", "resync", "--republish"])?;
+    ensure!(output.status.code() == Some(4), "{output:?}");
+    let done: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let conflict = done["records"].as_array().into_iter().flatten();
+    let conflict: Vec<_> = conflict.filter(|r| r["outcome"] == "conflict").collect();
+    ensure!(conflict.len() == 1, "{done}");
+    ensure!(conflict[0]["key"] == stations[0].short_key().as_str(), "{done}");
+    let why = conflict[0]["message"].to_string();
+    ensure!(
+        why.contains(&taken.to_string()) && why.contains("host9/x"),
+        "{why}"
+    );
+
+    // The operator gives way: another endpoint in its place.
+    let host = cluster.host(1);
+    host.weft(&["endpoint", "detach", "blue", "a", "--timeout", "2s"])?;
+    host.weft(&[
+        "endpoint",
+        "attach",
+        "blue",
+        &stations[0].container.path(),
+        "--id",
+        "a",
+    ])?;
+    for host in cluster.hosts() {
+        holds_nothing(host)?;
+    }
+    traffic.nothing_lost()?;
+    cluster.close()
+}
+
+/// The agents are cut off while somebody deletes, and the history is compacted before they are back.
+#[test]
+fn what_was_deleted_unseen_is_judged_by_what_is_left() -> Result<()> {
+    let cluster = Cluster::of(3)?;
+    let stations = two_networks(&cluster)?;
+    let (blue, red): (Vec<_>, Vec<_>) = stations.iter().cloned().partition(|s| s.network == "blue");
+    let etcd = cluster.etcd(1).addresses();
+    let is_connected = |host: &Host, wanted: bool| {
+        eventually(SOON, "the agent has noticed", || {
+            ensure!(status(host)?["store"]["connected"] == wanted);
+            Ok(())
+        })
+    };
+    let unseen = |prefix: &str| -> Result<()> {
+        for host in cluster.hosts() {
+            host.netns().cut(&etcd, Cut::Refused)?;
+        }
+        for host in cluster.hosts() {
+            is_connected(host, false)?;
+        }
+        cluster.del_prefix(prefix)?;
+        let revision = cluster.etcd(1).status()?.revision;
+        cluster.etcdctl(&["compact", &revision.to_string()])?;
+        for host in cluster.hosts() {
+            host.netns().reconnect()?;
+            is_connected(host, true)?;
+        }
+        Ok(())
+    };
+    let traffic = between(&red)?;
+    unseen(&format!("{ENDPOINTS}blue/"))?;
+    for host in &cluster.hosts()[..2] {
+        eventually(SOON, "the network is gone", || {
+            ensure!(!host.netns_of("blue").exists());
+            Ok(())
+        })?;
+    }
+    traffic.nothing_lost()?;
+
+    let again = blue
+        .iter()
+        .map(|s| cluster.endpoint_in("blue", s.host, &s.id, s.container.clone()));
+    let mut again = again.collect::<Result<Vec<_>>>()?;
+    cluster.up(&mut again)?;
+    let all: Vec<Station> = again.into_iter().chain(red).collect();
+    let written = all_writes(&cluster)?;
+    let traffic = between(&all)?;
+    unseen(ENDPOINTS)?;
+    for host in cluster.hosts() {
+        holds(host, "no endpoint left in any network")?;
+    }
+    traffic.wait_more(20)?;
+    traffic.nothing_lost()?;
+    ensure!(all_writes(&cluster)? == written, "the kernel was written");
+    cluster.close()
+}
