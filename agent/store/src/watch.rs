@@ -80,14 +80,22 @@ impl From<Failure> for End {
 
 /// How long to wait before the next session.
 struct Pauses {
+    /// After all endpoints have failed in turn.
     lost: Backoff,
+    /// Before the next one of them: spread, as many agents lose the same one at once.
+    next: Duration,
+    failed: usize,
+    endpoints: usize,
     /// A password check costs etcd a tenth of a second of work: it is not asked for one every second.
     refused: Backoff,
 }
 
 impl Pauses {
-    fn new(timing: &Timing) -> Self {
+    fn new(timing: &Timing, endpoints: usize) -> Self {
         Self {
+            next: timing.retry_first,
+            failed: 0,
+            endpoints,
             lost: Backoff::new(timing.retry_first, timing.reconnect_most),
             refused: Backoff::new(timing.retry_first, timing.relist_most),
         }
@@ -96,13 +104,19 @@ impl Pauses {
     fn after(&mut self, failure: &Failure) -> Duration {
         if matches!(failure.verdict, Verdict::NotDone | Verdict::Lost) {
             self.refused.reset();
-            self.lost.pause()
+            self.failed += 1;
+            if self.failed.is_multiple_of(self.endpoints) {
+                self.lost.pause()
+            } else {
+                self.next.mul_f64(fastrand::f64())
+            }
         } else {
             self.refused.pause()
         }
     }
 
     fn reset(&mut self) {
+        self.failed = 0;
         self.lost.reset();
         self.refused.reset();
     }
@@ -162,7 +176,7 @@ pub(crate) async fn run(
         interest,
         signals,
     };
-    let mut pauses = Pauses::new(&timing);
+    let mut pauses = Pauses::new(&timing, members.len());
     let stop = members.stop().clone();
     loop {
         let end = tokio::select! {
@@ -310,5 +324,27 @@ impl Watcher {
                 .or_insert_with(|| Follow::new(generation));
         }
         self.newest = self.newest.max(self.interest.newest());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_with_each_round_of_the_endpoints_and_not_within() {
+        let timing = Timing::default();
+        let gone = Failure::timeout("http://a", timing.connect);
+        let mut pauses = Pauses::new(&timing, 3);
+        for round in 0..10 {
+            for _ in 0..2 {
+                assert!(
+                    pauses.after(&gone) <= timing.retry_first,
+                    "the next endpoint may be there"
+                );
+            }
+            let pause = pauses.after(&gone);
+            assert!(pause <= timing.reconnect_most && (round < 5 || pause >= timing.reconnect_most / 2));
+        }
     }
 }
