@@ -190,22 +190,25 @@ impl AgentControl {
             let life = begun_in.clone();
             let made = self
                 .ask(move |r| {
-                    if r.incarnation() != life {
-                        return None;
+                    if let Some(why) = r.fenced() {
+                        return Err(why.to_owned());
                     }
-                    Some(make(r, lost).map(|transaction| {
+                    if r.incarnation() != life {
+                        return Err(
+                            "this node was removed from the cluster meanwhile; see weft status".to_owned(),
+                        );
+                    }
+                    Ok(make(r, lost).map(|transaction| {
                         let transaction = fenced(&r.snapshot, transaction);
                         r.book.begin_claims(&transaction);
                         UnderWay { asker, transaction }
                     }))
                 })
                 .await?;
-            let Some(made) = made else {
-                return Err(ApiError::Conflict {
-                    what: what.clone(),
-                    why: "this node was removed from the cluster meanwhile; see weft status".to_owned(),
-                });
-            };
+            let made = made.map_err(|why| ApiError::Conflict {
+                what: what.clone(),
+                why,
+            })?;
             let under_way: UnderWay = match made {
                 Ok(under_way) => under_way,
                 Err(Refusal::Taken { network, address, .. })

@@ -3,7 +3,7 @@
 use std::{fmt, fs, io, net::IpAddr, path::PathBuf, time::Duration, time::Instant, time::SystemTime};
 
 use weft_kernel::UnderlaySelection;
-use weft_store_schema::{NodeName, PeerDocument};
+use weft_store_schema::{AliveDocument, NodeName, PeerDocument};
 
 use crate::config::Config;
 
@@ -62,6 +62,16 @@ impl Node {
             dead_grace: config.dead_grace,
             release_dead: config.release_dead,
         })
+    }
+
+    /// What says that this agent runs.
+    pub(crate) fn alive_document(&self) -> AliveDocument {
+        let since = self.started.duration_since(SystemTime::UNIX_EPOCH);
+        AliveDocument {
+            boot_id: self.boot_id.clone(),
+            since: since.map_or(0, |d| d.as_secs()),
+            agent_version: VERSION.to_owned(),
+        }
     }
 
     /// What this node's peer record should say in this life.

@@ -25,18 +25,21 @@ pub(crate) enum Source {
     Kernel,
     /// This host lacks something.
     Host,
+    /// This node's name is another host's.
+    Identity,
     /// Its container is gone.
     Attachment,
 }
 
 impl Source {
     /// All of them.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Record,
         Self::Assessment,
         Self::Claim,
         Self::Kernel,
         Self::Host,
+        Self::Identity,
         Self::Attachment,
     ];
 
@@ -48,6 +51,7 @@ impl Source {
             Self::Claim => "claim",
             Self::Kernel => "kernel",
             Self::Host => "host",
+            Self::Identity => "identity",
             Self::Attachment => "attachment",
         }
     }

@@ -6,6 +6,7 @@
 
 mod barriers;
 mod dead;
+mod identity;
 mod notices;
 mod owed;
 mod passes;
@@ -53,6 +54,7 @@ use crate::{
     problems::{Problems, Source},
 };
 use barriers::Answers;
+use identity::Identity;
 use owed::ChoreDone;
 pub(crate) use passes::Look;
 use passes::{Because, Busy, Failure, FailureOf, answered};
@@ -154,6 +156,7 @@ pub(crate) struct Reconciler {
     changed: watch::Sender<u64>,
     chores_done: mpsc::UnboundedSender<ChoreDone>,
     answers: Answers,
+    identity: Identity,
     ready: Option<oneshot::Sender<()>>,
 }
 
@@ -191,7 +194,8 @@ pub(crate) async fn run(
     let (chores_done, mut chore_results) = mpsc::unbounded_channel();
     let (answers, mut answer_results) = Answers::new();
     let (trust, mut censuses) = Trust::new(parts.records.clone());
-    let mut reconciler = Reconciler::new(parts, changed, chores_done, answers, trust);
+    let (identity, mut others_seen) = Identity::new();
+    let mut reconciler = Reconciler::new(parts, changed, chores_done, answers, trust, identity);
     reconciler.find_underlay().await;
     reconciler.update_interest();
     loop {
@@ -211,6 +215,7 @@ pub(crate) async fn run(
             Some(done) = chore_results.recv() => reconciler.on_chore_done(done),
             Some(answered) = answer_results.recv() => reconciler.on_answered(answered),
             Some(census) = censuses.recv() => reconciler.on_census(census),
+            Some(seen) = others_seen.recv() => reconciler.on_alive_seen(seen),
             notices = notifications.next() => reconciler.on_notices(notices),
             Some(ask) = asks.recv() => ask(&mut reconciler),
             result = answered(&mut reconciler.busy) => reconciler.on_answer(result),
@@ -227,6 +232,7 @@ impl Reconciler {
         chores_done: mpsc::UnboundedSender<ChoreDone>,
         answers: Answers,
         trust: Trust,
+        identity: Identity,
     ) -> Self {
         let Parts {
             node,
@@ -286,6 +292,7 @@ impl Reconciler {
             changed,
             chores_done,
             answers,
+            identity,
             ready: Some(ready),
             node,
         }
@@ -367,6 +374,7 @@ impl Reconciler {
         let in_use = networks.filter_map(|(_, slot)| Some(slot.value.as_ref()?.cooldown));
         self.cooldowns
             .note(&in_use.collect(), self.snapshot.revision(), Instant::now());
+        self.settle_identity();
         self.tell_removal();
         self.look_after_trust();
         self.end_detachments();
@@ -438,6 +446,7 @@ impl Reconciler {
         }
         self.look_for_dead().await;
         self.tend_trust().await;
+        self.look_for_others();
         self.run_chores();
     }
 
@@ -446,6 +455,7 @@ impl Reconciler {
         let chores = self.book.next_due().filter(|_| self.is_connected());
         let answers = self.answers.next_due().filter(|_| self.is_connected());
         let dead = Some(self.dead.next_look());
+        let others = self.identity.next_look().filter(|_| self.is_connected());
         [
             Some(self.next_full),
             failures,
@@ -454,6 +464,7 @@ impl Reconciler {
             answers,
             dead,
             self.trust_due(),
+            others,
         ]
         .into_iter()
         .flatten()

@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use weft_api::{EventHub, Limits, Listener, ListenerConfig};
 use weft_kernel::{Kernel, Notifications};
 use weft_store::{Secret, Store, Tls, User};
-use weft_store_schema::{AliveDocument, encode};
 
 use crate::{
     config::{Config, Etcd},
@@ -24,6 +23,7 @@ use crate::{
     node::{Node, VERSION},
     own_records::OwnRecords,
     reconcile::{self, Asker, Parts, chain},
+    sole::Sole,
 };
 
 /// Events kept for a watcher that is behind.
@@ -41,6 +41,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         path: config.socket.clone(),
         group: config.socket_group.clone(),
     })?;
+    let _sole = Sole::claim(&config)?;
     let detachments = Detachments::open(&config.state_dir)?;
     let history = History::open(&config.state_dir)
         .with_context(|| format!("cannot read store.json in {}", config.state_dir.display()))?;
@@ -48,7 +49,6 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let notifications = Notifications::open(&kernel)?;
     let kernel = KernelThread::start(kernel).context("cannot start the kernel's thread")?;
     let (store, store_events) = Store::open(store_config(&config)?, stop.clone()).await?;
-    store.presence(encode(&alive(&node)));
 
     let events = EventHub::new(EVENT_BACKLOG);
     let (asks, ask_queue) = mpsc::channel(ASK_QUEUE);
@@ -121,6 +121,7 @@ pub(crate) fn teardown(config: &Config) -> anyhow::Result<()> {
         group: None,
     })
     .context("stop weftd before a teardown")?;
+    let _sole = Sole::claim(config).context("stop weftd before a teardown")?;
     let mut kernel = Kernel::open(kernel_config(config))?;
     let results = kernel.teardown();
     let mut failed = 0;
@@ -163,18 +164,6 @@ async fn tell_systemd(is_ready: oneshot::Receiver<()>) {
         && let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready])
     {
         tracing::warn!(%error, "cannot tell the service manager that the agent is ready");
-    }
-}
-
-fn alive(node: &Node) -> AliveDocument {
-    let since = node
-        .started
-        .duration_since(std::time::SystemTime::UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs());
-    AliveDocument {
-        boot_id: node.boot_id.clone(),
-        since,
-        agent_version: VERSION.to_owned(),
     }
 }
 

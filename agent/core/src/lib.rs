@@ -18,6 +18,7 @@ pub mod diff;
 pub mod dirty;
 pub mod fence;
 mod hash;
+pub mod identity;
 mod listing;
 pub mod lost;
 pub mod members;

@@ -213,6 +213,12 @@ impl AgentControl {
         id: String,
     ) -> Result<v1::DetachEndpointResponse, ApiError> {
         let name = self.endpoint(&network, None, &id)?;
+        if let Some(why) = self.ask(|r| r.fenced().map(str::to_owned)).await? {
+            return Err(ApiError::Conflict {
+                what: subject(&name),
+                why,
+            });
+        }
         let known = name.clone();
         let (seen, in_kernel) = self
             .ask(move |r| {

@@ -164,7 +164,7 @@ impl Reconciler {
         let Some(peer) = self.peer_document() else { return };
         // Whether this node's life goes on has to be known before any more is written in it.
         let lives = BTreeSet::from([Scope::Peers, Scope::Removed]);
-        if !self.is_connected() || !self.snapshot.is_complete(&lives) {
+        if !self.is_connected() || !self.snapshot.is_complete(&lives) || !self.may_speak() {
             return;
         }
         let now = Instant::now();

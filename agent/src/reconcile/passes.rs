@@ -164,11 +164,11 @@ impl Reconciler {
         }
     }
 
-    /// The kernel is written only when all that is wanted has been listed and all that is there has been
-    /// seen.
+    /// The kernel is written only when all that is wanted has been listed, all that is there has been seen, and
+    /// this host is known to be the node.
     fn may_write(&mut self) -> bool {
         let all_known = self.looked && self.underlay.is_some() && self.is_informed();
-        if !self.adopted && all_known && self.is_compared() {
+        if !self.adopted && all_known && self.is_the_node() && self.is_compared() {
             // Container ends could not be looked for before the records told where they are.
             self.adopted = true;
             self.look.everything = true;

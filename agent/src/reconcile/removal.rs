@@ -46,6 +46,7 @@ impl Reconciler {
             endpoints: mark.endpoints,
             held: mark.held,
         });
+        self.question_identity();
     }
 
     /// Says what the last life has lost, until that is there again or somebody has taken notice.

@@ -38,6 +38,7 @@ impl Reconciler {
                     tracing::info!(%underlay, "underlay");
                     self.underlay = Some(underlay);
                     self.dirty.everything = true;
+                    self.settle_identity();
                     self.add_chores(&Dirty::default());
                     self.run_chores();
                 }
