@@ -92,6 +92,11 @@ impl ChoreBook {
         }
     }
 
+    /// How often one has failed.
+    pub(crate) fn attempts(&self, chore: &Chore) -> u32 {
+        self.tasks.get(chore).map_or(0, |task| task.attempts)
+    }
+
     /// How many there are.
     pub(crate) fn owed(&self) -> usize {
         self.tasks.len()

@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct History {
     path: PathBuf,
     stored: Stored,
+    /// Why the file cannot be written, as far as that was told.
+    complaint: Option<String>,
 }
 
 /// The file.
@@ -83,7 +85,11 @@ impl History {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Stored::default(),
             Err(e) => return Err(e),
         };
-        let mut history = Self { path, stored };
+        let mut history = Self {
+            path,
+            stored,
+            complaint: None,
+        };
         if history.stored.incarnation.is_empty() {
             history.write(Stored {
                 incarnation: new_incarnation(),
@@ -205,8 +211,16 @@ impl History {
             .map_err(io::Error::from)
             .and_then(|bytes| fs::write(&new, bytes))
             .and_then(|()| fs::rename(&new, &self.path));
-        if let Err(error) = &written {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remember the store's position");
+        match &written {
+            Ok(()) => self.complaint = None,
+            Err(error) => {
+                // Tried again with each pass, while a disk is full perhaps for days.
+                let why = error.to_string();
+                if self.complaint.as_ref() != Some(&why) {
+                    tracing::warn!(path = %self.path.display(), error = why, "cannot write this file; tried again");
+                    self.complaint = Some(why);
+                }
+            }
         }
         written.is_ok()
     }

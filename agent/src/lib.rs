@@ -17,6 +17,7 @@ mod node;
 mod own_records;
 mod problems;
 mod reconcile;
+mod repeats;
 mod sole;
 mod view;
 mod wiring;

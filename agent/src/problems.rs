@@ -8,9 +8,16 @@ use std::{
     time::SystemTime,
 };
 
+use tokio::time::Instant;
 use weft_api::EventHub;
 use weft_core::problem::Problem;
 use weft_proto::v1;
+
+use crate::repeats::Repeats;
+
+/// Comings and goings of one key's problems that are told one by one. A record that turns bad and good a hundred times a
+/// second is one cause.
+const TOLD_AT_ONCE: u32 = 10;
 
 /// Who sees a problem. The same key may have one from each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,6 +68,8 @@ impl Source {
 #[derive(Debug)]
 pub(crate) struct Problems {
     present: BTreeMap<(Source, String), (Problem, SystemTime)>,
+    /// Keys that were told of lately.
+    told: Repeats<String>,
     events: EventHub,
 }
 
@@ -69,6 +78,7 @@ impl Problems {
     pub(crate) fn new(events: EventHub) -> Self {
         Self {
             present: BTreeMap::new(),
+            told: Repeats::telling(TOLD_AT_ONCE),
             events,
         }
     }
@@ -93,13 +103,18 @@ impl Problems {
                     Some((_, since)) => *since,
                     None => SystemTime::now(),
                 };
-                tracing::warn!(key, field = problem.field, "{}", problem.message);
+                if self.told.happens(&at.1, Instant::now()) {
+                    let source = source.name();
+                    tracing::warn!(key, field = problem.field, source, "{}", problem.message);
+                }
                 self.publish(v1::EventKind::ProblemAppeared, &problem, since);
                 self.present.insert(at, (problem, since));
             }
             None => {
                 if let Some((problem, since)) = self.present.remove(&at) {
-                    tracing::info!(key, "no longer: {}", problem.message);
+                    if self.told.happens(&at.1, Instant::now()) {
+                        tracing::info!(key, source = source.name(), "no longer: {}", problem.message);
+                    }
                     self.publish(v1::EventKind::ProblemCleared, &problem, since);
                 }
             }
@@ -120,6 +135,29 @@ impl Problems {
         for (key, problem) in wanted {
             self.set(source, key, Some(problem.clone()));
         }
+    }
+
+    /// Tells how it is with keys whose problems came and went too often to be told each time.
+    pub(crate) fn tell_rest(&mut self, now: Instant) {
+        for (key, changes) in self.told.over(now) {
+            match self.of(&key).next() {
+                Some(problem) => {
+                    tracing::warn!(
+                        key,
+                        field = problem.field,
+                        changes,
+                        "{}; it comes and goes",
+                        problem.message
+                    );
+                }
+                None => tracing::info!(key, changes, "nothing is wrong any more; it came and went"),
+            }
+        }
+    }
+
+    /// When [`Self::tell_rest`] has something to tell.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.told.next_due()
     }
 
     /// The keys a source has something to say of.
@@ -193,5 +231,36 @@ fn proto(problem: &Problem, since: SystemTime) -> v1::Problem {
         field: problem.field.clone().unwrap_or_default(),
         message: problem.message.clone(),
         since: Some(since.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_is_bad_and_good_in_turns_is_not_told_each_time() {
+        let mut problems = Problems::new(EventHub::new(1));
+        let bad = Problem::new("networks/blue", "is bad");
+        for _ in 0..1000 {
+            problems.set(Source::Record, "networks/blue", Some(bad.clone()));
+            problems.set(Source::Record, "networks/blue", None);
+        }
+        problems.set(
+            Source::Record,
+            "networks/red",
+            Some(Problem::new("networks/red", "is bad")),
+        );
+        let due = problems.next_due().expect("the rest");
+        assert_eq!(
+            problems.told.over(due),
+            [("networks/blue".to_owned(), 2000 - u64::from(TOLD_AT_ONCE))]
+        );
+        tokio::time::advance(Duration::from_secs(120)).await;
+        problems.tell_rest(Instant::now());
+        assert_eq!(problems.next_due(), None);
+        assert_eq!(problems.count(Source::Record), 1);
     }
 }

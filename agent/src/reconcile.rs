@@ -11,6 +11,7 @@ mod notices;
 mod owed;
 mod passes;
 mod removal;
+mod repairs;
 mod states;
 mod trust;
 mod underlay;
@@ -52,12 +53,14 @@ use crate::{
     node::{Node, Underlay},
     own_records::OwnRecords,
     problems::{Problems, Source},
+    repeats::Repeats,
 };
 use barriers::Answers;
 use identity::Identity;
 use owed::ChoreDone;
 pub(crate) use passes::Look;
 use passes::{Because, Busy, Failure, FailureOf, answered};
+use repairs::{Cause, REPAIRS_TOLD};
 use trust::Trust;
 
 /// How long a plan that is under way is waited for at the end.
@@ -104,6 +107,8 @@ pub(crate) struct Reconciler {
     pub(crate) problems: Problems,
     /// What is counted.
     pub(crate) metrics: Metrics,
+    /// What was told of lately.
+    repeats: Repeats<Cause>,
     /// Store events that are not in the kernel yet.
     arrivals: Arrivals,
     /// How far the records are known, and the kernel follows them.
@@ -256,6 +261,7 @@ impl Reconciler {
             underlay: None,
             problems: Problems::new(events.clone()),
             metrics,
+            repeats: Repeats::telling(REPAIRS_TOLD),
             arrivals: Arrivals::default(),
             reached: Reached::default(),
             book: ChoreBook::default(),
@@ -448,6 +454,7 @@ impl Reconciler {
         self.tend_trust().await;
         self.look_for_others();
         self.run_chores();
+        self.tell_rest(now);
     }
 
     fn next_wake(&self) -> Instant {
@@ -465,6 +472,8 @@ impl Reconciler {
             dead,
             self.trust_due(),
             others,
+            self.repeats.next_due(),
+            self.problems.next_due(),
         ]
         .into_iter()
         .flatten()

@@ -197,7 +197,8 @@ impl Channel {
                 .finish_batch(first, last, done, &mut refused)
                 .and_then(|()| fault.loss())
             {
-                tracing::warn!(?error, "the answers to a batch of netlink messages were lost");
+                // Whoever asked tells of it, once for each cause.
+                tracing::debug!(?error, "the answers to a batch of netlink messages were lost");
                 // Those that did arrive are no better known than the others: one answer each.
                 refused.truncate(before);
                 refused.extend((done..done + count).map(|i| (i, Refusal::Lost)));

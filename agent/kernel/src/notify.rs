@@ -60,6 +60,8 @@ pub struct Notifications {
     mounts: Mounts,
     registry: Arc<Registry>,
     buffer: Vec<u8>,
+    /// What cannot be read, as far as that was told.
+    complaint: Option<String>,
 }
 
 impl Notifications {
@@ -123,6 +125,7 @@ impl Notifications {
             dirs,
             registry: kernel.registry.clone(),
             buffer: vec![0; 1 << 16],
+            complaint: None,
         })
     }
 
@@ -145,7 +148,11 @@ impl Notifications {
                                 notices.push(Notice::Overrun);
                             }
                             Ok(Err(error)) => {
-                                tracing::warn!(%error, "notifications of the kernel cannot be read");
+                                let why = error.to_string();
+                                if self.complaint.as_ref() != Some(&why) {
+                                    tracing::warn!(error = why, "notifications of the kernel cannot be read");
+                                    self.complaint = Some(why);
+                                }
                                 notices.push(Notice::Overrun);
                                 break;
                             }
@@ -171,7 +178,13 @@ impl Notifications {
                     ready.clear_ready();
                     match self.mounts.changed() {
                         Ok(changed) => notices.extend(changed.into_iter().map(Notice::Attachments)),
-                        Err(error) => tracing::warn!(%error, "the table of mounts cannot be read"),
+                        Err(error) => {
+                            let why = error.to_string();
+                            if self.complaint.as_ref() != Some(&why) {
+                                tracing::warn!(error = why, "the table of mounts cannot be read");
+                                self.complaint = Some(why);
+                            }
+                        }
                     }
                 }
             }

@@ -8,7 +8,10 @@ use std::{
     collections::{BTreeSet, HashMap},
     fs::File,
     os::fd::AsRawFd,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use netlink_packet_core::NLM_F_CREATE;
@@ -60,6 +63,8 @@ enum Inside {
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     places: Mutex<HashMap<i32, Place>>,
+    /// It was told that a namespace cannot be listened to.
+    complained: AtomicBool,
 }
 
 impl Registry {
@@ -69,7 +74,7 @@ impl Registry {
 
     /// Listens to a network's namespace from now on; returns whether that is possible.
     pub(crate) fn watch_network(&self, host: &mut Channel, namespace: &File, network: &NetworkName) -> bool {
-        let (Some(id), Ok(identity)) = (nsid(host, namespace), identity(namespace)) else {
+        let (Some(id), Ok(identity)) = (nsid(host, namespace, &self.complained), identity(namespace)) else {
             return false;
         };
         let inside = Inside::Network {
@@ -112,7 +117,8 @@ impl Registry {
         network: &NetworkName,
         id: &EndpointId,
     ) {
-        let (Some(nsid), Ok(identity)) = (nsid(host, namespace), identity(namespace)) else {
+        let (Some(nsid), Ok(identity)) = (nsid(host, namespace, &self.complained), identity(namespace))
+        else {
             return;
         };
         let member = (network.clone(), id.clone());
@@ -168,6 +174,7 @@ impl Registry {
         });
         Self {
             places: Mutex::new(places.collect()),
+            complained: AtomicBool::default(),
         }
     }
 
@@ -214,7 +221,7 @@ fn forget(places: &mut HashMap<i32, Place>, member: &Member, except: Option<i32>
 
 /// The id of a namespace in the host's, given now if it has none. Without one its notifications do not
 /// reach us, and the periodic look has to do.
-fn nsid(host: &mut Channel, namespace: &File) -> Option<i32> {
+fn nsid(host: &mut Channel, namespace: &File, complained: &AtomicBool) -> Option<i32> {
     let fd = u32::try_from(namespace.as_raw_fd()).ok()?;
     let mut message = NsidMessage::default();
     message.attributes = vec![NsidAttribute::Id(-1), NsidAttribute::Fd(fd)];
@@ -222,10 +229,13 @@ fn nsid(host: &mut Channel, namespace: &File) -> Option<i32> {
         Ok(_) => {}
         Err(refusal) if refusal.is(Errno::EEXIST) => {}
         Err(refusal) => {
-            tracing::warn!(
-                ?refusal,
-                "a namespace cannot be listened to; changes in it are found only by the periodic look"
-            );
+            // With each look at each namespace again.
+            if !complained.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    ?refusal,
+                    "a namespace cannot be listened to; changes in it are found only by the periodic look"
+                );
+            }
             return None;
         }
     }

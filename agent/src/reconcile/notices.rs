@@ -21,10 +21,7 @@ impl Reconciler {
         for notice in notices {
             match notice {
                 Notice::Overrun => {
-                    self.metrics.overran();
-                    tracing::warn!(
-                        "the kernel's notifications came faster than they could be read; looking at everything"
-                    );
+                    self.overran();
                     self.look_at_everything();
                 }
                 Notice::Underlay => {

@@ -33,6 +33,20 @@ pub(super) struct ChoreDone {
     result: Result<Committed, StoreError>,
 }
 
+/// The key of the problem that the store refuses what is owed to it.
+const WRITES: &str = "(store writes)";
+/// A write may fail so often, when a member of the store has just died, without that being trouble.
+const TRIES_UNTOLD: u32 = 3;
+
+/// What is at the bottom of an error: the same for all writes that fail for one cause.
+fn root(error: &StoreError) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
 impl Reconciler {
     pub(super) fn update_interest(&mut self) {
         let in_kernel = self.observed.networks.keys().cloned().collect();
@@ -214,6 +228,10 @@ impl Reconciler {
                 }
             }
         }
+        if self.book.owed() == 0 {
+            // Nothing is left that could be refused.
+            self.problems.set(Source::Host, WRITES, None);
+        }
     }
 
     /// Whether this node still has to give up addresses in a network of which no endpoint of its own tells any more.
@@ -301,6 +319,9 @@ impl Reconciler {
         } = done;
         self.book.end_claims(&transaction);
         let now = Instant::now();
+        if result.is_ok() {
+            self.problems.set(Source::Host, WRITES, None);
+        }
         match result {
             Ok(Committed::Yes { revision }) => {
                 self.book.succeeded(&chore, now);
@@ -314,6 +335,15 @@ impl Reconciler {
             Err(error) => {
                 tracing::debug!(?chore, error = %chain(&error), "not written, tried again");
                 self.book.failed(&chore, now);
+                // Where the connection is lost, that is told, and nothing is tried until it is back.
+                if self.is_connected() && self.book.attempts(&chore) >= TRIES_UNTOLD {
+                    let message = format!(
+                        "the store does not take what this agent writes: {}; tried again",
+                        root(&error)
+                    );
+                    self.problems
+                        .set(Source::Host, WRITES, Some(Problem::new(WRITES, message)));
+                }
             }
         }
         self.run_chores();

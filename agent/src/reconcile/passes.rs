@@ -16,7 +16,6 @@ use weft_core::{
     problem::Problem,
 };
 use weft_kernel::KernelError;
-use weft_proto::v1::{self, EventKind};
 use weft_store_schema::{EndpointId, EndpointRef, Key, NetworkName, NodeName};
 
 use super::{Reconciler, chain};
@@ -354,31 +353,6 @@ impl Reconciler {
     /// Whether a plan is under way.
     pub(super) fn is_applying(&self) -> bool {
         matches!(self.busy, Some(Busy::Applying { .. }))
-    }
-
-    fn repaired(&mut self, network: &NetworkName, op: &Op, found: String) {
-        let kind = drift::kind(op);
-        let object = drift::object(network, op);
-        tracing::warn!(
-            network = %network,
-            kind = kind.name(),
-            object,
-            found,
-            "repaired what was changed behind weft's back"
-        );
-        self.metrics.repaired(kind);
-        self.events.publish(v1::Event {
-            kind: EventKind::DriftRepaired.into(),
-            network: network.to_string(),
-            node: self.node.name.to_string(),
-            message: format!("repaired {object}: {found}"),
-            subject: Some(v1::event::Subject::Drift(v1::Drift {
-                kind: kind.name().to_owned(),
-                object,
-                found,
-            })),
-            ..v1::Event::default()
-        });
     }
 
     /// Remembers what the kernel refused, forgets what it refuses no more.

@@ -254,7 +254,7 @@ impl Lab {
         Ok(etcd::etcdctl(&self.record, &args, script.as_bytes())?.starts_with("SUCCESS"))
     }
 
-    /// Writes keys in one transaction, at most 128. No value may hold a single quote.
+    /// Writes keys in one transaction, at most 128.
     ///
     /// # Errors
     /// When etcdctl fails.
@@ -262,7 +262,9 @@ impl Lab {
         // No compares, then what happens, then what happens otherwise.
         let mut text = "\n".to_owned();
         for (key, value) in records {
-            text.push_str(&format!("put {key} '{value}'\n"));
+            // Quoted as in Go, of which JSON is a part.
+            let (key, value) = (serde_json::to_string(key)?, serde_json::to_string(value)?);
+            text.push_str(&format!("put {key} {value}\n"));
         }
         text.push_str("\n\n");
         let said = etcd::etcdctl(&self.record, &["txn"], text.as_bytes())?;
