@@ -334,8 +334,9 @@ impl Reconciler {
                 if !self.scopes.contains(&scope) {
                     return;
                 }
+                let dirty = self.snapshot.apply_changes(&changes);
                 self.announce(&changes);
-                self.snapshot.apply_changes(&changes)
+                dirty
             }
             StoreEvent::Progress { revision } => {
                 self.snapshot.saw(revision);

@@ -10,8 +10,8 @@ use weft_core::{
 };
 use weft_proto::v1;
 use weft_store_schema::{
-    AliveDocument, Endpoint, EndpointRef, Family, Holder, Key, Network, NetworkName, NodeName, PeerKind, Vni,
-    decode,
+    AliveDocument, Endpoint, EndpointRef, Family, Holder, Key, Network, NetworkName, NodeName, Peer,
+    PeerKind, Vni, decode,
 };
 
 use crate::{drift::Kind, metrics::Figures, node::VERSION, problems::Source, reconcile::Reconciler};
@@ -246,29 +246,36 @@ pub(crate) fn peers(r: &Reconciler, alive: &[Entry]) -> Vec<v1::Peer> {
     }
     r.snapshot
         .peers()
-        .filter_map(|(node, slot)| {
-            let peer = slot.value.as_ref()?;
-            let presence = present.get(node);
-            Some(v1::Peer {
-                node: node.to_string(),
-                vteps: peer.vteps().map(|v| v.to_string()).collect(),
-                mtu: peer.mtu.get().into(),
-                boot_id: peer.boot_id.as_deref().unwrap_or_default().to_owned(),
-                version: peer.agent_version.as_deref().unwrap_or_default().to_owned(),
-                kind: match peer.kind {
-                    PeerKind::Agent => v1::PeerKind::Agent,
-                    PeerKind::External => v1::PeerKind::External,
-                }
-                .into(),
-                alive: presence.is_some(),
-                alive_since: presence.and_then(Option::as_ref).map(|a| {
-                    (SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(a.since.min(1 << 40))).into()
-                }),
-                local: *node == r.node.name,
-                revision: slot.mod_revision,
-            })
-        })
+        .filter_map(|(node, slot)| peer(r, node, slot, present.get(node)))
         .collect()
+}
+
+/// A peer, and its presence as far as that was looked up; none while its record was never valid.
+pub(crate) fn peer(
+    r: &Reconciler,
+    node: &NodeName,
+    slot: &Slot<Peer>,
+    presence: Option<&Option<AliveDocument>>,
+) -> Option<v1::Peer> {
+    let peer = slot.value.as_ref()?;
+    Some(v1::Peer {
+        node: node.to_string(),
+        vteps: peer.vteps().map(|v| v.to_string()).collect(),
+        mtu: peer.mtu.get().into(),
+        boot_id: peer.boot_id.as_deref().unwrap_or_default().to_owned(),
+        version: peer.agent_version.as_deref().unwrap_or_default().to_owned(),
+        kind: match peer.kind {
+            PeerKind::Agent => v1::PeerKind::Agent,
+            PeerKind::External => v1::PeerKind::External,
+        }
+        .into(),
+        alive: presence.is_some(),
+        alive_since: presence
+            .and_then(Option::as_ref)
+            .map(|a| (SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(a.since.min(1 << 40))).into()),
+        local: *node == r.node.name,
+        revision: slot.mod_revision,
+    })
 }
 
 /// How the agent is.

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use weft_core::{desired::look_into, diff, dirty::Dirty, record::Change};
-use weft_proto::v1::{self, EventKind};
+use weft_proto::v1::{self, EventKind, event::Subject};
 use weft_store_schema::{EndpointRef, Key};
 
-use crate::{problems::Source, reconcile::Reconciler};
+use crate::{problems::Source, reconcile::Reconciler, view};
 
 impl Reconciler {
     /// How an endpoint is, and why it is not ready.
@@ -88,6 +88,7 @@ impl Reconciler {
                 node: node.to_string(),
                 endpoint_id: endpoint.id.to_string(),
                 message,
+                subject: view::endpoint_by_name(self, &endpoint).map(Subject::Endpoint),
                 ..v1::Event::default()
             });
         }
@@ -110,24 +111,33 @@ impl Reconciler {
                 message: key.to_string(),
                 ..v1::Event::default()
             };
-            let (on_put, on_delete) = match key {
+            // As it is now: of several changes that came together each has the last.
+            let (on_put, on_delete, now) = match key {
                 Key::Network(network) => {
                     event.network = network.to_string();
-                    (EventKind::NetworkPut, EventKind::NetworkDeleted)
+                    let slot = self.snapshot.network(&network);
+                    let now = slot.and_then(|slot| view::network(self, &network, slot, &self.node.netns_dir));
+                    let now = now.map(Subject::NetworkState);
+                    (EventKind::NetworkPut, EventKind::NetworkDeleted, now)
                 }
                 Key::Endpoint(endpoint) => {
                     event.network = endpoint.network.to_string();
                     event.node = endpoint.node.to_string();
                     event.endpoint_id = endpoint.id.to_string();
-                    (EventKind::EndpointPut, EventKind::EndpointDeleted)
+                    let now = view::endpoint_by_name(self, &endpoint).map(Subject::Endpoint);
+                    (EventKind::EndpointPut, EventKind::EndpointDeleted, now)
                 }
                 Key::Peer(node) => {
                     event.node = node.to_string();
-                    (EventKind::PeerPut, EventKind::PeerDeleted)
+                    let slot = self.snapshot.peer_slot(&node);
+                    let now = slot.and_then(|slot| view::peer(self, &node, slot, None));
+                    let now = now.map(Subject::Peer);
+                    (EventKind::PeerPut, EventKind::PeerDeleted, now)
                 }
                 _ => continue,
             };
             event.kind = if put { on_put } else { on_delete }.into();
+            event.subject = now.filter(|_| put);
             self.events.publish(event);
         }
     }
