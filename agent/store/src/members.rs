@@ -129,7 +129,8 @@ impl Members {
         let client = if let Some(client) = &slot.client {
             client.clone()
         } else {
-            let client = self.log_in(url).await?;
+            // Rarely done, and large: not on the stack of everyone who asks something.
+            let client = Box::pin(self.log_in(url)).await?;
             slot.generation += 1;
             slot.client = Some(client.clone());
             client

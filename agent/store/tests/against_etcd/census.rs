@@ -1,0 +1,70 @@
+//! Counting the records of a revision.
+
+use std::time::Duration;
+
+use weft_core::suspicion::Census;
+
+use crate::{PATIENCE, config, etcd::Etcd, network, open};
+
+/// Half of what threads have otherwise: a build without optimization must be far from the end of its stack.
+const STACK: usize = 1 << 20;
+
+#[tokio::test]
+async fn the_records_of_each_revision_are_counted() {
+    let etcd = Etcd::one().await;
+    etcd.put("networks/blue", "{}").await;
+    etcd.put("peers/host1", "{}").await;
+    etcd.put("endpoints/blue/host1/a", "{}").await;
+    let before = etcd.put("endpoints/red/host2/b", "{}").await;
+    let after = etcd.delete("endpoints/blue/host1/a").await;
+    let (store, _events) = open(config(&etcd.urls())).await;
+    let blue = network("blue");
+    let count = async |revision| store.census(Some(&blue), revision, PATIENCE).await.unwrap();
+    let wanted = Census {
+        endpoints: 2,
+        of_network: 1,
+        networks: 1,
+        peers: 1,
+        own_peer: true,
+        removed: false,
+    };
+    assert_eq!(count(before).await.as_ref(), Some(&wanted));
+    let wanted = Census {
+        endpoints: 1,
+        of_network: 0,
+        ..wanted
+    };
+    assert_eq!(count(after).await.as_ref(), Some(&wanted));
+    etcd.compact(after).await;
+    assert_eq!(count(before).await, None, "compacted away");
+    store.close().await;
+}
+
+/// As an agent asks when etcd has just been away: two revisions at once, and connecting is part of it.
+#[test]
+fn counting_while_connecting_needs_little_stack() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_stack_size(STACK)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut etcd = Etcd::one().await;
+        let revision = etcd.put("networks/blue", "{}").await;
+        let (store, _events) = open(config(&etcd.urls())).await;
+        etcd.members[0].kill();
+        let asking = store.store.clone();
+        let asked = tokio::spawn(async move {
+            let ask = |revision| asking.census(None, revision, PATIENCE);
+            tokio::try_join!(ask(revision - 1), ask(revision))
+        });
+        // Time for it to find nobody.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        etcd.members[0].start();
+        let (before, after) = asked.await.unwrap().unwrap();
+        assert_eq!(before.map(|census| census.networks), Some(0));
+        assert_eq!(after.map(|census| census.networks), Some(1));
+        store.close().await;
+    });
+}
