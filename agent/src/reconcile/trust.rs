@@ -58,7 +58,7 @@ enum Compared {
 /// What is known about the store's trustworthiness.
 pub(super) struct Trust {
     compared: Compared,
-    /// Whether this node's record was there when the peers were first listed.
+    /// Whether this node's record was there when the peers were first listed, or the mark of its removal.
     found_itself: Option<bool>,
     /// The suspicions that are being asked about, by revision.
     asking: BTreeSet<i64>,
@@ -92,9 +92,11 @@ impl Reconciler {
 
     /// After any change of the records: asks about what is suspicious, and tells what is held.
     pub(super) fn look_after_trust(&mut self) {
-        if self.trust.found_itself.is_none() && self.snapshot.is_complete(&BTreeSet::from([Scope::Peers])) {
+        let known = BTreeSet::from([Scope::Peers, Scope::Removed]);
+        if self.trust.found_itself.is_none() && self.snapshot.is_complete(&known) {
             let own = self.snapshot.peer_slot(&self.node.name);
-            self.trust.found_itself = Some(own.is_some_and(|slot| !slot.held));
+            let removed = self.snapshot.removed(&self.node.name).is_some();
+            self.trust.found_itself = Some(removed || own.is_some_and(|slot| !slot.held));
         }
         self.ask_about_deletions();
         self.tell_held();
