@@ -1,12 +1,13 @@
 //! Endpoints that move, and addresses that others have now.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use weft_e2e::{Cluster, SOON, Station};
-use weft_faults::one_each;
-use weft_lab::eventually;
+use weft_e2e::{Cluster, Fdb, SOON, Station, fdb};
+use weft_faults::{between, one_each};
+use weft_lab::{PingStream, eventually};
 
 /// The addresses that go from hand to hand.
 const SHARED: [&str; 2] = ["10.1.0.99", "fd00:1::99"];
@@ -117,12 +118,267 @@ fn an_address_reused_across_a_watch_gap_leaves_nothing_stale() -> Result<()> {
     cluster.host(1).weft(&["wait", "blue"])?;
     reach_at_once(&stations, "second holder")?;
     for host in cluster.hosts() {
-        let there = weft_e2e::fdb(&host.netns_of("blue"))?;
+        let there = fdb(&host.netns_of("blue"))?;
         ensure!(
             !there.iter().any(|row| row.mac == "02:00:00:00:00:01"),
             "{}: {there:?}",
             host.node()
         );
     }
+    cluster.close()
+}
+
+/// Where one host sends frames for the moving endpoint: what its tables say, with the time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Sample {
+    at: Instant,
+    host: usize,
+    place: Option<String>,
+}
+
+/// Samples where each host sends frames for a MAC, until told to stop.
+fn watch_places(cluster: &Cluster, mac: &str, stop: &AtomicBool) -> Result<Vec<Sample>> {
+    let mut samples: Vec<Sample> = Vec::new();
+    let mut last: Vec<Option<Option<String>>> = vec![None; cluster.hosts().len()];
+    while !stop.load(Ordering::Acquire) {
+        for (host, last) in cluster.hosts().iter().zip(&mut last) {
+            let rows = fdb(&host.netns_of("blue"))?;
+            let at = Instant::now();
+            let of_bridge = |row: &&Fdb| row.mac == mac && row.master;
+            let place = rows.iter().find(of_bridge).map(|row| {
+                let vtep = rows.iter().find(|r| r.mac == mac && r.dst.is_some());
+                match (row.dev.as_str(), vtep.and_then(|r| r.dst.as_deref())) {
+                    ("vx4", Some("10.99.0.1")) => "host1".to_owned(),
+                    ("vx4", Some("10.99.0.2")) => "host2".to_owned(),
+                    (dev, _) if dev.starts_with("ve") => host.node(),
+                    (dev, vtep) => format!("{dev} {vtep:?}"),
+                }
+            });
+            if last.as_ref() != Some(&place) {
+                *last = Some(place.clone());
+                samples.push(Sample {
+                    at,
+                    host: host.number(),
+                    place,
+                });
+            }
+        }
+    }
+    Ok(samples)
+}
+
+/// An endpoint moves: its record on one host is deleted and one on another is written in the same transaction, with its
+/// addresses, MAC, name and claims. Every host forwards to the old place, then to the new one, and to no third; all
+/// change within the delay of the watch; the others lose nothing.
+#[test]
+fn an_endpoint_that_moves_is_followed_in_one_step() -> Result<()> {
+    let cluster = Cluster::of(4)?;
+    let mut stations = one_each(&cluster)?;
+    // `a` on host1 moves to host2; all others talk to it all the time, and with each other.
+    let a = stations.remove(0);
+    stations.push(cluster.endpoint("blue", 1, "stays")?);
+    cluster.up(&mut stations)?;
+    let others = between(&stations)?;
+    let mac = cluster.record(&a)?["mac"].as_str().unwrap_or_default().to_owned();
+    let to_a: Vec<PingStream> = stations
+        .iter()
+        .flat_map(|from| {
+            a.addresses
+                .iter()
+                .map(|address| from.container.ping_stream(*address, 100))
+        })
+        .collect::<Result<_>>()?;
+    eventually(SOON, "all talk to it", || {
+        ensure!(to_a.iter().all(|stream| stream.so_far().received > 10));
+        Ok(())
+    })?;
+
+    let target = cluster.container("blue-a2")?;
+    let record = json!({
+        "name": "web",
+        "attachment": {"netns": target.path()},
+        "addresses": a.addresses,
+        "mac": mac,
+    });
+    let claims = a.addresses.iter().map(|address| {
+        let claim = json!({"endpoint": "host2/a"}).to_string();
+        (format!("/weft/v1/addresses/blue/{address}"), claim)
+    });
+    let mut written: Vec<_> = claims.collect();
+    written.push((Cluster::endpoint_key("blue", 2, "a"), record.to_string()));
+
+    let stop = AtomicBool::new(false);
+    let (moved_at, samples) = std::thread::scope(|scope| -> Result<_> {
+        let watching = scope.spawn(|| watch_places(&cluster, &mac, &stop));
+        let changed = || -> Result<Instant> {
+            cluster.transact(&[a.key()], &written)?;
+            let moved_at = Instant::now();
+            eventually(SOON, "it is there", || {
+                ensure!(target.addresses()?.len() == 2);
+                Ok(())
+            })?;
+            cluster.host(2).weft(&["wait", "blue"])?;
+            Ok(moved_at)
+        };
+        let moved_at = changed();
+        std::thread::sleep(Duration::from_millis(200));
+        stop.store(true, Ordering::Release);
+        let samples = watching
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((moved_at?, samples?))
+    })?;
+
+    let mut last_change = moved_at;
+    for host in 1..=4 {
+        let path: Vec<_> = samples.iter().filter(|s| s.host == host).collect();
+        let places: Vec<_> = path.iter().filter_map(|s| s.place.as_deref()).collect();
+        ensure!(places == ["host1", "host2"], "host{host}: {path:?}");
+        last_change = last_change.max(path.last().map_or(last_change, |s| s.at));
+    }
+    let window = last_change.saturating_duration_since(moved_at);
+    // What a sample of all hosts takes on a busy machine is in it, too.
+    ensure!(window < Duration::from_secs(1), "{window:?}: {samples:?}");
+    let lost: Vec<u64> = to_a.into_iter().map(|stream| stream.stop().lost()).collect();
+    println!("all follow within {window:?}; echo requests lost to it: {lost:?}");
+    ensure!(lost.iter().all(|lost| *lost < 100), "{lost:?}");
+    others.nothing_lost()?;
+    ensure!(
+        a.container.addresses()?.is_empty(),
+        "it has left the old container"
+    );
+    cluster.host(1).weft(&["audit"])?;
+    cluster.close()
+}
+
+/// The same by commands: detached there, attached here with the same address; whoever talks to it goes on.
+#[test]
+fn an_endpoint_is_moved_by_commands() -> Result<()> {
+    let cluster = Cluster::of(3)?;
+    let stations = one_each(&cluster)?;
+    let a = &stations[0];
+    let others = between(&stations[1..])?;
+    let [v4, v6] = [a.address(true).to_string(), a.address(false).to_string()];
+    let mac = cluster.record(a)?["mac"].as_str().unwrap_or_default().to_owned();
+    let target = cluster.container("blue-a2")?;
+    let path = target.path();
+    let attach = [
+        "endpoint",
+        "attach",
+        "blue",
+        &path,
+        "--id",
+        "a",
+        "--address",
+        &v4,
+        "--address",
+        &v6,
+        "--mac",
+        &mac,
+        "--wait",
+    ];
+    // While it is there, it cannot be here, and it is said who has it.
+    weft_e2e::refused(cluster.host(2), &attach, 4, "host1/a")?;
+    cluster.host(1).weft(&["endpoint", "detach", "blue", "a"])?;
+    cluster.host(2).weft(&attach)?;
+    for station in &stations[1..] {
+        for address in [&v4, &v6] {
+            ensure!(
+                station
+                    .container
+                    .ping_within(address.parse()?, Duration::from_millis(900)),
+                "{} does not reach {address} at once",
+                station.id
+            );
+        }
+    }
+    others.nothing_lost()?;
+    cluster.close()
+}
+
+/// A host's underlay address is replaced by another: its agent rewrites one key, once, and all others follow.
+#[test]
+fn a_vtep_address_that_changes_is_followed() -> Result<()> {
+    let cluster = Cluster::of(3)?;
+    let stations = one_each(&cluster)?;
+    let others = between(&stations[..2])?;
+    let moved = cluster.host(3);
+    cluster.put("/mark", "now")?;
+    let revision = cluster.get_kv("/mark")?.context("no mark")?.mod_revision;
+    let watch = cluster.etcd(1).watch("/weft/v1/", revision + 1)?;
+    moved.exec(&["ip", "address", "del", "10.99.0.3/24", "dev", "eth0"])?;
+    moved.exec(&["ip", "address", "add", "10.99.0.33/24", "dev", "eth0"])?;
+    eventually(SOON, "the record says so", || {
+        let record = cluster.get_json("/weft/v1/peers/host3")?.context("no record")?;
+        ensure!(record["vteps"] == json!(["10.99.0.33"]), "{record}");
+        Ok(())
+    })?;
+    cluster.all_talk(&stations)?;
+    for host in &cluster.hosts()[..2] {
+        let rows = weft_e2e::remote_fdb(&host.netns_of("blue"))?;
+        ensure!(
+            rows.iter().all(|(_, vtep)| vtep != "10.99.0.3"),
+            "{}: {rows:?}",
+            host.node()
+        );
+    }
+    others.wait_more(20)?;
+    others.nothing_lost()?;
+    let mut written = Vec::new();
+    loop {
+        let events = watch.next(Duration::from_millis(500))?;
+        if events.is_empty() {
+            break;
+        }
+        written.extend(
+            events
+                .into_iter()
+                .map(|event| event.kv.key)
+                .filter(|key| !key.contains("/status/")),
+        );
+    }
+    ensure!(
+        written
+            .iter()
+            .filter(|key| *key == "/weft/v1/peers/host3")
+            .count()
+            == 1,
+        "{written:?}"
+    );
+    ensure!(
+        written
+            .iter()
+            .all(|key| key.contains("/peers/host3") || key.contains("/alive/host3")),
+        "{written:?}"
+    );
+    cluster.close()
+}
+
+/// A host's underlay gets a smaller MTU, and its old one again: every host's networks follow while everybody talks.
+#[test]
+fn an_mtu_that_changes_is_followed() -> Result<()> {
+    let cluster = Cluster::of(3)?;
+    let stations = one_each(&cluster)?;
+    let traffic = between(&stations)?;
+    for (underlay, overlay) in [("1400", 1350), ("1500", 1450)] {
+        cluster
+            .host(3)
+            .exec(&["ip", "link", "set", "eth0", "mtu", underlay])?;
+        eventually(SOON, "the MTU is followed on all hosts", || {
+            for host in cluster.hosts() {
+                for device in ["br0", "vx4"] {
+                    let mtu = weft_e2e::link(&host.netns_of("blue"), device)?["mtu"].clone();
+                    ensure!(mtu == overlay, "{device} on {}: {mtu}", host.node());
+                }
+            }
+            for station in &stations {
+                let mtu = weft_e2e::link(station.container.netns(), "eth0")?["mtu"].clone();
+                ensure!(mtu == overlay, "eth0 of {}: {mtu}", station.id);
+            }
+            Ok(())
+        })?;
+        traffic.wait_more(20)?;
+    }
+    traffic.nothing_lost()?;
     cluster.close()
 }

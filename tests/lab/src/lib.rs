@@ -259,12 +259,22 @@ impl Lab {
     /// # Errors
     /// When etcdctl fails.
     pub fn put_all(&self, records: &[(String, String)]) -> Result<()> {
+        self.transact(&[], records)
+    }
+
+    /// Deletes and writes keys in one transaction, at most 128.
+    ///
+    /// # Errors
+    /// When etcdctl fails.
+    pub fn transact(&self, deleted: &[String], written: &[(String, String)]) -> Result<()> {
         // No compares, then what happens, then what happens otherwise.
         let mut text = "\n".to_owned();
-        for (key, value) in records {
+        for key in deleted {
+            text.push_str(&format!("del {key}\n"));
+        }
+        for (key, value) in written {
             // Quoted as in Go, of which JSON is a part.
-            let (key, value) = (serde_json::to_string(key)?, serde_json::to_string(value)?);
-            text.push_str(&format!("put {key} {value}\n"));
+            text.push_str(&format!("put {key} {}\n", serde_json::to_string(value)?));
         }
         text.push_str("\n\n");
         let said = etcd::etcdctl(&self.record, &["txn"], text.as_bytes())?;
