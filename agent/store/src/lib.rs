@@ -156,7 +156,7 @@ impl Store {
     }
 
     /// Reads everything below a directory (a key prefix that ends with a slash, see [`Prefix`]) at one
-    /// revision, linearizably, in pages.
+    /// revision, linearizably, in pages. However long the whole may take, each page has to come within five seconds.
     ///
     /// # Errors
     /// When no endpoint answers in time, or etcd refuses.

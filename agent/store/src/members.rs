@@ -260,7 +260,7 @@ impl Members {
         let line = match timeout(bound, self.line(member)).await {
             Ok(line) => line?,
             Err(_) => {
-                let failure = Failure::timeout(url, bound);
+                let failure = Failure::timeout(url);
                 return Err(Failure {
                     verdict: Verdict::NotDone,
                     ..failure
@@ -271,7 +271,7 @@ impl Members {
         let failure = match timeout(left, request(line.client.clone())).await {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(error)) => Failure::read(url, &error),
-            Err(_) => Failure::timeout(url, bound),
+            Err(_) => Failure::timeout(url),
         };
         if matches!(
             failure.verdict,

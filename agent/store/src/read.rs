@@ -21,6 +21,9 @@ use crate::{
     members::Members,
 };
 
+/// A page that somebody waits for has to come within this, however long all of them may take: a store that has fallen
+/// silent is told from one that holds much.
+const PAGE_PATIENCE: Duration = Duration::from_secs(5);
 /// Listings in flight at a time: over a slow line, many small scopes would otherwise add up.
 const AT_ONCE: usize = 8;
 
@@ -120,7 +123,7 @@ pub(crate) async fn list(
             count += kvs.len();
             progress(count);
         };
-        match pages(members, directory, 0, end, &mut page).await {
+        match pages(members, directory, 0, end, PAGE_PATIENCE, &mut page).await {
             Ok((entries, at)) => {
                 return Ok(Listing {
                     entries,
@@ -131,7 +134,9 @@ pub(crate) async fn list(
             }
             // Compacted between two pages: from the beginning, at a newer revision.
             Err(failure) if failure.verdict == Verdict::Compacted && Instant::now() < end => {}
-            Err(failure) => return Err(as_read_error(failure, what, members, deadline)),
+            Err(failure) => {
+                return Err(as_read_error(failure, what, members, deadline.min(PAGE_PATIENCE)));
+            }
         }
     }
 }
@@ -204,14 +209,14 @@ pub(crate) async fn list_scopes(
         return Err(Failure::new(Verdict::Refused, "", "nothing to list"));
     };
     let directory = place(first);
-    let (entries, at) = pages(members, &directory, 0, end, &mut |_| {})
+    let (entries, at) = pages(members, &directory, 0, end, deadline, &mut |_| {})
         .await
         .map_err(|failure| name(failure, &directory))?;
     let mut all: BTreeMap<Scope, Vec<Entry>> = stream::iter(rest.iter().cloned())
         .map(|scope| {
             let directory = place(&scope);
             async move {
-                let (entries, _) = pages(members, &directory, at.revision, end, &mut |_| {})
+                let (entries, _) = pages(members, &directory, at.revision, end, deadline, &mut |_| {})
                     .await
                     .map_err(|failure| name(failure, &directory))?;
                 Ok::<_, Failure>((scope, entries))
@@ -251,12 +256,13 @@ pub(crate) async fn position_now(
     Ok(position(&answer))
 }
 
-/// All pages of a directory, at the given revision, or at the newest if it is 0.
+/// All pages of a directory, at the given revision, or at the newest if it is 0. None may take longer than `patience`.
 async fn pages(
     members: &Members,
     directory: &str,
     revision: i64,
     end: Instant,
+    patience: Duration,
     page: &mut (dyn FnMut(&[KeyValue]) + Send),
 ) -> Result<(Vec<Entry>, Position), Failure> {
     let limits = &members.config().limits;
@@ -269,7 +275,7 @@ async fn pages(
             .with_range(end_of(directory))
             .with_limit(limits.page)
             .with_revision(revision);
-        let left = end.saturating_duration_since(Instant::now());
+        let left = end.saturating_duration_since(Instant::now()).min(patience);
         let mut answer = members
             .ask(left, true, |client| {
                 range(client, from.clone(), options.clone(), limits.message)

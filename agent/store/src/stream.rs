@@ -72,7 +72,7 @@ impl Stream {
         // etcd's first answer opens the stream: a silent server would hold us here for ever.
         let opened = timeout(bound, client.watch(directory, Some(options(directory, from, 1)))).await;
         let (sender, receiver) = opened
-            .map_err(|_| Failure::timeout(&line.url, bound))?
+            .map_err(|_| Failure::timeout(&line.url))?
             .map_err(|error| Failure::read(&line.url, &error))?
             .split();
         let stream = Self {
@@ -188,6 +188,6 @@ async fn bounded(
             &line.url,
             "the watch stream has ended",
         )),
-        Err(_) => Err(Failure::timeout(&line.url, bound)),
+        Err(_) => Err(Failure::timeout(&line.url)),
     }
 }

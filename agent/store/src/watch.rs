@@ -231,7 +231,7 @@ impl Watcher {
         let timing = &members.config().timing;
         let url = members.url(member);
         members.health.lock().endpoint = url.to_owned();
-        let late = |_| Failure::timeout(url, timing.connect);
+        let late = |_| Failure::timeout(url);
         let line = timeout(timing.connect, members.line(member))
             .await
             .map_err(late)??;
@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn pauses_grow_with_each_round_of_the_endpoints_and_not_within() {
         let timing = Timing::default();
-        let gone = Failure::timeout("http://a", timing.connect);
+        let gone = Failure::timeout("http://a");
         let mut pauses = Pauses::new(&timing, 3);
         for round in 0..10 {
             for _ in 0..2 {

@@ -91,7 +91,7 @@ fn agents_are_cut_off_while_others_change() -> Result<()> {
     let hopeless = ["endpoint", "attach", "blue", &path, "--ifname", "eth1"];
     refused(cut[0].0, &hopeless, 5, "store")?;
     ensure!(
-        asked.elapsed() < Duration::from_millis(3500),
+        asked.elapsed() < Duration::from_millis(4500),
         "{:?}",
         asked.elapsed()
     );
@@ -158,7 +158,8 @@ fn the_connection_breaks_all_the_time() -> Result<()> {
     println!("caught up {:?}", caught_up(&cluster, [two], "blue")?);
     let (said, asked) = (log_lines(two) - lines, etcd.requests("Range")? - reads);
     println!("{rounds} times: {said} lines, {asked} reads of etcd");
-    ensure!(said <= 8, "{said} lines: {}", two.log());
+    // There are some ways to say that a connection broke.
+    ensure!(said <= if long() { 24 } else { 8 }, "{said} lines: {}", two.log());
     // Where the store stands is asked for with each connection, and nothing is listed anew.
     ensure!(asked <= 5 * rounds, "{asked} reads");
     ensure!(writes(two)? - before <= 4, "nothing is done for it");

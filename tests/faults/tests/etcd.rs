@@ -10,7 +10,7 @@ use weft_faults::{between, caught_up, connected, forwards_as_recorded, log_lines
 use weft_lab::{EtcdMember, Host, Lab, eventually};
 
 /// An attach without etcd fails within three seconds; some more for starting a program on a busy machine.
-const SOON_ENOUGH: Duration = Duration::from_millis(3500);
+const SOON_ENOUGH: Duration = Duration::from_millis(4500);
 
 /// Attaches, which fails: for the store, in time, in words.
 fn attach_fails(cluster: &Cluster, host: &Host, id: &str, status: i32, words: &str) -> Result<Duration> {
@@ -302,6 +302,91 @@ fn etcd_is_out_of_space() -> Result<()> {
     let late = cluster.container("late")?;
     attach(one, "blue", &late, "late", &[])?;
     caught_up(&cluster, hosts, "blue")?;
+    traffic.nothing_lost()?;
+    cluster.close()
+}
+
+/// Every command that needs etcd, while it is frozen and nobody knows yet: none hangs, each says why.
+#[test]
+fn no_command_hangs_while_etcd_is_frozen() -> Result<()> {
+    let cluster = Cluster::of(2)?;
+    let stations = one_each(&cluster)?;
+    let host = cluster.host(1);
+    cluster.network("red", &["10.3.0.0/24"])?;
+    host.weft(&["address", "reserve", "blue", "--id", "kept", "--ttl", "5m"])?;
+    let goes = spare(&cluster, host, "goes")?;
+    let container = cluster.container("new")?;
+    let path = container.path();
+    let traffic = between(&stations)?;
+    let commands: &[&[&str]] = &[
+        &["endpoint", "attach", "blue", &path, "--wait"],
+        &["endpoint", "attach", "red", &path, "--ifname", "eth1"],
+        &["endpoint", "attach", "none", &path, "--ifname", "eth2"],
+        &[
+            "endpoint",
+            "attach",
+            "blue",
+            &path,
+            "--ifname",
+            "eth3",
+            "--address",
+            "10.1.0.3",
+        ],
+        &[
+            "endpoint",
+            "attach",
+            "blue",
+            &path,
+            "--ifname",
+            "eth4",
+            "--id",
+            "kept",
+            "--reservation",
+            "kept",
+        ],
+        &["endpoint", "list", "--network", "red"],
+        &["endpoint", "inspect", "red", "nobody"],
+        &["network", "create", "green", "--subnet", "10.4.0.0/24"],
+        &["network", "update", "blue", "--add-subnet", "10.5.0.0/24"],
+        &["network", "delete", "red"],
+        &["network", "delete", "blue", "--force"],
+        &["address", "reserve", "blue", "--id", "other"],
+        &["address", "reserve", "red", "--id", "other"],
+        &["address", "release", "blue", "kept"],
+        &["address", "list", "red"],
+        &["wait", "blue"],
+        &["wait"],
+        &["audit"],
+        &["peer", "remove", "host2", "--yes"],
+    ];
+    cluster.etcd(1).freeze()?;
+    let asked = Instant::now();
+    let wrong = std::thread::scope(|scope| {
+        let asking: Vec<_> = commands
+            .iter()
+            .map(|args| scope.spawn(move || (args, host.weft_output(args), asked.elapsed())))
+            .collect();
+        let mut wrong = Vec::new();
+        for thread in asking {
+            let Ok((args, output, took)) = thread.join() else {
+                wrong.push("a thread panicked".to_owned());
+                continue;
+            };
+            let output = output?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            println!("{args:?}: {:?} after {took:?}: {said}", output.status.code());
+            // Many at once, each a program to start: what hung took minutes, or all of its own time (status 6).
+            let soon = took < SOON * 2;
+            if !soon || output.status.code() != Some(5) || said.trim().is_empty() {
+                wrong.push(format!("{args:?}: {:?} after {took:?}: {said}", output.status));
+            }
+        }
+        anyhow::Ok(wrong)
+    })?;
+    detach_pending(host, &goes)?;
+    cluster.etcd(1).thaw()?;
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    told(&cluster, &[goes])?;
     traffic.nothing_lost()?;
     cluster.close()
 }
