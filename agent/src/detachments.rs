@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use thiserror::Error;
 use weft_store_schema::EndpointRef;
 
@@ -27,6 +28,10 @@ pub(crate) struct Detachments {
     path: PathBuf,
     /// With the revision at which the record was created, 0 if that is not known.
     present: BTreeMap<EndpointRef, i64>,
+    /// What a newer version has written about them beside that.
+    unknown: BTreeMap<EndpointRef, Map<String, Value>>,
+    /// What else a newer version remembers here, for when it is back.
+    not_understood: Vec<Value>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -35,6 +40,8 @@ struct Stored {
     node: String,
     id: String,
     created: i64,
+    #[serde(flatten)]
+    unknown: Map<String, Value>,
 }
 
 impl Detachments {
@@ -49,23 +56,27 @@ impl Detachments {
             move |source| DetachmentsError { action, path, source }
         };
         fs::create_dir_all(state_dir).map_err(error("make the directory of"))?;
-        let stored: Vec<Stored> = match fs::read(&path) {
+        let stored: Vec<Value> = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| error("understand")(e.into()))?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(error("read")(e)),
         };
-        let parse = |s: Stored| {
-            let endpoint = EndpointRef {
-                network: s.network.parse().ok()?,
-                node: s.node.parse().ok()?,
-                id: s.id.parse().ok()?,
-            };
-            Some((endpoint, s.created))
-        };
-        Ok(Self {
-            present: stored.into_iter().filter_map(parse).collect(),
+        let mut detachments = Self {
             path,
-        })
+            present: BTreeMap::new(),
+            unknown: BTreeMap::new(),
+            not_understood: Vec::new(),
+        };
+        for value in stored {
+            match understand(&value) {
+                Some((endpoint, created, unknown)) => {
+                    detachments.present.insert(endpoint.clone(), created);
+                    detachments.unknown.insert(endpoint, unknown);
+                }
+                None => detachments.not_understood.push(value),
+            }
+        }
+        Ok(detachments)
     }
 
     /// What is remembered.
@@ -97,6 +108,7 @@ impl Detachments {
     /// When the file cannot be written.
     pub(crate) fn remove(&mut self, endpoint: &EndpointRef) -> Result<(), DetachmentsError> {
         if self.present.remove(endpoint).is_some() {
+            self.unknown.remove(endpoint);
             self.write()
         } else {
             Ok(())
@@ -104,20 +116,21 @@ impl Detachments {
     }
 
     fn write(&self) -> Result<(), DetachmentsError> {
-        let stored: Vec<Stored> = self
-            .present
-            .iter()
-            .map(|(e, created)| Stored {
+        let understood = self.present.iter().map(|(e, created)| {
+            serde_json::to_value(Stored {
                 network: e.network.to_string(),
                 node: e.node.to_string(),
                 id: e.id.to_string(),
                 created: *created,
+                unknown: self.unknown.get(e).cloned().unwrap_or_default(),
             })
-            .collect();
+        });
+        let others = self.not_understood.iter().cloned().map(Ok);
+        let stored: serde_json::Result<Vec<Value>> = understood.chain(others).collect();
         // Renamed into place: a crash leaves the old file or the new one.
         let new = self.path.with_extension("new");
-        let write = || {
-            fs::write(&new, serde_json::to_vec(&stored)?)?;
+        let write = || -> io::Result<()> {
+            fs::write(&new, serde_json::to_vec(&stored?)?)?;
             fs::File::open(&new)?.sync_all()?;
             fs::rename(&new, &self.path)?;
             self.path
@@ -132,9 +145,37 @@ impl Detachments {
     }
 }
 
+fn understand(value: &Value) -> Option<(EndpointRef, i64, Map<String, Value>)> {
+    let stored = Stored::deserialize(value).ok()?;
+    let endpoint = EndpointRef {
+        network: stored.network.parse().ok()?,
+        node: stored.node.parse().ok()?,
+        id: stored.id.parse().ok()?,
+    };
+    Some((endpoint, stored.created, stored.unknown))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_newer_version_remembers_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("detached.json");
+        let newer = r#"[{"network":"blue","node":"h1","id":"web","created":7,"moons":1},{"galaxy":{"x":2}}]"#;
+        fs::write(&path, newer).unwrap();
+        let mut detachments = Detachments::open(dir.path()).unwrap();
+        let other = EndpointRef {
+            network: "blue".parse().unwrap(),
+            node: "h1".parse().unwrap(),
+            id: "db".parse().unwrap(),
+        };
+        detachments.insert(&other, 1).unwrap();
+        detachments.remove(&other).unwrap();
+        let read = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
+        assert_eq!(read(&fs::read(&path).unwrap()), read(newer.as_bytes()));
+    }
 
     #[test]
     fn what_is_remembered_outlives_the_agent() {

@@ -32,6 +32,9 @@ struct Stored {
     removed: Option<Removed>,
     #[serde(skip_serializing_if = "Option::is_none")]
     held: Option<Held>,
+    /// What a newer version remembers here, for when it is back.
+    #[serde(flatten)]
+    unknown: serde_json::Map<String, serde_json::Value>,
 }
 
 /// The store as it was.
@@ -69,19 +72,23 @@ fn new_incarnation() -> String {
 }
 
 impl History {
-    /// Reads what a former agent remembered. A file that cannot be understood is told of and counts as none: then
-    /// this is another life.
+    /// Reads what a former agent remembered. A file that cannot be understood is told of, kept under another name, and
+    /// counts as none: then this is another life.
     ///
     /// # Errors
     /// When the file is there and cannot be read.
     pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
         let path = state_dir.join("store.json");
         let stored: Stored = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .inspect_err(
-                    |error| tracing::warn!(path = %path.display(), %error, "cannot understand this file"),
-                )
-                .unwrap_or_default(),
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(stored) => stored,
+                Err(error) => {
+                    let kept = path.with_extension("json.unreadable");
+                    tracing::warn!(path = %path.display(), kept = %kept.display(), %error, "cannot understand this file");
+                    fs::rename(&path, kept)?;
+                    Stored::default()
+                }
+            },
             Err(e) if e.kind() == io::ErrorKind::NotFound => Stored::default(),
             Err(e) => return Err(e),
         };
@@ -127,6 +134,7 @@ impl History {
             incarnation: new_incarnation(),
             removed: Some(removed),
             held: self.stored.held.clone(),
+            unknown: self.stored.unknown.clone(),
         });
     }
 
@@ -294,5 +302,20 @@ mod tests {
         fs::write(dir.path().join("store.json"), "{").unwrap();
         let again = History::open(dir.path()).unwrap();
         assert!(again.is_empty() && again.incarnation() != history.incarnation());
+        let kept = fs::read_to_string(dir.path().join("store.json.unreadable")).unwrap();
+        assert_eq!(kept, "{");
+    }
+
+    #[test]
+    fn what_a_newer_version_remembers_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.json");
+        let newer = r#"{"cluster_id":1,"revision":7,"incarnation":"x","moons":{"io":[1,2]}}"#;
+        fs::write(&path, newer).unwrap();
+        let mut history = History::open(dir.path()).unwrap();
+        history.note((1, 8), true);
+        let written: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let wanted: serde_json::Value = serde_json::from_str(&newer.replace(":7", ":8")).unwrap();
+        assert_eq!(written, wanted);
     }
 }

@@ -270,7 +270,8 @@ fn stale_ports(
             id: id.clone(),
         })
     };
-    if wanted.complete && !wanted.keep_ports {
+    // Where the devices are spoken of, so are all local endpoints.
+    if wanted.devices.is_some() && !wanted.keep_ports {
         let named: BTreeSet<IfName> = wanted
             .locals
             .iter()

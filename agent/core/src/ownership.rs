@@ -4,9 +4,9 @@
 //! |---|---|---|
 //! | network namespace | the namespace directory | its file is named `weft-<network>` |
 //! | bridge | a network's namespace | named `br0`, of kind bridge |
-//! | VXLAN device | a network's namespace | named `vx4` or `vx6`, of kind vxlan |
+//! | VXLAN device | a network's namespace | named `vx4` or `vx6`, of kind vxlan; under another name, when it has the VNI that ours is to have |
 //! | veth, host end | a network's namespace | named `ve` and 13 hexadecimal digits, of kind veth; its alias `weft <network>/<node>/<id> …` says whose, and is missing only after a crash between making and naming it |
-//! | veth, container end | a container's namespace | its alias likewise, and its peer is the host end |
+//! | veth, container end | a container's namespace | its alias likewise, and its peer is the host end; with another peer, it gives way to the one that is to be made |
 //! | FDB entry | our bridge's ports and VXLAN devices | flag `NTF_EXT_LEARNED` |
 //! | neighbour | our bridge | `NDA_PROTOCOL` is [`PROTOCOL`] |
 //! | address | our container end | `IFA_PROTO` is [`PROTOCOL`] |

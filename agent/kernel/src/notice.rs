@@ -104,6 +104,8 @@ pub enum ForwardSeen {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Subject {
     Device(NetworkName, String),
+    /// Not undone by a bridge that comes after it: its ports may still be the old one's, which nothing tells of.
+    BridgeGone(NetworkName),
     Flags(NetworkName, String),
     Interface(Vec<(NetworkName, EndpointId)>),
     Address(Vec<(NetworkName, EndpointId)>, IpNet),
@@ -136,6 +138,7 @@ impl Notice {
                         Subject::Device(network, ownership::tunnel_name(*family).to_owned())
                     }
                     DeviceSeen::Port(name, _) => Subject::Device(network, name.to_string()),
+                    DeviceSeen::Gone(name) if name == ownership::BRIDGE => Subject::BridgeGone(network),
                     DeviceSeen::Gone(name) => Subject::Device(network, name.clone()),
                     DeviceSeen::Flags(name, _) => Subject::Flags(network, name.clone()),
                 }

@@ -316,7 +316,7 @@ impl Reconciler {
         for (_, _, error) in &outcome.failed {
             self.metrics.failed(During::Apply, error);
         }
-        self.note_failures(dirty, outcome.failed);
+        self.note_failures(dirty, outcome.failed, expected.is_some());
         if let Some(covered) = covers {
             self.cover(covered);
         }
@@ -356,7 +356,7 @@ impl Reconciler {
     }
 
     /// Remembers what the kernel refused, forgets what it refuses no more.
-    fn note_failures(&mut self, dirty: &Dirty, failed: Vec<(NetworkName, Op, KernelError)>) {
+    fn note_failures(&mut self, dirty: &Dirty, failed: Vec<(NetworkName, Op, KernelError)>, repairing: bool) {
         let mut now_failing: BTreeMap<FailureOf, Option<String>> = BTreeMap::new();
         for (network, op, error) in failed {
             let of = (network, drift::endpoint_of(&op).cloned());
@@ -367,9 +367,13 @@ impl Reconciler {
                 continue;
             }
             let again = self.failures.contains_key(&of);
-            if error.needs_look() && !again {
-                // Only the first time at once: whatever loses every answer would keep this host busy.
+            // Only the first time at once: whatever loses every answer would keep this host busy. What refuses a repair is
+            // as a rule something else that was changed, and that nobody told of.
+            if (error.needs_look() || repairing) && !again {
                 self.look.networks.insert(of.0.clone());
+                if repairing {
+                    self.look_because = Because::Noticed;
+                }
             }
             // Somebody took away what was there a moment ago: the look will tell, and it is no refusal.
             let is_news = again || !error.is_gone();

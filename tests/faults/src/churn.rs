@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use weft_e2e::{Cluster, SOON, Station};
-use weft_lab::{Container, Host, eventually};
+use weft_lab::{Container, Host, Lab, Underlay, eventually};
 
 use crate::{one_each, picture, picture_inside};
 
@@ -29,7 +29,15 @@ impl Churn {
     /// # Errors
     /// When it does not come up.
     pub fn new() -> Result<Self> {
-        let cluster = Cluster::of(2)?;
+        Self::on(Underlay::V4)
+    }
+
+    /// The same on another underlay.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn on(underlay: Underlay) -> Result<Self> {
+        let cluster = Cluster::build(Lab::builder().hosts(2).underlay(underlay))?;
         let stations = one_each(&cluster)?;
         cluster.network("red", &["10.2.0.0/24", "10.3.0.0/24", "fd00:2::/64"])?;
         let mut far = vec![cluster.endpoint("red", 2, "r2")?];

@@ -109,8 +109,11 @@ impl Site<'_> {
             container.as_raw_fd(),
         );
         let mut made = self.make_veth(&message);
-        if made.as_ref().is_err_and(|refusal| refusal.is(Errno::EEXIST)) && self.is_half_made(port_name)? {
-            self.delete_link(port_name.as_str())?;
+        if made.as_ref().is_err_and(|refusal| refusal.is(Errno::EEXIST)) {
+            if self.is_half_made(port_name)? {
+                self.delete_link(port_name.as_str())?;
+            }
+            self.delete_stale_end(id, port_name, &mut channel, (ifname.as_str(), &netns))?;
             made = self.make_veth(&message);
         }
         match made {
@@ -168,6 +171,27 @@ impl Site<'_> {
         Ok(links
             .iter()
             .any(|link| link.name == port_name.as_str() && link.is_veth() && link.endpoint().is_none()))
+    }
+
+    /// Removes a container end of ours whose host end is not where it should be: somebody renamed it, or took it elsewhere.
+    fn delete_stale_end(
+        &mut self,
+        id: &EndpointId,
+        port_name: &IfName,
+        channel: &mut Channel,
+        (ifname, netns): (&str, &str),
+    ) -> Result<(), KernelError> {
+        let place = self.place.clone();
+        let port = links::index_of(self.channel()?, port_name.as_str(), &place)?;
+        let mut links = links::dump(channel, netns)?.into_iter();
+        let is_stale = |link: &links::Link| port.is_none() || link.peer != port;
+        if links.any(|link| link.name == ifname && self.is_end_of(&link, id) && is_stale(&link)) {
+            self.writes += 1;
+            let deleted = channel.request(RouteNetlinkMessage::DelLink(links::delete(ifname)), 0);
+            unless_gone(deleted.map(drop))
+                .map_err(|r| refused(format!("remove {ifname} from {netns}"), r))?;
+        }
+        Ok(())
     }
 
     /// Waits until a host end whose other end has just come up can send. The kernel gives it its queue a little

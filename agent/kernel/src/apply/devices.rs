@@ -3,7 +3,7 @@
 use std::{fs, io, os::fd::AsRawFd, path::Path};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage};
 use nix::errno::Errno;
 use weft_core::{
     dataplane::{Bridge, PortFlags, Tunnel},
@@ -13,7 +13,7 @@ use weft_core::{
 use weft_store_schema::Family;
 
 use super::{Site, deleted_link, unless_gone};
-use crate::{KernelError, fault, links, namespace, refused};
+use crate::{KernelError, channel::Refusal, fault, links, namespace, refused};
 
 impl Site<'_> {
     pub(super) fn create_namespace(&mut self) -> Result<(), KernelError> {
@@ -88,12 +88,14 @@ impl Site<'_> {
                 "make vxlan device {name} with VNI {} on UDP port {} in {}",
                 tunnel.vni, tunnel.port, self.place
             );
-            self.writes += 1;
-            // Asked for from the host's namespace, the device's UDP socket is there.
-            self.kernel
-                .host
-                .request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
-                .map_err(|r| refused(what, r))?;
+            let mut made = self.make_tunnel(&message);
+            if made.as_ref().is_err_and(|refusal| refusal.is(Errno::EEXIST))
+                && let Some(renamed) = self.renamed_tunnel(tunnel)?
+            {
+                self.delete_link(&renamed)?;
+                made = self.make_tunnel(&message);
+            }
+            made.map_err(|r| refused(what, r))?;
         }
         let mut messages = vec![(links::set_master(name, bridge), 0)];
         let flags = tunnel.bridge_port.unwrap_or(PortFlags::TUNNEL);
@@ -121,6 +123,26 @@ impl Site<'_> {
             }
             other => other,
         })
+    }
+
+    /// Asked for from the host's namespace, the device's UDP socket is there.
+    fn make_tunnel(&mut self, message: &LinkMessage) -> Result<(), Refusal> {
+        self.writes += 1;
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        let host = &mut self.kernel.host;
+        host.request(RouteNetlinkMessage::NewLink(message.clone()), flags)
+            .map(drop)
+    }
+
+    /// A tunnel of ours that somebody has renamed: in the network's own namespace, nobody else has its VNI.
+    fn renamed_tunnel(&mut self, wanted: &Tunnel) -> Result<Option<String>, KernelError> {
+        let place = self.place.clone();
+        let links = links::dump(self.channel()?, &place)?;
+        let is_it = |link: &links::Link| {
+            let tunnel = link.to_tunnel(None);
+            tunnel.is_some_and(|tunnel| tunnel.can_become(wanted))
+        };
+        Ok(links.into_iter().find(is_it).map(|link| link.name))
     }
 
     /// Removes several devices at once. One by one, the kernel waits for grace periods (20 ms and more) after
