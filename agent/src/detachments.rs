@@ -12,14 +12,34 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 use weft_store_schema::EndpointRef;
 
-/// The file cannot be read or written.
+use crate::state_file;
+
+/// The file cannot be used.
 #[derive(Debug, Error)]
-#[error("cannot {action} {}, which remembers detached endpoints", path.display())]
-pub(crate) struct DetachmentsError {
-    action: &'static str,
-    path: PathBuf,
-    #[source]
-    source: io::Error,
+pub(crate) enum DetachmentsError {
+    /// It cannot be read or written.
+    #[error("cannot {action} {}, which remembers detached endpoints", path.display())]
+    Io {
+        /// What cannot be done.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Starting without it could bring endpoints back, so that is for people to decide.
+    #[error(
+        "{} remembers detached endpoints and is damaged: put it right; or remove it, and then detach once more what was detached while etcd was away",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
 }
 
 /// Remembers detached endpoints.
@@ -53,11 +73,14 @@ impl Detachments {
         let path = state_dir.join("detached.json");
         let error = |action| {
             let path = path.clone();
-            move |source| DetachmentsError { action, path, source }
+            move |source| DetachmentsError::Io { action, path, source }
         };
         fs::create_dir_all(state_dir).map_err(error("make the directory of"))?;
         let stored: Vec<Value> = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| error("understand")(e.into()))?,
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|source| DetachmentsError::Damaged {
+                path: path.clone(),
+                source,
+            })?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(error("read")(e)),
         };
@@ -127,17 +150,8 @@ impl Detachments {
         });
         let others = self.not_understood.iter().cloned().map(Ok);
         let stored: serde_json::Result<Vec<Value>> = understood.chain(others).collect();
-        // Renamed into place: a crash leaves the old file or the new one.
-        let new = self.path.with_extension("new");
-        let write = || -> io::Result<()> {
-            fs::write(&new, serde_json::to_vec(&stored?)?)?;
-            fs::File::open(&new)?.sync_all()?;
-            fs::rename(&new, &self.path)?;
-            self.path
-                .parent()
-                .map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
-        };
-        write().map_err(|source| DetachmentsError {
+        let write = || state_file::replace(&self.path, &serde_json::to_vec(&stored?)?);
+        write().map_err(|source| DetachmentsError::Io {
             action: "write",
             path: self.path.clone(),
             source,
@@ -196,14 +210,13 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_named() {
+    fn a_damaged_file_is_named_with_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("detached.json"), "[{").unwrap();
+        let error = Detachments::open(dir.path()).unwrap_err().to_string();
         assert!(
-            Detachments::open(dir.path())
-                .unwrap_err()
-                .to_string()
-                .contains("detached.json")
+            error.contains("detached.json") && error.contains("remove it"),
+            "{error}"
         );
     }
 }

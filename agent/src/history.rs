@@ -12,6 +12,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::state_file;
+
 /// Remembers the store, and this life of the node.
 #[derive(Debug)]
 pub(crate) struct History {
@@ -28,6 +30,8 @@ struct Stored {
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     known: Option<Known>,
     incarnation: String,
+    /// The revision of the mark that began this life; 0 if none did.
+    mark: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     removed: Option<Removed>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -116,8 +120,14 @@ impl History {
         self.stored.removed.as_ref()
     }
 
-    /// Starts another life: an operator has ended the last one.
-    pub(crate) fn begin_anew(&mut self, mut removed: Removed) {
+    /// The revision of the mark of a removal that this life began with, 0 if it did not: it is there until this life is
+    /// published, perhaps by another process.
+    pub(crate) fn heeded(&self) -> i64 {
+        self.stored.mark
+    }
+
+    /// Starts another life: an operator has ended the last one, by the mark of this revision.
+    pub(crate) fn begin_anew(&mut self, mark: i64, mut removed: Removed) {
         // Removed again before anybody took notice of the first time: all of it is to be told.
         if let Some(before) = &self.stored.removed {
             removed.endpoints += before.endpoints;
@@ -132,6 +142,7 @@ impl History {
         self.write(Stored {
             known: self.stored.known,
             incarnation: new_incarnation(),
+            mark,
             removed: Some(removed),
             held: self.stored.held.clone(),
             unknown: self.stored.unknown.clone(),
@@ -214,11 +225,9 @@ impl History {
     /// Takes this over, in the file as far as that can be. Whether it could.
     fn write(&mut self, stored: Stored) -> bool {
         self.stored = stored;
-        let new = self.path.with_extension("new");
         let written = serde_json::to_vec(&self.stored)
             .map_err(io::Error::from)
-            .and_then(|bytes| fs::write(&new, bytes))
-            .and_then(|()| fs::rename(&new, &self.path));
+            .and_then(|bytes| state_file::replace(&self.path, &bytes));
         match &written {
             Ok(()) => self.complaint = None,
             Err(error) => {
@@ -267,12 +276,13 @@ mod tests {
             endpoints: 1,
             held: vec![held.to_owned()],
         };
-        history.begin_anew(removed("blue/a"));
+        history.begin_anew(7, removed("blue/a"));
         assert_ne!(history.incarnation(), first);
-        history.begin_anew(removed("blue/b"));
+        history.begin_anew(9, removed("blue/b"));
         let mut history = History::open(dir.path()).unwrap();
         assert_eq!(history.contradicts((1, 100)), None);
         assert_eq!(history.removed().unwrap().held, ["blue/b", "blue/a"]);
+        assert_eq!(history.heeded(), 9, "the mark may be there yet");
         let third = history.incarnation().to_owned();
         history.acknowledge();
         let history = History::open(dir.path()).unwrap();

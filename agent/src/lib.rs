@@ -19,6 +19,7 @@ mod problems;
 mod reconcile;
 mod repeats;
 mod sole;
+mod state_file;
 mod view;
 mod wiring;
 

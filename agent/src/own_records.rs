@@ -9,6 +9,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use weft_core::record::Entry;
 
+use crate::state_file;
+
 /// The file.
 #[derive(Debug, Clone)]
 pub(crate) struct OwnRecords {
@@ -63,11 +65,9 @@ impl OwnRecords {
                 written: entry.mod_revision,
             })
         });
-        let new = self.path.with_extension("new");
         let written = serde_json::to_vec(&stored.collect::<Vec<_>>())
             .map_err(io::Error::from)
-            .and_then(|bytes| fs::write(&new, bytes))
-            .and_then(|()| fs::rename(&new, &self.path));
+            .and_then(|bytes| state_file::replace(&self.path, &bytes));
         if let Err(error) = &written {
             tracing::warn!(path = %self.path.display(), %error, "cannot keep copies of this host's records");
         }

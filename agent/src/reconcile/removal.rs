@@ -23,7 +23,7 @@ impl Reconciler {
             return;
         };
         let at = slot.mod_revision;
-        if self.heeded == at {
+        if self.history.heeded() == at {
             return;
         }
         let mark = slot.value.clone().unwrap_or_default();
@@ -34,18 +34,18 @@ impl Reconciler {
             // Of an earlier life than this one, which has a record: left over.
             return;
         }
-        self.heeded = at;
         tracing::warn!(
             by = mark.by,
             endpoints = mark.endpoints,
             held = ?mark.held,
             "this node was removed from the cluster; what it held is not its own any more"
         );
-        self.history.begin_anew(Removed {
+        let last = Removed {
             by: mark.by,
             endpoints: mark.endpoints,
             held: mark.held,
-        });
+        };
+        self.history.begin_anew(at, last);
         self.question_identity();
     }
 
