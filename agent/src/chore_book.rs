@@ -20,6 +20,9 @@ const LONGEST_RANK_PAUSE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// Before another attempt at what something stands in the way of that this agent does not see.
+const HINDERED_PAUSE: Duration = Duration::from_secs(30);
+
 /// What was not owed again for this long may be done at once.
 const FORGET: Duration = Duration::from_secs(60);
 
@@ -29,6 +32,12 @@ fn again_pause(times: u32) -> Duration {
         None => Duration::ZERO,
         Some(more) => FIRST_PAUSE.saturating_mul(1 << more.min(12)).min(FORGET / 2),
     }
+}
+
+/// Whether somebody may undo it each time it is done. What clears away after a deletion is owed again only because there
+/// was a new thing meanwhile, which somebody waits to see gone.
+fn may_be_undone(chore: &Chore) -> bool {
+    !matches!(chore, Chore::DetachEndpoint(_) | Chore::ReleaseAddress(..))
 }
 
 #[derive(Debug)]
@@ -60,11 +69,7 @@ impl ChoreBook {
         let pause = RANK_PAUSE
             .saturating_mul(u32::try_from(rank).unwrap_or(u32::MAX))
             .min(LONGEST_RANK_PAUSE);
-        let again = match chore {
-            // Nobody undoes it: each follows another attachment.
-            Chore::DetachEndpoint(_) => 0,
-            _ => self.lately.get(&chore).map_or(0, |(_, times)| *times),
-        };
+        let again = self.lately.get(&chore).map_or(0, |(_, times)| *times);
         let due = now + pause + again_pause(again);
         let task = self.tasks.entry(chore).or_insert(Task {
             due,
@@ -84,9 +89,11 @@ impl ChoreBook {
     pub(crate) fn succeeded(&mut self, chore: &Chore, now: Instant) {
         let anew = self.tasks.remove(chore).is_some_and(|task| task.anew);
         self.lately.retain(|_, (at, _)| *at + FORGET > now);
-        let (at, times) = self.lately.entry(chore.clone()).or_insert((now, 0));
-        *at = now;
-        *times += 1;
+        if may_be_undone(chore) {
+            let (at, times) = self.lately.entry(chore.clone()).or_insert((now, 0));
+            *at = now;
+            *times += 1;
+        }
         if anew {
             self.add(chore.clone(), 0, now);
         }
@@ -168,6 +175,14 @@ impl ChoreBook {
             task.attempts += 1;
             task.lost += 1;
             task.due = now + Duration::from_millis(u64::from((1_u32 << crowd) - 1));
+        }
+    }
+
+    /// Notes that something is there that has to go first, which others do in their own time.
+    pub(crate) fn hindered(&mut self, chore: &Chore, now: Instant) {
+        if let Some(task) = self.tasks.get_mut(chore) {
+            task.running = false;
+            task.due = now + HINDERED_PAUSE;
         }
     }
 
@@ -329,20 +344,41 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_attached_and_detached_all_the_time_is_detached_at_once() {
+    async fn an_endpoint_is_detached_at_once_however_often_its_id_comes_back() {
         let mut book = ChoreBook::default();
-        let now = Instant::now();
-        let chore = Chore::DetachEndpoint(weft_store_schema::EndpointRef {
-            network: "blue".parse().unwrap(),
+        let (network, now): (NetworkName, _) = ("blue".parse().unwrap(), Instant::now());
+        let endpoint = weft_store_schema::EndpointRef {
+            network: network.clone(),
             node: "host1".parse().unwrap(),
             id: "web".parse().unwrap(),
-        });
+        };
+        let address: IpAddr = "10.1.0.2".parse().unwrap();
         for _ in 0..20 {
-            book.add(chore.clone(), 0, now);
-            assert_eq!(book.next_due(), Some(now));
-            book.started(&chore);
-            book.succeeded(&chore, now);
+            for chore in [
+                Chore::DetachEndpoint(endpoint.clone()),
+                Chore::ReleaseAddress(network.clone(), address),
+            ] {
+                book.add(chore.clone(), 0, now);
+                assert_eq!(book.due(now), std::slice::from_ref(&chore));
+                book.started(&chore);
+                book.succeeded(&chore, now);
+            }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_others_have_to_do_first_is_not_pressed_for() {
+        let mut book = ChoreBook::default();
+        let (chore, now) = (
+            Chore::FreeVni(weft_store_schema::Vni::new(1).unwrap()),
+            Instant::now(),
+        );
+        book.add(chore.clone(), 0, now);
+        book.started(&chore);
+        book.hindered(&chore, now);
+        assert_eq!(book.next_due(), Some(now + HINDERED_PAUSE));
+        book.add(chore.clone(), 0, now);
+        assert_eq!(book.next_due(), Some(now), "it may succeed now");
     }
 
     #[tokio::test(start_paused = true)]

@@ -62,6 +62,7 @@ pub(crate) use passes::Look;
 use passes::{Because, Busy, Failure, FailureOf, answered};
 use repairs::{Cause, REPAIRS_TOLD};
 use trust::Trust;
+pub(crate) use weft_core::problem::chain;
 
 /// How long a plan that is under way is waited for at the end.
 const LAST_PLAN: Duration = Duration::from_secs(5);
@@ -126,8 +127,6 @@ pub(crate) struct Reconciler {
     history: History,
     trust: Trust,
     dead: DeadBook,
-    /// The revision of the mark of a removal that this agent has taken notice of.
-    heeded: i64,
     connection: Option<Connection>,
     pinned: BTreeMap<NetworkName, usize>,
     /// This node's peer record was of another run of the kernel.
@@ -273,7 +272,6 @@ impl Reconciler {
             history,
             trust,
             dead: DeadBook::new(node.dead_grace, Instant::now()),
-            heeded: 0,
             connection: None,
             pinned: BTreeMap::new(),
             rebooted: false,
@@ -326,6 +324,8 @@ impl Reconciler {
                     .is_some_and(|(b, now)| b.0 != now.0 || b.1 > now.1)
                 {
                     self.reached.begin_anew();
+                    // What was known when says nothing of the revisions of another history.
+                    self.cooldowns = Cooldowns::default();
                 }
                 self.bump();
                 dirty
@@ -496,16 +496,4 @@ impl Reconciler {
         self.copy_records().await;
         tracing::info!("stopping; forwarding stays as it is");
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

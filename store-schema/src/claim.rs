@@ -147,6 +147,16 @@ pub struct VniClaimDocument {
     pub network: String,
 }
 
+impl VniClaimDocument {
+    /// The claim of a network.
+    pub fn of(network: &NetworkName) -> Self {
+        Self {
+            version: None,
+            network: network.to_string(),
+        }
+    }
+}
+
 /// A valid claim of a VNI.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VniClaim {

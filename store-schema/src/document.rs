@@ -13,6 +13,9 @@ use crate::RecordError;
 /// No record is larger than this. etcd itself refuses requests over 1.5 MiB by default.
 pub const MAX_RECORD_BYTES: usize = 256 * 1024;
 
+/// So much is left in a new record for what agents fill in: addresses, a MAC, a VNI.
+const ROOM: usize = 4096;
+
 /// The newest record version that this code reads, and the one it writes. A record without `version` is
 /// of version 1.
 pub const RECORD_VERSION: u64 = 1;
@@ -22,12 +25,7 @@ pub const RECORD_VERSION: u64 = 1;
 /// # Errors
 /// When the value is too large, of a newer version, or not the record's JSON.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError> {
-    if bytes.len() > MAX_RECORD_BYTES {
-        return Err(RecordError::TooLarge {
-            bytes: bytes.len(),
-            limit: MAX_RECORD_BYTES,
-        });
-    }
+    check_size(bytes)?;
     // serde_json does not look into strings that it skips: a field that this version does not know could hold
     // bytes that no rewrite can keep.
     let text = std::str::from_utf8(bytes).map_err(|error| RecordError::Json {
@@ -44,6 +42,35 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError> {
             why: shorten(&error.to_string()),
         },
     })
+}
+
+fn check_size(bytes: &[u8]) -> Result<(), RecordError> {
+    match bytes.len() {
+        0..=MAX_RECORD_BYTES => Ok(()),
+        bytes => Err(RecordError::TooLarge {
+            bytes,
+            limit: MAX_RECORD_BYTES,
+        }),
+    }
+}
+
+/// Whether a new record is one that agents can read, also with what they fill in.
+///
+/// # Errors
+/// When it is too large: the field that takes most of it.
+pub fn check_room<T: Serialize>(document: &T) -> Result<(), RecordError> {
+    let most = MAX_RECORD_BYTES - ROOM;
+    let bytes = encode(document);
+    if bytes.len() <= most {
+        return Ok(());
+    }
+    let object: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(&bytes).unwrap_or_default();
+    let largest = object.iter().max_by_key(|(_, value)| value.get().len());
+    let why = format!("makes a record of {} bytes; {most} are allowed", bytes.len());
+    Err(RecordError::field(
+        largest.map_or("record", |(name, _)| name.as_str()),
+        why,
+    ))
 }
 
 /// The error with the field that has the wrong type. Sought only once there is an error.
@@ -166,7 +193,7 @@ pub fn encode<T: Serialize>(document: &T) -> Vec<u8> {
 /// that this version does not know. The fields come out in the order of their names.
 ///
 /// # Errors
-/// When the stored value is not a JSON object.
+/// When the stored value is not a JSON object, or what comes out is too large for a record.
 pub fn set_fields(
     stored: &[u8],
     fields: impl IntoIterator<Item = (&'static str, Value)>,
@@ -178,7 +205,9 @@ pub fn set_fields(
             .unwrap_or_else(|error| unreachable!("a value does not serialise: {error}"));
         object.insert(name.to_owned(), value);
     }
-    Ok(encode(&object))
+    let record = encode(&object);
+    check_size(&record)?;
+    Ok(record)
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ mod status;
 
 pub use address::{AddressRange, parse_reserved};
 pub use claim::{AddressClaim, AddressClaimDocument, Holder, ReleasedDocument, VniClaim, VniClaimDocument};
-pub use document::{MAX_RECORD_BYTES, RECORD_VERSION, decode, encode, set_fields};
+pub use document::{MAX_RECORD_BYTES, RECORD_VERSION, check_room, decode, encode, set_fields};
 pub use endpoint::{Attachment, AttachmentDocument, DEFAULT_IFNAME, Endpoint, EndpointDocument};
 pub use error::RecordError;
 pub use key::{BarrierRef, EndpointRef, Key, KeyError, Kind, Prefix};

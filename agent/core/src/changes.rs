@@ -1,6 +1,7 @@
 //! How records change the snapshot, and what each change makes dirty.
 //!
-//! Applying the same records in any order, once or many times, gives the same snapshot. A record that
+//! Applying the same records in any order, once or many times, gives the same snapshot, but for one thing: an endpoint that
+//! is written again without what its agent had filled in keeps its addresses and MAC until they are filled in again. A record that
 //! cannot be decoded becomes a [`Problem`] and leaves the object as it last was. Whole listings are taken in
 //! in `listing.rs`.
 
@@ -23,10 +24,7 @@ impl Snapshot {
     /// Takes in changes that a watch delivered.
     pub fn apply_changes(&mut self, changes: &[Change]) -> Dirty {
         for change in changes {
-            let (key, revision) = match change {
-                Change::Put(entry) => (&entry.key, entry.mod_revision),
-                Change::Deleted { key, mod_revision } => (key, *mod_revision),
-            };
+            let (key, revision) = (change.key(), change.revision());
             self.followed(key, revision);
             if self.undone.get(key).is_some_and(|at| *at <= revision) {
                 self.undone.remove(key);
@@ -52,15 +50,12 @@ impl Snapshot {
     pub fn learn(&mut self, changes: &[Change]) -> Dirty {
         let mut dirty = Dirty::default();
         for change in changes {
-            let (key, revision) = match change {
-                Change::Put(entry) => (&entry.key, entry.mod_revision),
-                Change::Deleted { key, mod_revision } => (key, *mod_revision),
-            };
+            let (key, revision) = (change.key(), change.revision());
             if self.watched_to(key) >= revision {
                 continue;
             }
             if let Change::Deleted { .. } = change {
-                self.undone.insert(key.clone(), revision);
+                self.undone.insert(key.to_vec(), revision);
             }
             dirty.merge(self.take_in(change));
         }
@@ -89,10 +84,21 @@ impl Snapshot {
 
     /// Notes that an endpoint of this node is detached here. It counts as absent on this host from now on;
     /// the record and its claims go when the store can be reached.
-    /// `life` is the revision at which the record was created, 0 if that is not known: then the next record
-    /// that is seen is meant.
+    /// `life` is the revision at which the record was created, 0 if that is not known: then the store is asked, and any
+    /// record that is seen until it has answered is meant.
     pub fn detach(&mut self, endpoint: &EndpointRef, life: i64) -> Dirty {
         self.detaching.insert(endpoint.clone(), life);
+        self.touched(endpoint)
+    }
+
+    /// Notes that the store had no record of an endpoint at a revision, as a chore's transaction has told: who asked
+    /// whether there is one that is to be detached knows now.
+    pub fn saw_gone(&mut self, endpoint: &EndpointRef, revision: i64) -> Dirty {
+        match self.detaching.get_mut(endpoint).filter(|life| **life == 0) {
+            Some(life) => *life = revision,
+            None => return Dirty::default(),
+        }
+        // What has come since is not meant any more.
         self.touched(endpoint)
     }
 

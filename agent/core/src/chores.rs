@@ -9,7 +9,7 @@ use weft_store_schema::{
 };
 
 use crate::{
-    claims::{self, Choosing, Refusal},
+    claims::{self, Choosing, Refusal, is_carried},
     dirty::Dirty,
     hash::stable_hash,
     members::Members,
@@ -28,7 +28,7 @@ pub enum Chore {
     FreeVni(Vni),
     /// An endpoint of this node lacks addresses, their claims or a MAC.
     CompleteEndpoint(EndpointRef),
-    /// An endpoint that is detached on this host still has its record.
+    /// An endpoint that is detached on this host still has its record, or may have.
     DetachEndpoint(EndpointRef),
     /// An address is claimed for an endpoint that does not exist.
     ReleaseAddress(NetworkName, IpAddr),
@@ -36,7 +36,8 @@ pub enum Chore {
     ForgetReleased(NetworkName),
 }
 
-/// So many traces of released addresses are kept in a network: in a subnet of IPv6, they would never end.
+/// More traces of released addresses than this are not kept in a network once they have cooled down: in a subnet of IPv6,
+/// they would never end. What bounds the rest is how much can be given up within a cool-down.
 pub const MOST_RELEASED: usize = 4096;
 /// So many more may gather before they are cleared away.
 const RELEASED_SLACK: usize = 256;
@@ -70,6 +71,11 @@ pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Ch
             .map(|(address, _)| Chore::ReleaseAddress(network.clone(), *address))
             .collect()
     };
+    let claimed_vnis = |network: &NetworkName| -> Vec<Chore> {
+        let claims = snapshot.vnis();
+        let of = claims.filter(|(_, s)| s.value.as_ref().is_some_and(|c| c.network == *network));
+        of.map(|(vni, _)| Chore::FreeVni(*vni)).collect()
+    };
     if dirty.everything {
         for (network, _) in snapshot.networks() {
             chores.push(Chore::CompleteNetwork(network.clone()));
@@ -83,12 +89,13 @@ pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Ch
     } else {
         for network in &dirty.networks {
             chores.push(Chore::CompleteNetwork(network.clone()));
-            let claimed = snapshot
-                .vnis()
-                .filter(|(_, s)| s.value.as_ref().is_some_and(|c| c.network == *network));
-            chores.extend(claimed.map(|(vni, _)| Chore::FreeVni(*vni)));
+            chores.extend(claimed_vnis(network));
             chores.extend(own(network));
             chores.extend(released(network));
+        }
+        for network in dirty.addresses.keys().filter(|n| snapshot.network(n).is_none()) {
+            // The last host may be rid of it.
+            chores.extend(claimed_vnis(network));
         }
         for endpoint in &dirty.endpoints {
             if endpoint.node == *node {
@@ -131,7 +138,7 @@ fn is_owed(snapshot: &Snapshot, peer: &PeerDocument, chore: &Chore) -> bool {
 /// else matters where addresses are chosen.
 ///
 /// # Errors
-/// Why an endpoint's record cannot be completed.
+/// Why an endpoint's or a network's record cannot be completed.
 pub fn transaction(
     snapshot: &Snapshot,
     peer: &PeerDocument,
@@ -140,25 +147,36 @@ pub fn transaction(
 ) -> Result<Option<Transaction>, Refusal> {
     match chore {
         Chore::PublishPeer => Ok(publish_peer(snapshot, peer)),
-        Chore::CompleteNetwork(network) => Ok(complete_network(snapshot, network)),
+        Chore::CompleteNetwork(network) => complete_network(snapshot, network),
         Chore::FreeVni(vni) => Ok(free_vni(snapshot, *vni)),
         Chore::CompleteEndpoint(endpoint) if snapshot.awaits_detach(endpoint) => Ok(None),
         // A claim that has not been listed yet is not one that is missing: the endpoint would be given another address.
         // The listing that is still to come makes all of the network's endpoints looked at again.
         Chore::CompleteEndpoint(endpoint) if !snapshot.knows_claims(&endpoint.network) => Ok(None),
         Chore::CompleteEndpoint(endpoint) => claims::complete(snapshot, endpoint, choosing),
-        Chore::DetachEndpoint(endpoint) if !snapshot.awaits_detach(endpoint) => Ok(None),
+        Chore::DetachEndpoint(endpoint) if !snapshot.awaits_detach(endpoint) => {
+            Ok(is_gone(snapshot, endpoint))
+        }
         // Without the claims in view they would stay behind.
         Chore::DetachEndpoint(endpoint) if !snapshot.knows_claims(&endpoint.network) => Ok(None),
         Chore::DetachEndpoint(endpoint) => Ok(claims::detach(snapshot, endpoint).ok()),
         Chore::ReleaseAddress(network, address) if is_anothers(snapshot, network, *address) => Ok(None),
         Chore::ReleaseAddress(network, address) => Ok(claims::release_orphan(snapshot, network, *address)),
-        Chore::ForgetReleased(network) => Ok(forget_released(snapshot, network)),
+        Chore::ForgetReleased(network) => Ok(forget_released(snapshot, network, choosing.cooled_to)),
     }
 }
 
+/// What asks whether there is no record of an endpoint that is detached here: it may have come and not be in view.
+fn is_gone(snapshot: &Snapshot, endpoint: &EndpointRef) -> Option<Transaction> {
+    let is_known = snapshot.detaching().get(endpoint).is_none_or(|life| *life > 0);
+    (!is_known).then(|| Transaction {
+        guards: vec![Guard::Absent(Key::Endpoint(endpoint.clone()))],
+        writes: Vec::new(),
+    })
+}
+
 /// Whether a claim is another node's to give up: its agent may be down, and the address still be on an interface there.
-/// Only what is left of a node that has no record any more is anybody's.
+/// Only what is left of a node that has no record any more is anybody's; not yet if its record's loss may be a slip.
 fn is_anothers(snapshot: &Snapshot, network: &NetworkName, address: IpAddr) -> bool {
     let claim = snapshot
         .members(network)
@@ -173,6 +191,8 @@ pub fn rank(snapshot: &Snapshot, chore: &Chore) -> usize {
     let subject = match chore {
         Chore::CompleteNetwork(network) if snapshot.takes_part(network) => return 0,
         Chore::CompleteNetwork(network) => network.to_string(),
+        // Who saw the last claim go knows first.
+        Chore::FreeVni(vni) if is_of_known(snapshot, *vni) => return 0,
         Chore::FreeVni(vni) => vni.to_string(),
         Chore::ForgetReleased(network) => format!("released/{network}"),
         Chore::PublishPeer | Chore::CompleteEndpoint(_) | Chore::DetachEndpoint(_) => return 0,
@@ -194,6 +214,12 @@ pub fn rank(snapshot: &Snapshot, chore: &Chore) -> usize {
     };
     let mine = weight(snapshot.node());
     behind + snapshot.peers().filter(|(node, _)| weight(node) < mine).count()
+}
+
+/// Whether the VNI is claimed for a network whose claims are all in view.
+fn is_of_known(snapshot: &Snapshot, vni: Vni) -> bool {
+    let claim = snapshot.vni_claim(vni).and_then(|slot| slot.value.as_ref());
+    claim.is_some_and(|claim| snapshot.knows_claims(&claim.network))
 }
 
 fn publish_peer(snapshot: &Snapshot, wanted: &PeerDocument) -> Option<Transaction> {
@@ -255,20 +281,14 @@ fn serde_value(texts: &[String]) -> Value {
 /// from 256).
 const FIRST_CHOSEN_VNI: u32 = 4096;
 
-fn complete_network(snapshot: &Snapshot, name: &NetworkName) -> Option<Transaction> {
-    let slot = snapshot.network(name)?;
-    let network = slot.value.as_ref()?;
-    if slot.bad || slot.held {
-        return None;
-    }
+fn complete_network(snapshot: &Snapshot, name: &NetworkName) -> Result<Option<Transaction>, Refusal> {
+    let slot = snapshot.network(name).filter(|slot| !slot.bad && !slot.held);
+    let Some((slot, network)) = slot.and_then(|slot| Some((slot, slot.value.as_ref()?))) else {
+        return Ok(None);
+    };
     let network_key = Key::Network(name.clone());
     let unchanged = Guard::Unchanged(network_key.clone(), slot.mod_revision);
-    let claim = || {
-        encode(&VniClaimDocument {
-            version: None,
-            network: name.to_string(),
-        })
-    };
+    let claim = || encode(&VniClaimDocument::of(name));
     if let Some(vni) = network.vni {
         // A VNI that another network holds is a problem that only an operator can solve; and one that the
         // store has lost is still the other's.
@@ -276,10 +296,10 @@ fn complete_network(snapshot: &Snapshot, name: &NetworkName) -> Option<Transacti
             None => true,
             Some(slot) => slot.held && slot.value.as_ref().is_none_or(|claim| claim.network == *name),
         };
-        return wanting.then(|| Transaction {
+        return Ok(wanting.then(|| Transaction {
             guards: vec![unchanged, Guard::Absent(Key::Vni(vni))],
             writes: vec![Write::Put(Key::Vni(vni), claim())],
-        });
+        }));
     }
     let held = snapshot
         .vnis()
@@ -287,9 +307,10 @@ fn complete_network(snapshot: &Snapshot, name: &NetworkName) -> Option<Transacti
     let (vni, guard, write) = match held {
         Some((vni, s)) if !s.held => (*vni, Guard::Unchanged(Key::Vni(*vni), s.mod_revision), None),
         lost => {
-            let vni = lost
-                .map(|(vni, _)| *vni)
-                .or_else(|| free_vni_for(snapshot, name))?;
+            let free = || free_vni_for(snapshot, name);
+            let Some(vni) = lost.map(|(vni, _)| *vni).or_else(free) else {
+                return Ok(None);
+            };
             (
                 vni,
                 Guard::Absent(Key::Vni(vni)),
@@ -297,15 +318,16 @@ fn complete_network(snapshot: &Snapshot, name: &NetworkName) -> Option<Transacti
             )
         }
     };
-    let record = set_fields(slot.raw.as_deref()?, [("vni", vni.get().into())]).ok()?;
+    let raw = slot.raw.as_deref().unwrap_or_default();
+    let record = set_fields(raw, [("vni", vni.get().into())]).map_err(Refusal::NoRoom)?;
     let writes = write
         .into_iter()
         .chain([Write::Put(network_key, record)])
         .collect();
-    Some(Transaction {
+    Ok(Some(Transaction {
         guards: vec![unchanged, guard],
         writes,
-    })
+    }))
 }
 
 /// A VNI that no network has, sought from a place that depends on the network's name, so that networks made
@@ -324,10 +346,13 @@ fn free_vni(snapshot: &Snapshot, vni: Vni) -> Option<Transaction> {
     let key = Key::Vni(vni);
     let mut guards = vec![Guard::Unchanged(key.clone(), slot.mod_revision)];
     match snapshot.network(&claim.network) {
+        None if is_carried(snapshot, &claim.network) => return None,
         None => {
             guards.push(Guard::Absent(Key::Network(claim.network.clone())));
-            // Deleted by hand, it is carried on by the hosts of its endpoints, which this host need not know.
+            // Deleted by hand, it is carried on by the hosts of its endpoints, which this host need not know; and by those
+            // that have not heard of it yet, whose claims are there until their interfaces are rid of the addresses.
             guards.push(Guard::Empty(Scope::Endpoints(claim.network.clone())));
+            guards.push(Guard::Empty(Scope::Addresses(claim.network.clone())));
         }
         // The network was given another VNI.
         Some(s) if !s.bad && !s.held => {
@@ -345,7 +370,8 @@ fn free_vni(snapshot: &Snapshot, vni: Vni) -> Option<Transaction> {
     })
 }
 
-fn forget_released(snapshot: &Snapshot, network: &NetworkName) -> Option<Transaction> {
+/// Without its trace an address seems never to have been used, and is chosen first: what has not cooled down keeps it.
+fn forget_released(snapshot: &Snapshot, network: &NetworkName, cooled_to: i64) -> Option<Transaction> {
     let members = snapshot.members(network)?;
     if members.released().len() <= MOST_RELEASED + RELEASED_SLACK {
         return None;
@@ -353,9 +379,10 @@ fn forget_released(snapshot: &Snapshot, network: &NetworkName) -> Option<Transac
     let oldest = members
         .released()
         .take(FORGOTTEN_AT_ONCE)
+        .take_while(|(at, _)| *at <= cooled_to)
         .map(|(at, address)| (at, Key::Released(network.clone(), address)));
-    let (guards, writes) = oldest
+    let (guards, writes): (Vec<_>, Vec<_>) = oldest
         .map(|(at, key)| (Guard::Unchanged(key.clone(), at), Write::Delete(key)))
         .unzip();
-    Some(Transaction { guards, writes })
+    (!writes.is_empty()).then_some(Transaction { guards, writes })
 }

@@ -2,6 +2,7 @@
 //! the claim together with its endpoint. Whether it happens is the store's to say.
 
 mod choice;
+pub(crate) mod deeds;
 mod networks;
 mod refusal;
 mod republish;
@@ -11,10 +12,11 @@ use std::net::IpAddr;
 
 use weft_store_schema::{
     AddressClaimDocument, EndpointDocument, EndpointId, EndpointRef, Family, Holder, Key, Mac, Network,
-    NetworkName, ReleasedDocument, encode, set_fields,
+    NetworkName, NodeName, encode, set_fields,
 };
 
 use self::choice::{Asking, allocate};
+pub(crate) use self::networks::is_carried;
 pub use self::{
     choice::{Choosing, fullness},
     networks::{NetworkChange, create_network, delete_network, update_network},
@@ -174,12 +176,8 @@ pub fn complete(
     let left = written.addresses.iter().filter(|a| !addresses.contains(a));
     not_held(&mut transaction, members, name, left);
     let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-    let Ok(record) = set_fields(
-        raw,
-        [("addresses", texts.into()), ("mac", mac.to_string().into())],
-    ) else {
-        return Ok(None);
-    };
+    let fields = [("addresses", texts.into()), ("mac", mac.to_string().into())];
+    let record = set_fields(raw, fields).map_err(Refusal::NoRoom)?;
     transaction
         .writes
         .push(Write::Put(Key::Endpoint(name.clone()), record));
@@ -208,7 +206,44 @@ pub fn detach(snapshot: &Snapshot, name: &EndpointRef) -> Result<Transaction, Re
     Ok(transaction)
 }
 
-/// The transaction that gives up a claim whose endpoint does not exist, or no longer names the address.
+/// The transaction that deletes an endpoint of any node. If the node has a peer record, its agent gives up the claims once
+/// its container is rid of the addresses; if it has none, nobody is left to do that, and they go with the record.
+///
+/// # Errors
+/// When there is no such endpoint.
+pub fn delete_endpoint(snapshot: &Snapshot, name: &EndpointRef) -> Result<Transaction, Refusal> {
+    let mut transaction = detach(snapshot, name)?;
+    match left_to(snapshot, &name.node) {
+        LeftTo::Anybody(guard) => transaction.guards.push(guard),
+        LeftTo::Its => {
+            let key = Key::Endpoint(name.clone());
+            let of_record = |guard: &Guard| matches!(guard, Guard::Unchanged(of, _) if *of == key);
+            transaction.guards.retain(of_record);
+            transaction.writes.retain(|write| write.key() == Some(&key));
+        }
+    }
+    Ok(transaction)
+}
+
+/// Whose a node's claims are to give up.
+enum LeftTo {
+    /// The node's own agent's, which alone sees what is on its interfaces; also when it is down.
+    Its,
+    /// Anybody's, while this holds.
+    Anybody(Guard),
+}
+
+fn left_to(snapshot: &Snapshot, node: &NodeName) -> LeftTo {
+    let has_record = snapshot.peer_slot(node).is_some_and(|slot| !slot.held);
+    if node == snapshot.node() || has_record {
+        LeftTo::Its
+    } else {
+        LeftTo::Anybody(deeds::nobody_left(node))
+    }
+}
+
+/// The transaction that gives up a claim whose endpoint does not exist, or no longer names the address; none also if that
+/// is for another node to do.
 pub fn release_orphan(snapshot: &Snapshot, network: &NetworkName, address: IpAddr) -> Option<Transaction> {
     if !snapshot.knows_claims(network) {
         return None;
@@ -219,6 +254,11 @@ pub fn release_orphan(snapshot: &Snapshot, network: &NetworkName, address: IpAdd
     if slot.held {
         return None;
     }
+    let left = match left_to(snapshot, &claim.node) {
+        LeftTo::Its if claim.node != *snapshot.node() => return None,
+        LeftTo::Its => None,
+        LeftTo::Anybody(guard) => Some(guard),
+    };
     let holder = EndpointRef {
         network: network.clone(),
         node: claim.node.clone(),
@@ -238,9 +278,10 @@ pub fn release_orphan(snapshot: &Snapshot, network: &NetworkName, address: IpAdd
             Guard::Unchanged(endpoint_key, there.mod_revision)
         }
     };
-    // Both guards together: not the next holder's claim, and not an endpoint that has come meanwhile.
+    // All guards together: not the next holder's claim, not an endpoint that has come meanwhile, and not on the interface
+    // of a node that has come back.
     let mut transaction = Transaction {
-        guards: vec![endpoint_guard],
+        guards: [endpoint_guard].into_iter().chain(left).collect(),
         writes: Vec::new(),
     };
     give_up(&mut transaction, snapshot, network, address);
@@ -285,56 +326,31 @@ fn claim_all(
     }
 }
 
-/// Claims an address that nobody holds, as it was given up last, if ever. Its trace goes. One that has not come into
-/// view makes the address another choice than it seems; and one that came since shows that this very claim was
-/// made and given up already, if its answer was lost.
+/// Claims an address that nobody holds.
 fn claim_anew(
     transaction: &mut Transaction,
     members: &Members,
     (network, address): (&NetworkName, IpAddr),
     put: impl FnOnce(Key) -> Write,
 ) {
-    let trace = Key::Released(network.clone(), address);
-    match members.released_at(address) {
-        Some(at) => {
-            transaction.guards.push(Guard::Unchanged(trace.clone(), at));
-            transaction.writes.push(Write::Delete(trace));
-        }
-        None => transaction.guards.push(Guard::Absent(trace)),
-    }
-    let key = Key::Address(network.clone(), address);
-    transaction.guards.push(Guard::Absent(key.clone()));
-    transaction.writes.push(put(key));
+    let trace_at = members.released_at(address);
+    deeds::claim(transaction, (network, address), trace_at, put);
 }
 
-/// Gives up a claim as it was last written, so that whoever may hold the address next is not harmed, and leaves a
-/// trace.
+/// Gives up a claim that is there, as it was last written.
 fn give_up(transaction: &mut Transaction, snapshot: &Snapshot, network: &NetworkName, address: IpAddr) {
     let claim = snapshot.members(network).and_then(|m| m.claim(address));
     let Some(slot) = claim.filter(|slot| !slot.held) else {
         return;
     };
-    let key = Key::Address(network.clone(), address);
-    transaction
-        .guards
-        .push(Guard::Unchanged(key.clone(), slot.mod_revision));
-    transaction.writes.push(Write::Delete(key));
-    // Of a network that is gone, nothing will be chosen; and its deletion has taken the traces away that were there.
-    if let Some(there) = snapshot.network(network).filter(|slot| !slot.held) {
-        let last = slot
-            .value
-            .as_ref()
-            .filter(|claim| claim.holder == Holder::Endpoint);
-        let trace = last.map_or_else(ReleasedDocument::default, |c| {
-            ReleasedDocument::of(&c.node, &c.id)
-        });
-        let key = Key::Released(network.clone(), address);
-        transaction.writes.push(Write::Put(key, encode(&trace)));
-        let exists = Guard::Unchanged(Key::Network(network.clone()), there.mod_revision);
-        if !transaction.guards.contains(&exists) {
-            transaction.guards.push(exists);
-        }
-    }
+    let there = snapshot.network(network).filter(|slot| !slot.held);
+    let claim = (slot.value.as_ref(), slot.mod_revision);
+    deeds::give_up(
+        transaction,
+        (network, address),
+        claim,
+        there.map(|there| there.mod_revision),
+    );
 }
 
 /// Rests on it that addresses that an endpoint names, lets go of and does not seem to hold are not claimed for it: the

@@ -15,15 +15,6 @@ use crate::{
     snapshot::{Snapshot, directory},
 };
 
-/// The scope that knows of the same keys, and may have told of them before this one did.
-fn counterpart(scope: &Scope) -> Option<Scope> {
-    match scope {
-        Scope::OwnEndpoints(network) => Some(Scope::Endpoints(network.clone())),
-        Scope::Endpoints(network) => Some(Scope::OwnEndpoints(network.clone())),
-        _ => None,
-    }
-}
-
 /// Whether forwarding, or who may have what, depends on a record: then it is not let go of because a store in
 /// trouble lacks it.
 fn informs_of_state(key: &Key) -> bool {
@@ -94,7 +85,7 @@ impl Snapshot {
         let mut undone = std::mem::take(&mut self.undone);
         undone.retain(|key, at| *at > revision || !self.scopes_of(key).any(|s| s == *scope));
         self.undone = undone;
-        if let Some(superseded) = counterpart(scope) {
+        if let Some(superseded) = scope.counterpart() {
             self.positions.remove(&superseded);
         }
         if trouble.is_some() {
@@ -110,7 +101,7 @@ impl Snapshot {
     /// older than an event of another that came meanwhile. And each has to meet the trouble by itself: that
     /// one of them has been listed from a new history does not make the rest of it known.
     fn trouble(&self, scope: &Scope, cluster_id: u64, revision: i64) -> Option<String> {
-        let counterpart = counterpart(scope);
+        let counterpart = scope.counterpart();
         let known = [Some(scope), counterpart.as_ref()];
         let known = known.into_iter().flatten().filter_map(|s| self.positions.get(s));
         let (known_cluster, known) = known.max_by_key(|(_, revision)| *revision)?;

@@ -31,6 +31,14 @@ pub enum Change {
 }
 
 impl Change {
+    /// The full key.
+    pub fn key(&self) -> &[u8] {
+        match self {
+            Self::Put(entry) => &entry.key,
+            Self::Deleted { key, .. } => key,
+        }
+    }
+
     /// The revision of the change.
     pub fn revision(&self) -> i64 {
         match self {
@@ -65,6 +73,17 @@ pub enum Scope {
     Passed,
     /// Answers to one question: to be deleted with it, and not watched.
     PassedTo(BarrierRef),
+}
+
+impl Scope {
+    /// The scope that knows of the same keys, and stands in for this one or has told of them before.
+    pub fn counterpart(&self) -> Option<Self> {
+        match self {
+            Self::OwnEndpoints(network) => Some(Self::Endpoints(network.clone())),
+            Self::Endpoints(network) => Some(Self::OwnEndpoints(network.clone())),
+            _ => None,
+        }
+    }
 }
 
 /// What the store tells the reconcile loop.

@@ -33,6 +33,8 @@ pub struct Held {
 pub struct Holdings {
     /// Its peer record's revision, and the record if it can be read.
     pub peer: Option<(i64, Option<Peer>)>,
+    /// The revision at which its peer record was made; 0 if it has none.
+    pub peer_since: i64,
     /// The revision of the mark of an earlier removal.
     pub mark: Option<i64>,
     /// Whether an agent keeps its presence up.
@@ -56,6 +58,7 @@ impl Holdings {
             match key {
                 Key::Peer(of) if of == *node => {
                     holdings.peer = Some((entry.mod_revision, Peer::decode(&entry.value).ok()));
+                    holdings.peer_since = entry.create_revision;
                 }
                 Key::Removed(of) if of == *node => holdings.mark = Some(entry.mod_revision),
                 Key::Alive(of) if of == *node => holdings.alive = true,
@@ -96,6 +99,15 @@ impl Holdings {
     /// Whether there is nothing of the node, and never was as far as one can see.
     pub fn is_unknown(&self) -> bool {
         self.peer.is_none() && self.mark.is_none() && self.endpoints.is_empty() && self.strays.is_empty()
+    }
+
+    /// Whether the life that is there now is not the one that was there in `earlier` holdings, read at `revision`: the
+    /// node was removed, and has come back.
+    pub fn is_another_life(&self, earlier: &Self, revision: i64) -> bool {
+        fn life(holdings: &Holdings) -> Option<&str> {
+            holdings.peer.as_ref()?.1.as_ref()?.incarnation.as_deref()
+        }
+        self.peer_since > revision && life(self) != life(earlier)
     }
 
     /// The transaction that ends the node's life in the cluster, on behalf of the node `by`; none if it has ended.
@@ -241,6 +253,25 @@ mod tests {
         let orphaned = end(&of(&WORLD[1..]), false).unwrap();
         assert_eq!(orphaned.writes.len(), 1);
         assert_eq!(orphaned.guards[0], Guard::Absent(key("peers/host3")));
+    }
+
+    #[test]
+    fn who_has_come_back_is_not_who_was_to_be_removed() {
+        let earlier = of(&WORLD[..2]);
+        assert!(!earlier.is_another_life(&earlier, 9));
+        let now = |since: usize, life: &str| {
+            let record = format!(r#"{{"vteps":["10.99.0.3"],"incarnation":"{life}"}}"#);
+            let mut records = vec![("alive/host3", "{}"); since - 2];
+            records.push(("peers/host3", &record));
+            of(&records)
+        };
+        assert!(!now(9, "i4").is_another_life(&earlier, 9), "it was there before");
+        assert!(
+            !now(10, "i3").is_another_life(&earlier, 9),
+            "a record put back by hand"
+        );
+        assert!(now(10, "i4").is_another_life(&earlier, 9));
+        assert!(!of(&WORLD[1..2]).is_another_life(&earlier, 9), "it is gone");
     }
 
     #[test]

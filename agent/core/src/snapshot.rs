@@ -53,8 +53,8 @@ pub struct Snapshot {
     /// The trouble was there when this agent started: what the kernel has beyond the records stays.
     pub(crate) distrusted: bool,
     /// Endpoints of this node that are detached here, whether or not the store knows it yet.
-    /// With the revision at which the record was created, 0 while that is not known: one that is created
-    /// later is another life.
+    /// With the revision at which the record was created, or at which there was none; 0 while neither is known, and the
+    /// store is to be asked. One that is created later is another life.
     pub(crate) detaching: BTreeMap<EndpointRef, i64>,
 }
 
@@ -336,15 +336,17 @@ impl Snapshot {
         let life = self.detaching.get(endpoint);
         life.is_some_and(|life| {
             self.endpoint(endpoint)
-                .is_some_and(|slot| *life == 0 || *life == slot.create_revision)
+                .is_some_and(|slot| *life == 0 || slot.create_revision <= *life)
         })
     }
 
     /// Whether the store is known to have no record of an endpoint that was detached here: none of that life, and not
-    /// only because its network's endpoints are not listed yet.
+    /// only because its network's endpoints are not listed yet, or an attach may have happened of which nobody has told.
     pub fn has_left(&self, endpoint: &EndpointRef) -> bool {
-        !self.detaching.contains_key(endpoint)
-            || self.knows_members(&endpoint.network) && !self.awaits_detach(endpoint)
+        let is_known = self.detaching.get(endpoint).map(|life| *life > 0);
+        is_known.is_none_or(|known| {
+            known && self.knows_members(&endpoint.network) && !self.awaits_detach(endpoint)
+        })
     }
 
     /// Forgets what lies outside the scopes that are still wanted. What was forgotten is to be looked at once

@@ -12,7 +12,7 @@ use weft_api::{ApiError, Call, Subject};
 use weft_core::{claims, members::Member, record::Write};
 use weft_proto::v1;
 use weft_store::Store;
-use weft_store_schema::{EndpointId, Family, Key, Network, NetworkName};
+use weft_store_schema::{AddressClaim, EndpointId, Family, Holder, Key, Network, NetworkName};
 
 use super::{AgentControl, STORE_PATIENCE, made_up_id, parse, store_error, until};
 use crate::{
@@ -135,6 +135,12 @@ fn families_in(
     let of_wishes = wished.iter().map(|a| Family::of(*a)).filter(|f| has.contains(f));
     let all: BTreeSet<Family> = asked.iter().copied().chain(of_wishes).collect();
     all.into_iter().collect()
+}
+
+/// Whether a claim, as the store has it, is a reservation's: the view may lag, and the address be another's by now.
+fn is_of(reservation: &Member, claim: &[u8]) -> bool {
+    AddressClaim::decode(claim)
+        .is_ok_and(|claim| claim.holder == Holder::Reservation && (claim.node, claim.id) == *reservation)
 }
 
 impl AgentControl {
@@ -286,8 +292,12 @@ impl AgentControl {
         };
         let key = Key::Address(network.clone(), *address);
         let fetched = self.store.get(&key, until(call.deadline, STORE_PATIENCE)).await;
-        let lease = fetched.map_err(|error| store_error(&error))?.lease;
-        Ok((lease != 0).then_some(lease))
+        let fetched = fetched.map_err(|error| store_error(&error))?;
+        let reservation: Member = (self.node.clone(), id.clone());
+        let is_its = fetched
+            .entry
+            .is_some_and(|entry| is_of(&reservation, &entry.value));
+        Ok((is_its && fetched.lease != 0).then_some(fetched.lease))
     }
 
     /// Ends the lease of a reservation that an endpoint has taken over, and nothing lies under any more.
@@ -319,6 +329,20 @@ mod tests {
         drop(second.await);
         let _third = turns.take(&blue, &a).await;
         assert_eq!(turns.waiting.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn only_the_lease_of_a_reservation_of_its_own_is_replaced() {
+        let own: Member = ("host1".parse().unwrap(), "a".parse().unwrap());
+        assert!(is_of(&own, br#"{"reservation":"host1/a"}"#));
+        for others in [
+            r#"{"reservation":"host2/a"}"#,
+            r#"{"reservation":"host1/b"}"#,
+            r#"{"endpoint":"host1/a"}"#,
+            "{",
+        ] {
+            assert!(!is_of(&own, others.as_bytes()), "{others}");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use weft_core::{
 };
 use weft_proto::v1;
 use weft_store_schema::{
-    AttachmentDocument, Endpoint, EndpointDocument, EndpointId, EndpointRef, Key, NetworkName,
+    AttachmentDocument, Endpoint, EndpointDocument, EndpointId, EndpointRef, Key, NetworkName, check_room,
 };
 
 use super::{
@@ -29,6 +29,17 @@ use crate::{reconcile::chain, view};
 
 /// A detachment waits this long for the store to agree before it returns without.
 const DETACH_PATIENCE: Duration = Duration::from_millis(1000);
+
+/// What the store says of a record that is not in view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unseen {
+    /// It is there.
+    Found,
+    /// It is not.
+    Absent,
+    /// The store does not answer. It is asked later: an attach may have happened of which nobody has told.
+    Unknown,
+}
 
 /// The record that an attachment asks for, as it is stored and as it is used.
 pub(super) fn asked_for(
@@ -47,8 +58,9 @@ pub(super) fn asked_for(
         mac: (!request.mac.is_empty()).then_some(request.mac),
         labels: request.labels.into_iter().collect(),
     };
-    let valid = document.clone().validate().map_err(|e| record_error(e, ""))?;
-    Ok((document, valid))
+    let valid = document.clone().validate();
+    let valid = valid.and_then(|valid| check_room(&document).map(|()| valid));
+    Ok((document, valid.map_err(|e| record_error(e, ""))?))
 }
 
 /// The reservation that an attachment takes over, if any.
@@ -120,7 +132,7 @@ impl AgentControl {
                     Some(reservation) => self.lease_of(&call, &name.network, reservation).await?,
                     None => None,
                 };
-                self.write(&call, &what, move |r, lost| {
+                let written = self.write(&call, &what, move |r, lost| {
                     let choosing = r.choosing(&made.network, lost);
                     claims::attach(
                         &r.snapshot,
@@ -129,8 +141,13 @@ impl AgentControl {
                         reservation.as_ref(),
                         &choosing,
                     )
-                })
-                .await?;
+                });
+                let written = written.await;
+                if let Err(ApiError::Unavailable { .. }) = &written {
+                    // It may have happened, or happen yet.
+                    self.undo(&name).await?;
+                }
+                written?;
                 let anew = name.clone();
                 self.ask(move |r| r.judge_anew(&anew)).await?;
                 self.end_lease(lease);
@@ -170,13 +187,8 @@ impl AgentControl {
                 why: "it was deleted while it was being attached".to_owned(),
             }),
             failed => {
-                // Who is told that it failed must not find it half there.
                 if before.is_none() {
-                    let undone = name.clone();
-                    self.ask(move |r| r.detach(&undone)).await?;
-                    if let Err(error) = self.remember_detach(&name).await {
-                        tracing::warn!(endpoint = %name, error = %chain(&error), "a failed attach may come back");
-                    }
+                    self.undo(&name).await?;
                 }
                 Err(match failed {
                     Some(Err(why)) => ApiError::Conflict { what, why },
@@ -203,6 +215,17 @@ impl AgentControl {
             what: "the store".to_owned(),
             why: format!("it has not been told yet that endpoint {name} was detached before"),
         })
+    }
+
+    /// Takes back an attach that failed, or of which nobody knows whether it did: who is told so must not find it there,
+    /// now or when the store answers again.
+    async fn undo(&self, name: &EndpointRef) -> Result<(), ApiError> {
+        let undone = name.clone();
+        self.ask(move |r| r.detach(&undone)).await?;
+        if let Err(error) = self.remember_detach(name).await {
+            tracing::warn!(endpoint = %name, error = %chain(&error), "a failed attach may come back");
+        }
+        Ok(())
     }
 
     /// See [`weft_api::Control::detach_endpoint`].
@@ -234,16 +257,23 @@ impl AgentControl {
             .await?;
         // What was recorded a moment ago, by hand or by an attach whose answer was lost, may not have come by the
         // watch yet.
-        let unseen = !seen && self.detach_unseen(&call, &name).await?;
-        let existed = seen || in_kernel || unseen;
-        if existed && !unseen {
+        let unseen = match seen {
+            true => Unseen::Absent,
+            false => self.detach_unseen(&call, &name).await?,
+        };
+        let existed = seen || in_kernel || unseen == Unseen::Found;
+        if (existed && unseen != Unseen::Found) || unseen == Unseen::Unknown {
             let gone = name.clone();
             self.ask(move |r| r.detach(&gone)).await?;
         }
         if !existed {
+            let record_pending = unseen == Unseen::Unknown;
+            if record_pending {
+                self.remember_detach(&name).await?;
+            }
             return Ok(v1::DetachEndpointResponse {
                 existed,
-                record_pending: false,
+                record_pending,
             });
         }
         if !self.ask(|r| r.is_connected() && r.is_adopted()).await? {
@@ -397,18 +427,17 @@ impl AgentControl {
         }
     }
 
-    /// Detaches an endpoint that is not in view, if the store has it. A store that does not answer has none:
-    /// detaching works without it.
-    async fn detach_unseen(&self, call: &Call, name: &EndpointRef) -> Result<bool, ApiError> {
+    /// Detaches an endpoint that is not in view, if the store has it.
+    async fn detach_unseen(&self, call: &Call, name: &EndpointRef) -> Result<Unseen, ApiError> {
         if !self.ask(|r| r.is_connected()).await? {
-            return Ok(false);
+            return Ok(Unseen::Unknown);
         }
         let patience = until(call.deadline, DETACH_PATIENCE);
         let Ok(fetched) = self.store.get(&Key::Endpoint(name.clone()), patience).await else {
-            return Ok(false);
+            return Ok(Unseen::Unknown);
         };
         let Some(entry) = fetched.entry else {
-            return Ok(false);
+            return Ok(Unseen::Absent);
         };
         let gone = name.clone();
         self.ask(move |r| {
@@ -417,7 +446,7 @@ impl AgentControl {
             r.learn(&[Change::Put(entry)]);
         })
         .await?;
-        Ok(true)
+        Ok(Unseen::Found)
     }
 
     async fn remember_detach(&self, name: &EndpointRef) -> Result<(), ApiError> {

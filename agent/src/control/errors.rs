@@ -75,6 +75,10 @@ pub(super) fn refusal_error(refusal: Refusal, what: &Subject) -> ApiError {
             what: Subject::reservation(network.as_str(), node.as_str(), id.as_str()),
         },
         Refusal::NoSuchFamily(..) => ApiError::invalid("families", why),
+        Refusal::NoRoom(_) => ApiError::Conflict {
+            what: what.clone(),
+            why,
+        },
         Refusal::Invalid { field, why, .. } => ApiError::invalid(field, why),
     }
 }

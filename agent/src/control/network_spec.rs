@@ -5,7 +5,7 @@ use std::time::Duration;
 use weft_api::{ApiError, Call, Subject};
 use weft_core::claims::{self, NetworkChange};
 use weft_proto::v1;
-use weft_store_schema::{NetworkDocument, NetworkName, SubnetDocument};
+use weft_store_schema::{NetworkDocument, NetworkName, SubnetDocument, check_room};
 
 use super::{AgentControl, parse, record_error};
 use crate::view;
@@ -25,6 +25,7 @@ pub(super) fn document(spec: v1::NetworkSpec) -> Result<NetworkDocument, ApiErro
     document
         .clone()
         .validate()
+        .and_then(|_| check_room(&document))
         .map_err(|e| record_error(e, "spec."))?;
     Ok(document)
 }

@@ -3,7 +3,7 @@
 use weft_api::{ApiError, Call, Subject};
 use weft_core::claims::{self, Refusal};
 use weft_proto::v1;
-use weft_store_schema::{EndpointRef, Key, NetworkName};
+use weft_store_schema::{EndpointRef, NetworkName};
 
 use super::{AgentControl, subject};
 use crate::reconcile::Reconciler;
@@ -59,31 +59,16 @@ impl AgentControl {
         let endpoints = self.ask(move |r| held(r, &of)).await?;
         let mut detached = Vec::new();
         for (name, told) in endpoints {
-            if self.delete_record(call, &name).await? {
+            if self.delete_record(call, &name, i64::MAX).await? {
                 detached.push(told);
             }
         }
         Ok(detached)
     }
 
-    /// Deletes an endpoint's record. Its node gives up the claims once its container is rid of the addresses; for one
-    /// that has no record, nobody would. Whether there was such a record.
-    async fn delete_record(&self, call: &Call, name: &EndpointRef) -> Result<bool, ApiError> {
-        let (gone, what) = (name.clone(), subject(name));
-        let result = self.write(call, &what, move |r, _| {
-            let mut transaction = claims::detach(&r.snapshot, &gone)?;
-            if r.snapshot.peer_slot(&gone.node).is_some() {
-                let key = Key::Endpoint(gone.clone());
-                transaction.writes.retain(|write| write.key() == Some(&key));
-            }
-            Ok(transaction)
-        });
-        existed(result.await)
-    }
-
-    /// Deletes an endpoint's record and gives up its claims, if the record was made at this revision or before.
-    /// Whether there was such a record. The network has to be in view.
-    pub(super) async fn release(
+    /// Deletes an endpoint's record, and what nobody else gives up of its claims, if the record was made at this revision
+    /// or before. Whether there was such a record. The network has to be in view.
+    pub(super) async fn delete_record(
         &self,
         call: &Call,
         name: &EndpointRef,
@@ -96,7 +81,7 @@ impl AgentControl {
                 if slot.is_none_or(|slot| slot.create_revision > made_by) {
                     return Err(Refusal::NoEndpoint(gone.clone()));
                 }
-                claims::detach(&r.snapshot, &gone)
+                claims::delete_endpoint(&r.snapshot, &gone)
             })
             .await;
         existed(result)

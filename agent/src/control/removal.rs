@@ -116,10 +116,17 @@ impl AgentControl {
     /// Ends the node's life, if it has not ended. Whether it had not, and a revision at which it has.
     async fn end_life(&self, call: &Call, node: &NodeName, force: bool) -> Result<(bool, i64), ApiError> {
         let mut sent = false;
+        let mut first: Option<(Holdings, i64)> = None;
         loop {
             let (holdings, revision) = self.read_holdings(call, node).await?;
             if holdings.is_unknown() {
                 return Err(ApiError::NotFound { what: what(node) });
+            }
+            if let Some((first, at)) = &first
+                && holdings.is_another_life(first, *at)
+            {
+                // It has ended, and the next one is nobody's to end who asked before that.
+                return Ok((sent, holdings.peer_since - 1));
             }
             if holdings.alive && !force {
                 return Err(ApiError::Conflict {
@@ -141,6 +148,7 @@ impl AgentControl {
                 Err(StoreError::Unknown { .. }) => sent = true,
                 Err(error) => return Err(store_error(&error)),
             }
+            first.get_or_insert((holdings, revision));
             self.pause(call, node).await?;
         }
     }
@@ -171,6 +179,10 @@ impl AgentControl {
         loop {
             let (mut holdings, _) = self.read_holdings(call, node).await?;
             holdings.endpoints.retain(|held| held.create_revision <= ended_at);
+            if holdings.peer.is_some() {
+                // It has come back: what is claimed may be on its interfaces, and is its own to give up.
+                holdings.strays.clear();
+            }
             if holdings.endpoints.is_empty() && holdings.strays.is_empty() {
                 return Ok((endpoints, strays));
             }
@@ -182,7 +194,7 @@ impl AgentControl {
                 }
             }
             let mut released = stream::iter(holdings.endpoints)
-                .map(|held| async move { (self.release(call, &held.name, ended_at).await, held) })
+                .map(|held| async move { (self.delete_record(call, &held.name, ended_at).await, held) })
                 .buffer_unordered(AT_ONCE);
             while let Some((result, held)) = released.next().await {
                 if result? {

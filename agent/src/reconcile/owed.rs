@@ -12,7 +12,7 @@ use weft_core::{
     fence::fenced,
     ownership::port_name,
     problem::Problem,
-    record::{Committed, Connection, Scope, Transaction},
+    record::{Committed, Connection, Guard, Scope, Transaction},
 };
 use weft_store::StoreError;
 use weft_store_schema::{EndpointRef, Key, NetworkName, PeerDocument};
@@ -189,16 +189,21 @@ impl Reconciler {
             }
             let choosing = match &chore {
                 Chore::CompleteEndpoint(endpoint) => self.choosing(&endpoint.network, self.book.lost(&chore)),
+                Chore::ForgetReleased(network) => self.choosing(network, 0),
                 _ => Choosing::default(),
             };
             let transaction = chores::transaction(&self.snapshot, &peer, &chore, &choosing)
                 .map(|owed| owed.map(|owed| fenced(&self.snapshot, owed)));
-            if let Chore::CompleteEndpoint(endpoint) = &chore {
-                let key = Key::Endpoint(endpoint.clone()).to_string();
-                let value = self
-                    .snapshot
-                    .endpoint(endpoint)
-                    .and_then(|slot| slot.value.as_ref());
+            let completed = match &chore {
+                Chore::CompleteEndpoint(endpoint) => {
+                    let value = self.snapshot.endpoint(endpoint).and_then(|s| s.value.as_ref());
+                    Some((Key::Endpoint(endpoint.clone()), value))
+                }
+                Chore::CompleteNetwork(network) => Some((Key::Network(network.clone()), None)),
+                _ => None,
+            };
+            if let Some((key, value)) = completed {
+                let key = key.to_string();
                 let problem = transaction.as_ref().err().map(|refusal| Problem {
                     key: key.clone(),
                     field: value.and_then(|e| refusal.field(&e.requested, &e.addresses)),
@@ -324,12 +329,21 @@ impl Reconciler {
         }
         match result {
             Ok(Committed::Yes { revision }) => {
+                if let Chore::DetachEndpoint(endpoint) = &chore {
+                    let dirty = self.snapshot.saw_gone(endpoint, revision);
+                    self.take_in(dirty);
+                }
                 self.book.succeeded(&chore, now);
                 self.learn(&answer::own_changes(&self.snapshot, &transaction, revision));
                 self.look_after_release(&chore);
             }
             Ok(Committed::No { now: present, .. }) => {
-                self.book.retry(&chore, now);
+                let mut guarded = transaction.guards.iter().zip(&present);
+                if guarded.any(|(guard, there)| matches!(guard, Guard::Empty(_)) && there.is_some()) {
+                    self.book.hindered(&chore, now);
+                } else {
+                    self.book.retry(&chore, now);
+                }
                 self.learn(&answer::news(&transaction, present));
             }
             Err(error) => {

@@ -76,13 +76,6 @@ pub(crate) struct Follow {
     was_watched: bool,
 }
 
-fn key_and_revision(change: &Change) -> (&[u8], i64) {
-    match change {
-        Change::Put(entry) => (&entry.key, entry.mod_revision),
-        Change::Deleted { key, mod_revision } => (key, *mod_revision),
-    }
-}
-
 impl Follow {
     pub(crate) fn new(generation: Generation) -> Self {
         Self {
@@ -172,9 +165,9 @@ impl Follow {
     /// Changes arrived; returns those not handed over yet.
     pub(crate) fn changed(&mut self, mut changes: Vec<Change>) -> Vec<Change> {
         // A member that lags, or a watch that was resumed, may repeat what is known.
-        changes.retain(|change| key_and_revision(change).1 > self.seen);
+        changes.retain(|change| change.revision() > self.seen);
         for change in &changes {
-            let (key, revision) = key_and_revision(change);
+            let (key, revision) = (change.key(), change.revision());
             self.seen = self.seen.max(revision);
             if let Some(since) = &mut self.since {
                 since.insert(key.to_vec(), change.clone());
@@ -196,7 +189,7 @@ impl Follow {
             .take()
             .unwrap_or_default()
             .into_iter()
-            .filter(|(_, change)| key_and_revision(change).1 > revision)
+            .filter(|(_, change)| change.revision() > revision)
             .collect();
         if !reason.keeps_watch() || later.is_empty() {
             self.seen = if reason.keeps_watch() {

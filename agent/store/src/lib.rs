@@ -127,8 +127,8 @@ impl Store {
     /// Carries out a transaction: all of it, or nothing. Its own changes appear among the events, at the
     /// revision returned.
     ///
-    /// A transaction that guards something it writes (`Absent` or `Unchanged` with a write of that key, or
-    /// `Present` with its deletion) is sent again when an answer is lost, to any endpoint, and still takes
+    /// A transaction that guards something it writes (`Absent` with a put of that key, or
+    /// `Unchanged` with a put or its deletion) is sent again when an answer is lost, to any endpoint, and still takes
     /// effect once.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use weft_core::problem::chain;
 
 use crate::{
     Config, StoreError, Tls,
@@ -146,7 +147,7 @@ impl Members {
     async fn log_in(&self, url: &str) -> Result<Client, Failure> {
         let mut client = make_client(&self.config, url)
             .await
-            .map_err(|error| Failure::new(Verdict::NotDone, url, describe(&error)))?;
+            .map_err(|error| Failure::new(Verdict::NotDone, url, chain(&error)))?;
         if let Some(user) = &self.config.user {
             let credentials = (user.name.clone(), user.password.reveal().to_owned());
             if let Err(error) = client.update_user(Some(credentials)).await {
@@ -307,13 +308,6 @@ headed!(
     etcd_client::StatusResponse
 );
 
-fn describe(error: &StoreError) -> String {
-    use std::error::Error as _;
-    error
-        .source()
-        .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
-}
-
 fn full_url(url: &str, tls: bool) -> String {
     let url = url.trim();
     match url.split_once("://") {
@@ -356,16 +350,6 @@ async fn make_client(config: &Config, url: &str) -> Result<Client, StoreError> {
             etcd_client::Error::TransportError(error) => bad(&chain(error)),
             other => bad(&other.to_string()),
         })
-}
-
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut current = error.source();
-    while let Some(error) = current {
-        text = format!("{text}: {error}");
-        current = error.source();
-    }
-    text
 }
 
 async fn tls_options(tls: Option<&Tls>) -> Result<TlsOptions, StoreError> {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use weft_store_schema::{EndpointDocument, MAX_RECORD_BYTES, RecordError, decode};
+use weft_store_schema::{EndpointDocument, MAX_RECORD_BYTES, RecordError, check_room, decode, set_fields};
 
 use crate::kinds::{here, kind};
 
@@ -82,6 +82,24 @@ fn a_large_value_is_refused_whatever_it_holds() {
         &padding[..MAX_RECORD_BYTES - 100]
     );
     assert!(decode::<EndpointDocument>(fitting.as_bytes()).is_ok());
+}
+
+/// What is written is what can be read.
+#[test]
+fn no_record_is_written_that_is_too_large_to_be_read() {
+    let label = |bytes: usize| EndpointDocument {
+        labels: [("a".to_owned(), "x".repeat(bytes))].into(),
+        ..EndpointDocument::default()
+    };
+    let error = check_room(&label(MAX_RECORD_BYTES - 4096)).unwrap_err();
+    assert!(
+        error.to_string().starts_with("labels: makes a record of 258"),
+        "{error}"
+    );
+    assert!(check_room(&label(MAX_RECORD_BYTES - 4096 - 200)).is_ok());
+    let full = format!(r#"{{"note":"{}"}}"#, "x".repeat(MAX_RECORD_BYTES - 20));
+    let error = set_fields(full.as_bytes(), [("mac", "02:42:0a:01:00:02".into())]).unwrap_err();
+    assert!(matches!(error, RecordError::TooLarge { .. }), "{error}");
 }
 
 #[test]

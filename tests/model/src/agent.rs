@@ -271,7 +271,7 @@ impl Agent {
         }
     }
 
-    fn take_in(&mut self, dirty: &Dirty) {
+    pub(crate) fn take_in(&mut self, dirty: &Dirty) {
         self.heed_removal();
         let needed = BTreeSet::from([Scope::Networks, Scope::Peers, Scope::Removed, Scope::Vnis]);
         if self.snapshot.is_complete(&needed) {

@@ -26,7 +26,7 @@ impl World {
             Stage::Start => self.start(n, call),
             Stage::Looking => {
                 call.stage = Stage::Looking;
-                if !self.agents[n].is_informed() {
+                if !self.agents[n].is_informed() || self.waits_for_detach(n, &call) {
                     return Ok(Some(Doing::Call(call)));
                 }
                 self.look(n, call)
@@ -62,7 +62,7 @@ impl World {
                 });
                 self.say(|| format!("    asked: {found:?}"));
                 if found == Found::Not {
-                    return self.found_nothing(n, call);
+                    return self.found_nothing(n, call, &flight);
                 }
                 self.tally.found_out += 1;
                 call.found_out = true;
@@ -103,6 +103,15 @@ impl World {
                 Ok(None)
             }
         }
+    }
+
+    /// Whether a call waits for a former endpoint of the name to be gone.
+    fn waits_for_detach(&self, n: usize, call: &Call) -> bool {
+        let Ask::Attach { network, id, .. } = &call.ask else {
+            return false;
+        };
+        let name = self.names.endpoint(n as u8, *network, *id);
+        self.agents[n].snapshot.detaching().contains_key(&name)
     }
 
     /// What comes first: to look the network up, to bring it into view; a detachment is done at once.
@@ -307,14 +316,28 @@ impl World {
     }
 
     /// Nothing tells of a call's transaction.
-    fn found_nothing(&mut self, n: usize, mut call: Call) -> Next {
+    fn found_nothing(&mut self, n: usize, mut call: Call, flight: &Flight) -> Next {
         if matches!(call.ask, Ask::Remove { .. }) {
             // It looks again.
             call.stage = Stage::Removing;
             return Ok(Some(Doing::Call(call)));
         }
-        self.tell(n, &mut call, Told::Unknown)?;
+        self.leave_open(n, &mut call, flight)?;
         Ok(None)
+    }
+
+    /// The caller is told that nobody knows what became of a call. An endpoint that was to be made is not to be there in
+    /// the end, if it was.
+    pub(crate) fn leave_open(&mut self, n: usize, call: &mut Call, flight: &Flight) -> Verdict {
+        if let Ask::Attach { network, id, .. } = &call.ask {
+            let name = self.names.endpoint(n as u8, *network, *id);
+            let agent = &mut self.agents[n];
+            agent.detach(&name);
+            agent.remember_detach(&name);
+            let happened = flight.happened.iter();
+            self.promised.extend(happened.map(|at| (name.clone(), *at)));
+        }
+        self.tell(n, call, Told::Unknown)
     }
 
     /// Looks what is left of a node that is removed, and gives up the next of it.
@@ -346,7 +369,9 @@ impl World {
             .endpoints
             .iter()
             .filter(|held| held.create_revision <= ended);
-        let (network, name, stray) = match (endpoints.next(), holdings.strays.first()) {
+        // What is claimed for a node that is back is its own to give up.
+        let strays = holdings.strays.first().filter(|_| holdings.peer.is_none());
+        let (network, name, stray) = match (endpoints.next(), strays) {
             (Some(held), _) => (held.name.network.clone(), Some(held.name.clone()), None),
             (None, Some((name, address))) => (name.network.clone(), None, Some(*address)),
             (None, None) => {
@@ -368,7 +393,7 @@ impl World {
             let transaction = match (name, stray) {
                 (Some(name), _) => {
                     let slot = view.endpoint(&name).filter(|slot| slot.create_revision <= ended);
-                    slot.and_then(|_| claims::detach(view, &name).ok())
+                    slot.and_then(|_| claims::delete_endpoint(view, &name).ok())
                 }
                 (None, Some(address)) => claims::release_orphan(view, &network, address),
                 (None, None) => None,

@@ -9,7 +9,7 @@ use std::{
 use weft_core::record::{Change, Guard, Transaction, Write};
 use weft_store_schema::{
     AddressClaimDocument, EndpointDocument, EndpointRef, Key, NetworkDocument, NetworkName, NodeName, Prefix,
-    RemovedDocument, VniClaimDocument, decode,
+    RemovedDocument, Vni, VniClaimDocument, decode,
 };
 
 use crate::{
@@ -153,6 +153,7 @@ pub(crate) struct Reference {
     pub(crate) claims: BTreeMap<Spot, Claim>,
     released: BTreeMap<Spot, i64>,
     vnis: BTreeMap<u64, NetworkName>,
+    peers: BTreeSet<NodeName>,
     /// Claims that are to be given up by a chore of the node that has them, by their revisions: left behind by hand, or
     /// by a record that was completed with other addresses.
     orphans: BTreeMap<Spot, i64>,
@@ -175,13 +176,15 @@ impl Reference {
             self.check_meant(flight)?;
             self.check_lives(flight)?;
         }
-        let before = self.claims.clone();
+        let (before, vnis) = (self.claims.clone(), self.vnis.clone());
         for change in &changes {
             self.apply(etcd, change, writer)?;
         }
         self.check_released(&before, writer, clock)?;
         if let Writer::Agent(flight) = writer {
             self.check_written(&flight.transaction)?;
+            self.check_whose(&before, &flight.life.0)?;
+            self.check_vnis(&vnis)?;
         }
         self.check()
     }
@@ -226,12 +229,15 @@ impl Reference {
                 let completed =
                     match writer {
                         Writer::Hand => true,
+                        // Another node's agent leaves the claims to the endpoint's own.
+                        Writer::Agent(flight) if flight.life.0 != name.node => true,
                         Writer::Agent(flight) => flight.transaction.guards.iter().any(
                             |guard| matches!(guard, Guard::Unchanged(Key::Endpoint(of), _) if *of == name),
                         ),
                         Writer::Lease => false,
                     };
-                if completed && (value.is_some() || matches!(writer, Writer::Hand)) {
+                let own = matches!(writer, Writer::Agent(flight) if flight.life.0 == name.node);
+                if completed && (value.is_some() || !own) {
                     self.orphan(&name);
                 }
             }
@@ -274,6 +280,10 @@ impl Reference {
                     self.vnis.insert(vni.get().into(), name);
                 }
                 None => drop(self.vnis.remove(&u64::from(vni.get()))),
+            },
+            Key::Peer(node) => match value {
+                Some(_) => drop(self.peers.insert(node)),
+                None => drop(self.peers.remove(&node)),
             },
             Key::Removed(node) => {
                 if let Some(entry) = value {
@@ -349,6 +359,46 @@ impl Reference {
             must!(traced || !needed, "{spot:?} was given up without a trace");
         }
         Ok(())
+    }
+
+    /// What a node holds, another one gives up only if there is no record of the node: its agent alone sees its interfaces.
+    fn check_whose(&self, before: &BTreeMap<Spot, Claim>, by: &NodeName) -> Verdict {
+        for (spot, claim) in before {
+            let Some(name) = &claim.endpoint else { continue };
+            let kept = self.claims.get(spot).and_then(|claim| claim.endpoint.as_ref()) == Some(name);
+            must!(
+                kept || name.node == *by || !self.peers.contains(&name.node),
+                "{by} has given up what {name} holds"
+            );
+        }
+        Ok(())
+    }
+
+    /// A VNI is free, or another network's, once nothing is claimed for an endpoint of the one that had it.
+    fn check_vnis(&self, before: &BTreeMap<u64, NetworkName>) -> Verdict {
+        for (vni, name) in before
+            .iter()
+            .filter(|(vni, name)| self.vnis.get(*vni) != Some(*name))
+        {
+            let there = self.spaces.get(name);
+            must!(
+                there.is_some_and(|space| space.vni.is_some_and(|other| other != *vni))
+                    || !self.is_carried(name),
+                "VNI {vni} is not {name}'s any more, and a host may carry it"
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether an endpoint of a network may be on a host's interfaces.
+    pub(crate) fn is_carried(&self, network: &NetworkName) -> bool {
+        let mut claims = self.claims.iter();
+        claims.any(|((of, _), claim)| of == network && claim.endpoint.is_some())
+    }
+
+    /// The network that a VNI is claimed for.
+    pub(crate) fn network_of(&self, vni: Vni) -> Option<&NetworkName> {
+        self.vnis.get(&u64::from(vni.get()))
     }
 
     /// Both families or neither, and nothing that is not open.
@@ -453,7 +503,7 @@ impl Reference {
         for (vni, name) in &self.vnis {
             let has = self.spaces.get(name).and_then(|space| space.vni);
             must!(
-                has == Some(*vni),
+                has == Some(*vni) || !self.spaces.contains_key(name) && self.is_carried(name),
                 "VNI {vni} is claimed for {name}, which has {has:?}"
             );
         }

@@ -52,7 +52,7 @@ impl World {
                     .map(|(chore, _)| chore.clone())
                     .collect();
                 for chore in idle {
-                    any |= !matches!(self.work_out(n, &chore)?, Some(Err(_)));
+                    any |= !self.must_wait(&chore) && !matches!(self.work_out(n, &chore)?, Some(Err(_)));
                 }
             }
             if !any {
@@ -61,6 +61,14 @@ impl World {
         }
         let left = self.agents.iter().map(|agent| (&agent.under_way, &agent.owed));
         Err(format!("it comes to no end: {:#?}", left.collect::<Vec<_>>()))
+    }
+
+    /// Whether what a chore is about depends on somebody who does nothing about it any more: the claims in a network that
+    /// its node does not look at keep the network's VNI.
+    fn must_wait(&self, chore: &Chore) -> bool {
+        let Chore::FreeVni(vni) = chore else { return false };
+        let network = self.reference.network_of(*vni);
+        network.is_some_and(|network| self.reference.is_carried(network))
     }
 
     /// What must be true at rest.
@@ -86,6 +94,9 @@ impl World {
                 );
             }
             for chore in owed {
+                if self.must_wait(&chore) {
+                    continue;
+                }
                 match (self.work_out(n, &chore)?, chore) {
                     (None, _) => {}
                     (Some(Err(refusal)), Chore::CompleteEndpoint(name)) => {

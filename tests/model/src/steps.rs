@@ -68,6 +68,7 @@ impl World {
         let lost = agent.owed.get(chore).map_or(0, |task| task.lost);
         let choosing = match chore {
             Chore::CompleteEndpoint(endpoint) => agent.choosing(&endpoint.network, lost, self.clock),
+            Chore::ForgetReleased(network) => agent.choosing(network, 0, self.clock),
             _ => Choosing::default(),
         };
         match chores::transaction(&agent.snapshot, &agent.peer, chore, &choosing) {
@@ -149,6 +150,10 @@ impl World {
         let mut changes = Vec::new();
         match outcome {
             Outcome::Committed(Committed::Yes { revision }) => {
+                if let Chore::DetachEndpoint(endpoint) = &chore {
+                    let dirty = agent.snapshot.saw_gone(endpoint, revision);
+                    agent.take_in(&dirty);
+                }
                 if agent.owed.remove(&chore).is_some_and(|task| task.anew) {
                     agent.owed.entry(chore).or_default();
                 }
@@ -349,7 +354,7 @@ impl World {
         } else if let Doing::Call(call) = &mut doing {
             match call.stage.clone() {
                 Stage::Start | Stage::Looking | Stage::Removing => return self.tell(n, call, Told::Not),
-                Stage::Asking(_) => return self.tell(n, call, Told::Unknown),
+                Stage::Asking(flight) => return self.leave_open(n, call, &flight),
                 Stage::Leaving(name, life, _) => {
                     self.agents[n].remember_detach(&name);
                     let is_remembered = self.agents[n].snapshot.detaching().contains_key(&name);

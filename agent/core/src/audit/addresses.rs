@@ -7,14 +7,17 @@ use std::{
 
 use weft_store_schema::{
     AddressClaim, AddressClaimDocument, Endpoint, EndpointRef, Holder, Key, Mac, NetworkName, NodeName,
-    ReleasedDocument, encode,
+    encode,
 };
 
 use super::{
     Finding, FindingKind,
     records::{Record, Records},
 };
-use crate::record::{Guard, Scope, Transaction, Write};
+use crate::{
+    claims::deeds,
+    record::{Guard, Scope, Transaction, Write},
+};
 
 type Place = (NetworkName, IpAddr);
 
@@ -235,12 +238,16 @@ fn address_twice(name: &EndpointRef, address: IpAddr, owner: &EndpointRef) -> Fi
 /// The one endpoint that names an address which nobody has claimed.
 fn not_claimed(records: &Records, place: &Place, name: &EndpointRef) -> Finding {
     let (network, address) = place;
-    let key = Key::Address(network.clone(), *address);
-    let mend = entitled(records, place, name).map(|mut guards| {
-        guards.push(Guard::Absent(key.clone()));
-        let mut writes = vec![Write::Put(key, claim_of(name))];
-        forget_release(records, place, &mut writes);
-        Transaction { guards, writes }
+    let mend = entitled(records, place, name).map(|guards| {
+        let mut mend = Transaction {
+            guards,
+            writes: Vec::new(),
+        };
+        let trace_at = records.released.get(place).map(|trace| trace.mod_revision);
+        deeds::claim(&mut mend, (network, *address), trace_at, |key| {
+            Write::Put(key, claim_of(name))
+        });
+        mend
     });
     Finding {
         key: Key::Endpoint(name.clone()).to_string(),
@@ -266,13 +273,6 @@ fn entitled(records: &Records, (network, address): &Place, name: &EndpointRef) -
 
 fn claim_of(name: &EndpointRef) -> Vec<u8> {
     encode(&AddressClaimDocument::of(&name.node, &name.id))
-}
-
-fn forget_release(records: &Records, place: &Place, writes: &mut Vec<Write>) {
-    if records.released.contains_key(place) {
-        let (network, address) = place.clone();
-        writes.push(Write::Delete(Key::Released(network, address)));
-    }
 }
 
 /// A claim of an endpoint.
@@ -314,25 +314,27 @@ fn endpoint_claim(
         }
     };
     let key = Key::Address(network.clone(), *address);
-    let claimed = Guard::Unchanged(key.clone(), claimed_at);
     let (remedy, mend) = match namers {
         [] => {
-            let mut guards = vec![claimed, guard];
-            let mut writes = vec![Write::Delete(key.clone())];
-            if let Some((_, unchanged)) = records.network(network) {
-                // With the network, the order in which its addresses are given out again is gone too.
-                guards.push(unchanged);
-                let trace = encode(&ReleasedDocument::of(&claim.node, &claim.id));
-                writes.push(Write::Put(Key::Released(network.clone(), *address), trace));
-            }
-            ("give it up".to_owned(), Some(Transaction { guards, writes }))
+            let mut mend = Transaction {
+                guards: vec![guard],
+                writes: Vec::new(),
+            };
+            let network_at = records.networks.get(network).map(|record| record.mod_revision);
+            deeds::give_up(
+                &mut mend,
+                (network, *address),
+                (Some(claim), claimed_at),
+                network_at,
+            );
+            ("give it up".to_owned(), Some(mend))
         }
         [name] => (
             format!("make it endpoint {name}'s, which names it"),
             entitled(records, place, name).map(|mut guards| {
-                guards.extend([claimed, guard]);
-                let mut writes = vec![Write::Put(key.clone(), claim_of(name))];
-                forget_release(records, place, &mut writes);
+                guards.extend([Guard::Unchanged(key.clone(), claimed_at), guard]);
+                // A trace besides is a finding of its own.
+                let writes = vec![Write::Put(key.clone(), claim_of(name))];
                 Transaction { guards, writes }
             }),
         ),
@@ -352,7 +354,7 @@ fn endpoint_claim(
         ),
         Some(mut mend) if node != here => {
             // Nobody is left to do it.
-            mend.guards.push(Guard::Absent(Key::Peer(node.clone())));
+            mend.guards.push(deeds::nobody_left(node));
             (remedy, Some(mend))
         }
         mend => (remedy, mend),
@@ -400,9 +402,16 @@ fn reservation(
             kind: FindingKind::ReservationWithoutLease,
             message: format!("held by {of} under no lease, and so for ever"),
             remedy: "give it up".to_owned(),
-            mend: Some(Transaction {
-                guards: vec![Guard::Unchanged(key.clone(), claimed_at)],
-                writes: vec![Write::Delete(key)],
+            mend: Some({
+                let mut mend = Transaction::default();
+                let network_at = records.networks.get(network).map(|record| record.mod_revision);
+                deeds::give_up(
+                    &mut mend,
+                    (network, *address),
+                    (Some(claim), claimed_at),
+                    network_at,
+                );
+                mend
             }),
             after: None,
         });

@@ -124,6 +124,19 @@ impl Records {
         }
     }
 
+    /// Whether any address of a network is claimed.
+    pub(super) fn is_claimed_in(&self, network: &NetworkName) -> bool {
+        self.claims.keys().any(|(of, _)| of == network)
+    }
+
+    /// Whether addresses of a network are claimed by reservations, and by nothing else.
+    pub(super) fn is_reserved_in(&self, network: &NetworkName) -> bool {
+        let of = self.claims.iter().filter(|((of, _), _)| of == network);
+        let mut claims = of.map(|(_, record)| record.value.as_ref());
+        self.is_claimed_in(network)
+            && claims.all(|claim| claim.is_some_and(|claim| claim.holder == Holder::Reservation))
+    }
+
     /// How many there are.
     pub(super) fn counts(&self) -> Counts {
         let reservations = self.claims.values().filter(|claim| {

@@ -77,7 +77,7 @@ fn not_claimed(records: &Records, vni: Vni, user: &NetworkName, only_user: Optio
         .and_then(|user| records.network(user))
         .map(|(_, unchanged)| Transaction {
             guards: vec![unchanged, Guard::Absent(Key::Vni(vni))],
-            writes: vec![Write::Put(Key::Vni(vni), claim_of(user))],
+            writes: vec![Write::Put(Key::Vni(vni), encode(&VniClaimDocument::of(user)))],
         });
     Finding {
         key: Key::Network(user.clone()).to_string(),
@@ -117,9 +117,21 @@ fn stray(
                 None,
             ));
         }
+        // What is reserved ends by itself, and then the VNI is freed.
+        None if records.is_reserved_in(holder) && users.is_empty() => return None,
+        None if records.is_claimed_in(holder) => {
+            return Some(finding(
+                format!(
+                    "claimed for network {holder}, which does not exist, and addresses of it are claimed"
+                ),
+                "it is freed when they are given up".to_owned(),
+                None,
+            ));
+        }
         None => {
             guards.push(Guard::Absent(Key::Network(holder.clone())));
             guards.push(Guard::Empty(Scope::Endpoints(holder.clone())));
+            guards.push(Guard::Empty(Scope::Addresses(holder.clone())));
             format!("claimed for network {holder}, which does not exist")
         }
         Some(Record {
@@ -144,7 +156,7 @@ fn stray(
         }
         (_, Some(user)) => {
             guards.extend(records.network(user).map(|(_, unchanged)| unchanged));
-            let writes = vec![Write::Put(key.clone(), claim_of(user))];
+            let writes = vec![Write::Put(key.clone(), encode(&VniClaimDocument::of(user)))];
             finding(
                 format!("{why}, and network {user} names it"),
                 format!("make it network {user}'s"),
@@ -167,13 +179,6 @@ fn of_another(vni: Vni, holder: &NetworkName, users: &[&NetworkName]) -> Option<
         remedy: "give it another VNI, or none: then a free one is chosen".to_owned(),
         mend: None,
         after: None,
-    })
-}
-
-fn claim_of(network: &NetworkName) -> Vec<u8> {
-    encode(&VniClaimDocument {
-        version: None,
-        network: network.to_string(),
     })
 }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use weft_store_schema::{
-    Key, Network, NetworkDocument, NetworkName, RecordError, SubnetDocument, Value, Vni, VniClaimDocument,
-    decode, encode, set_fields,
+    Holder, Key, Network, NetworkDocument, NetworkName, RecordError, SubnetDocument, Value, Vni,
+    VniClaimDocument, decode, encode, set_fields,
 };
 
 use super::{choice::holder, network_of, refusal::Refusal};
@@ -66,18 +66,17 @@ pub(super) fn claim_vni(
     match snapshot.vni_claim(vni) {
         Some(own) if !own.held => transaction.guards.push(Guard::Unchanged(key, own.mod_revision)),
         _ => {
-            let claim = VniClaimDocument {
-                version: None,
-                network: name.to_string(),
-            };
+            let claim = encode(&VniClaimDocument::of(name));
             transaction.guards.push(Guard::Absent(key.clone()));
-            transaction.writes.push(Write::Put(key, encode(&claim)));
+            transaction.writes.push(Write::Put(key, claim));
         }
     }
     Ok(())
 }
 
-/// The transaction that deletes a network and its claim of a VNI; it cannot happen while endpoints exist.
+/// The transaction that deletes a network; it cannot happen while endpoints exist. Its VNI goes with it if nothing is
+/// claimed for an endpoint any more; else a host may still carry the network under that VNI, and a chore frees it when
+/// the last of them is rid of it.
 ///
 /// # Errors
 /// When there is no such network.
@@ -100,6 +99,12 @@ pub fn delete_network(snapshot: &Snapshot, name: &NetworkName) -> Result<Transac
             Write::DeleteAll(Scope::Barriers(name.clone())),
         ],
     };
+    if !snapshot.knows_claims(name) || is_carried(snapshot, name) {
+        return Ok(transaction);
+    }
+    let addresses = Scope::Addresses(name.clone());
+    let seen = snapshot.seen_of(&addresses);
+    transaction.guards.push(Guard::Settled(addresses, seen));
     for (vni, claim) in snapshot.vnis().filter(|(_, slot)| !slot.held) {
         if claim.value.as_ref().is_some_and(|c| c.network == *name) {
             transaction
@@ -109,6 +114,16 @@ pub fn delete_network(snapshot: &Snapshot, name: &NetworkName) -> Result<Transac
         }
     }
     Ok(transaction)
+}
+
+/// Whether a host may still have an endpoint of a network on its interfaces, as far as is in view: a host gives up the
+/// claims of what it had only once it is rid of it. A reservation is on nobody's interface.
+pub(crate) fn is_carried(snapshot: &Snapshot, name: &NetworkName) -> bool {
+    let mut claims = snapshot.members(name).into_iter().flat_map(Members::claims);
+    claims.any(|(_, slot)| {
+        let claim = slot.value.as_ref();
+        claim.is_none_or(|claim| claim.holder == Holder::Endpoint)
+    })
 }
 
 /// What is to be changed of a network; nothing else of its record is.

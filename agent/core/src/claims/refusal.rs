@@ -3,7 +3,7 @@
 use std::{fmt, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
-use weft_store_schema::{EndpointRef, Family, Key, Mac, NetworkName, Vni};
+use weft_store_schema::{EndpointRef, Family, Key, Mac, NetworkName, RecordError, Vni};
 
 use crate::members::Member;
 
@@ -92,6 +92,8 @@ pub enum Refusal {
     InUse(NetworkName),
     /// The store has the record again.
     NotLost(Key),
+    /// What is missing of a record does not fit into it.
+    NoRoom(RecordError),
 }
 
 /// What holds an address.
@@ -242,6 +244,7 @@ impl fmt::Display for Refusal {
                 }
             }
             Self::Invalid { network, field, why } => write!(f, "network {network}: {field}: {why}"),
+            Self::NoRoom(error) => write!(f, "what it lacks does not fit into it: {error}"),
             Self::MacTaken { mac, holder } => write!(f, "{mac} is the MAC of endpoint {holder}"),
             Self::InUse(network) => write!(f, "network {network} has endpoints; detach them first"),
             Self::NotLost(key) => write!(f, "the store has {key}"),

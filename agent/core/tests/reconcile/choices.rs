@@ -244,6 +244,38 @@ fn a_network_with_endpoints_cannot_be_deleted_nor_attached_to_once_it_is() {
     assert_eq!(key("networks/blue"), Key::Network(network));
 }
 
+/// host2 is paused: of its endpoint only the record is gone, and its kernel goes on taking what comes with the VNI.
+#[test]
+fn a_vni_is_free_once_every_host_is_rid_of_its_network() {
+    let (mut store, mut agent) = blue(r#"{"cidr":"10.1.0.0/29"}"#);
+    for (key, value) in [
+        ("vnis/100", r#"{"network":"blue"}"#),
+        ("addresses/blue/10.1.0.2", r#"{"endpoint":"host2/web"}"#),
+    ] {
+        store.put(&Store::key(key), value.as_bytes());
+    }
+    agent.sync(&store);
+    let deletion = claims::delete_network(&agent.snapshot, &blue_name()).unwrap();
+    happens(&mut store, &mut agent, &deletion);
+    let free = Chore::FreeVni(weft_store_schema::Vni::new(100).unwrap());
+    assert!(store.read(&key("vnis/100")).is_some());
+    assert!(!agent.book.contains(&free));
+    // Who does not see it is kept from it by what the store has.
+    let mut other = agents([Families::V4; 3]).swap_remove(2);
+    other.sync(&store);
+    let blind = other.transaction(&free).unwrap().unwrap();
+    assert!(matches!(store.commit(&blind, other.node()), Committed::No { .. }));
+
+    store.delete(Store::key("addresses/blue/10.1.0.2").as_slice());
+    agent.sync(&store);
+    assert!(agent.book.contains(&free), "{:?}", agent.book);
+    assert_eq!(chores::rank(&agent.snapshot, &free), 0);
+    assert!(matches!(
+        store.commit(&blind, other.node()),
+        Committed::Yes { .. }
+    ));
+}
+
 #[test]
 fn a_claim_that_cannot_be_read_is_a_claim() {
     let (mut store, mut agent) = blue(r#"{"cidr":"10.1.0.0/30","gateway":"10.1.0.1"}"#);
@@ -618,6 +650,15 @@ fn only_so_many_traces_are_kept() {
     }
     agent.sync(&store);
     let forget = Chore::ForgetReleased(blue_name());
+    let of = |cooled_to| Choosing {
+        cooled_to,
+        ..Choosing::default()
+    };
+    let cooling = |cooled_to| chores::transaction(&agent.snapshot, &agent.peer(), &forget, &of(cooled_to));
+    let oldest = agent.snapshot.members(&blue_name()).unwrap().released().next();
+    let (oldest, _) = oldest.unwrap();
+    assert_eq!(cooling(oldest - 1), Ok(None), "none of them has cooled down");
+    assert_eq!(cooling(oldest).unwrap().unwrap().writes.len(), 1);
     while let Ok(Some(transaction)) =
         chores::transaction(&agent.snapshot, &agent.peer(), &forget, &Choosing::default())
     {

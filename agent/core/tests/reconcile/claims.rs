@@ -263,8 +263,9 @@ impl Cluster {
                 Key::Vni(vni) => {
                     let claim = VniClaim::decode(&entry.value).unwrap();
                     let record = self.store.read(&Key::Network(claim.network.clone()));
+                    let addresses = Prefix::default().addresses_of(&claim.network);
                     prop_assert!(
-                        record.is_some(),
+                        record.is_some() || !self.store.list(&addresses).is_empty(),
                         "{vni} is claimed for {}, which is not there",
                         claim.network
                     );
@@ -288,14 +289,16 @@ impl Cluster {
                 let holder = claim
                     .and_then(|c| VniClaim::decode(&c.value).ok())
                     .map(|claim| claim.network);
-                // A network whose record was deleted keeps its VNI while it has endpoints; one whose record
+                // A network whose record was deleted keeps its VNI while it has endpoints or addresses; one whose record
                 // cannot be read may well name it.
                 let keeps = |holder: &NetworkName| match self.store.read(&Key::Network(holder.clone())) {
                     Some(record) => Network::decode(&record.value).is_err(),
-                    None => !self
-                        .store
-                        .list(&Prefix::default().endpoints_of(holder))
-                        .is_empty(),
+                    None => {
+                        let prefix = Prefix::default();
+                        let left = [prefix.endpoints_of(holder), prefix.addresses_of(holder)];
+                        left.iter()
+                            .any(|directory| !self.store.list(directory).is_empty())
+                    }
                 };
                 let own = holder.as_ref() == Some(name);
                 let others = same > 1 || claim.is_some() && holder.as_ref().is_none_or(keeps);

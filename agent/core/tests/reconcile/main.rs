@@ -3,7 +3,7 @@
 //!
 //! `store` and `kernel` are the models, `agent` ties one host's core between them, `naive` says once more,
 //! without any index or increment, what a host should hold. `cases` are stories in files; `convergence`,
-//! `audit`, `bytes`, `claims` and `removal` are properties, `choices` are examples; `partial` is about a view that is
+//! `audit`, `bytes`, `claims` and `removal` are properties, `choices` and `detaching` are examples; `partial` is about a view that is
 //! not whole yet.
 
 #[cfg(test)]
@@ -22,6 +22,8 @@ mod claims;
 mod convergence;
 #[cfg(test)]
 mod damage;
+#[cfg(test)]
+mod detaching;
 #[cfg(test)]
 mod kernel;
 #[cfg(test)]

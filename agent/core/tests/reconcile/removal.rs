@@ -11,8 +11,9 @@ use weft_core::{
 use weft_store_schema::{Key, Prefix};
 
 use crate::{
-    claims::{Cluster, deed},
-    convergence::config,
+    claims::{Cluster, deed, endpoint},
+    convergence::{agents, config},
+    records::Families,
     store::Store,
 };
 
@@ -78,7 +79,7 @@ proptest! {
             // The rest was put there by hand, after the end.
             if held.create_revision <= ended_at {
                 let view = &cluster.agents[by].snapshot;
-                let detach = fenced(view, claims::detach(view, &held.name).unwrap());
+                let detach = fenced(view, claims::delete_endpoint(view, &held.name).unwrap());
                 let committed = cluster.store.commit(&detach, &remover);
                 prop_assert!(matches!(committed, Committed::Yes { .. }), "{:#?}", detach);
                 cluster.agents[by].sync(&cluster.store);
@@ -100,4 +101,50 @@ proptest! {
         let found = audit(&Prefix::default(), &entries, &Default::default(), &remover);
         prop_assert_eq!(&found.findings, &[]);
     }
+}
+
+/// host1 takes host3 for gone, as its view has it, when host3 is back and has the address on its interface.
+#[test]
+fn what_is_claimed_for_a_node_that_has_come_back_is_its_own_to_give_up() {
+    let mut store = Store::new();
+    let put = |store: &mut Store, key: &str, value: &str| store.put(&Store::key(key), value.as_bytes());
+    put(
+        &mut store,
+        "networks/blue",
+        r#"{"subnets":[{"cidr":"10.1.0.0/29"}],"vni":100}"#,
+    );
+    put(
+        &mut store,
+        "addresses/blue/10.1.0.2",
+        r#"{"endpoint":"host3/gone"}"#,
+    );
+    put(
+        &mut store,
+        "addresses/blue/10.1.0.3",
+        r#"{"endpoint":"host3/web"}"#,
+    );
+    put(
+        &mut store,
+        "endpoints/blue/host3/web",
+        r#"{"attachment":{"netns":"/run/netns/w"},"addresses":["10.1.0.3"]}"#,
+    );
+    let mut agent = agents([Families::V4; 3]).swap_remove(0);
+    agent.pinned.insert("blue".parse().unwrap());
+    agent.sync(&store);
+    let web = endpoint(2, "blue", "web");
+    let both = |agent: &crate::agent::Agent| {
+        let blue = "blue".parse().unwrap();
+        let orphan = claims::release_orphan(&agent.snapshot, &blue, "10.1.0.2".parse().unwrap());
+        (orphan, claims::delete_endpoint(&agent.snapshot, &web).unwrap())
+    };
+    let (orphan, delete) = both(&agent);
+    put(&mut store, "peers/host3", r#"{"vteps":["10.99.0.3"],"mtu":1500}"#);
+    for late in [orphan.unwrap(), delete] {
+        let committed = store.commit(&late, agent.node());
+        assert!(matches!(committed, Committed::No { .. }), "{late:#?}");
+    }
+    agent.sync(&store);
+    let (orphan, delete) = both(&agent);
+    assert_eq!(orphan, None);
+    assert_eq!(delete.writes, [Write::Delete(Key::Endpoint(web.clone()))]);
 }
