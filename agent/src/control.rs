@@ -453,17 +453,13 @@ impl Control for AgentControl {
 
     async fn list_peers(&self, call: Call) -> Result<Vec<v1::Peer>, ApiError> {
         let directory = self.store.prefix().all(Kind::Alive);
-        let connected = self.ask(|r| r.is_connected()).await?;
+        if !self.ask(|r| r.is_connected()).await? {
+            return Err(self.no_store().await);
+        }
         // Presence is not watched: nothing but this answer needs it.
-        let alive = if connected {
-            self.store
-                .list(&directory, until(call.deadline, STORE_PATIENCE))
-                .await
-                .map(|l| l.entries)
-                .unwrap_or_default()
-        } else {
-            Vec::new()
-        };
+        let patience = until(call.deadline, STORE_PATIENCE);
+        let listing = self.store.list(&directory, patience).await;
+        let alive = listing.map_err(|error| store_error(&error))?.entries;
         self.ask(move |r| view::peers(r, &alive)).await
     }
 

@@ -256,7 +256,12 @@ fn detached(name: &str, done: &view::Detached) -> String {
         false => format!("endpoint {} was not attached here\n", plain(name)),
     };
     if done.record_pending {
-        text.push_str("its record is removed from the store when that is available again\n");
+        text.push_str(match done.existed {
+            true => "its record is removed from the store when that is available again\n",
+            false => {
+                "a record of it, if there is one, is removed from the store when that is available again\n"
+            }
+        });
     }
     text
 }
