@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo lab-up lab-down clean-lab test model fuzz storm faults bench bench-addresses fmt lint check install
+.PHONY: help setup build release demo lab-up lab-down clean-lab test model fuzz storm chaos faults bench bench-addresses fmt lint check install
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -62,6 +62,10 @@ fuzz: setup ## arbitrary bytes for records, keys, requests and the kernel's answ
 storm: setup ## attach and detach on four hosts while agents and etcd are killed, stopped and cut off (SECONDS=60, SEED=…)
 	cargo build --locked -p weftd -p weft-cli -p weft-storm
 	$(AS_ROOT) $(TARGET)/debug/weft-storm --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
+
+chaos: setup ## everything that can go wrong with five hosts and etcd, several things at once, with traffic (SECONDS=60, SEED=…)
+	cargo build --locked -p weftd -p weft-cli -p weft-chaos
+	$(AS_ROOT) $(TARGET)/debug/weft-chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
 faults: setup ## the failure table: restarts, crashes, drift, trouble with etcd; a test a row, with traffic running (ROW=part of a name, LONG=1: faults that last minutes)
 	cargo build --workspace --locked
