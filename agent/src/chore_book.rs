@@ -85,6 +85,12 @@ impl ChoreBook {
         }
     }
 
+    /// Whether this is owed.
+    #[cfg(test)]
+    pub(crate) fn contains(&self, chore: &Chore) -> bool {
+        self.tasks.contains_key(chore)
+    }
+
     /// Notes that it was done. It is looked at once more if it became owed anew meanwhile.
     pub(crate) fn succeeded(&mut self, chore: &Chore, now: Instant) {
         let anew = self.tasks.remove(chore).is_some_and(|task| task.anew);

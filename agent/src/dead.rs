@@ -47,6 +47,11 @@ impl DeadBook {
         self.next_look
     }
 
+    /// A look begins: the next one is some time after it, or sooner if something comes or goes meanwhile.
+    pub(crate) fn looks(&mut self, now: Instant) {
+        self.next_look = now + (self.grace / 4).clamp(SHORTEST, LONGEST);
+    }
+
     /// Something came or went: what is missing may be back.
     pub(crate) fn hurry(&mut self, now: Instant) {
         if !self.missing.is_empty() {
@@ -61,7 +66,6 @@ impl DeadBook {
         gone: impl IntoIterator<Item = EndpointRef>,
         now: Instant,
     ) -> Vec<EndpointRef> {
-        self.next_look = now + (self.grace / 4).clamp(SHORTEST, LONGEST);
         let mut before = std::mem::take(&mut self.missing);
         for endpoint in gone {
             let mut missing = before
@@ -96,8 +100,14 @@ mod tests {
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let mut book = DeadBook::new(Duration::from_secs(60), start);
         assert_eq!(book.next_look(), start);
+        book.looks(start);
+        book.hurry(start);
+        assert_eq!(book.next_look(), at(15), "nothing is missing");
         assert!(book.looked([endpoint("a"), endpoint("b")], at(0)).is_empty());
         assert_eq!(book.next_look(), at(15));
+        book.hurry(at(1));
+        assert!(book.looked([endpoint("a"), endpoint("b")], at(1)).is_empty());
+        assert_eq!(book.next_look(), at(1), "what came during a look has another one");
         // One is back in time, and its count starts anew.
         assert!(book.looked([endpoint("a")], at(30)).is_empty());
         assert_eq!(

@@ -29,6 +29,13 @@ impl KernelThread {
         Ok(Self { jobs })
     }
 
+    /// A thread that never does anything: tests answer in its place.
+    #[cfg(test)]
+    pub(crate) fn idle() -> Self {
+        let (jobs, _) = mpsc::channel();
+        Self { jobs }
+    }
+
     /// Has something done there; the answer comes when all that was handed over before is done too.
     pub(crate) fn run<T: Send + 'static>(
         &self,

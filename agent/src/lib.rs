@@ -60,7 +60,10 @@ fn run(args: Args, teardown: bool) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(wiring::run(config))
+    let result = runtime.block_on(wiring::run(config));
+    // Not waited for: a look at a path that hangs.
+    runtime.shutdown_background();
+    result
 }
 
 fn start_log(config: &Config) -> anyhow::Result<()> {

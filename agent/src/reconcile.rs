@@ -13,6 +13,8 @@ mod passes;
 mod removal;
 mod repairs;
 mod states;
+#[cfg(test)]
+mod tests;
 mod trust;
 mod underlay;
 mod unseen;
@@ -24,6 +26,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -37,7 +40,7 @@ use weft_core::{
     record::{Change, Connection, Scope, StoreEvent},
     snapshot::Snapshot,
 };
-use weft_kernel::{Notice, Notifications};
+use weft_kernel::{KernelError, Notice, Notifications};
 use weft_proto::v1::{self, EventKind};
 use weft_store::{Events, Store};
 use weft_store_schema::{EndpointRef, NetworkName};
@@ -56,6 +59,7 @@ use crate::{
     repeats::Repeats,
 };
 use barriers::Answers;
+use dead::Gone;
 use identity::Identity;
 use owed::ChoreDone;
 pub(crate) use passes::Look;
@@ -147,6 +151,8 @@ pub(crate) struct Reconciler {
     expected: Option<Plan>,
     /// When to look for the underlay again: a while after the host's links or routes changed.
     underlay_due: Option<Instant>,
+    underlay_search: Option<oneshot::Receiver<Result<weft_kernel::Underlay, KernelError>>>,
+    dead_search: Option<JoinHandle<Vec<Gone>>>,
     busy: Option<Busy>,
     /// Since when.
     busy_since: Instant,
@@ -200,7 +206,7 @@ pub(crate) async fn run(
     let (trust, mut censuses) = Trust::new(parts.records.clone());
     let (identity, mut others_seen) = Identity::new();
     let mut reconciler = Reconciler::new(parts, changed, chores_done, answers, trust, identity);
-    reconciler.find_underlay().await;
+    reconciler.find_underlay();
     reconciler.update_interest();
     loop {
         reconciler.step();
@@ -223,10 +229,24 @@ pub(crate) async fn run(
             notices = notifications.next() => reconciler.on_notices(notices),
             Some(ask) = asks.recv() => ask(&mut reconciler),
             result = answered(&mut reconciler.busy) => reconciler.on_answer(result),
+            Some(found) = arrived(&mut reconciler.underlay_search) => reconciler.on_underlay(found),
+            gone = arrived(&mut reconciler.dead_search) => reconciler.on_dead(gone),
             () = tokio::time::sleep_until(wake) => reconciler.on_time().await,
         }
     }
     reconciler.finish().await;
+}
+
+/// Waits for what was asked for; for ever while nothing was. None if the answer will never come.
+async fn arrived<T, E>(pending: &mut Option<impl Future<Output = Result<T, E>> + Unpin>) -> Option<T> {
+    match pending {
+        Some(answer) => {
+            let answer = answer.await.ok();
+            *pending = None;
+            answer
+        }
+        None => std::future::pending().await,
+    }
 }
 
 impl Reconciler {
@@ -285,6 +305,8 @@ impl Reconciler {
             unseen: BTreeSet::new(),
             expected: None,
             underlay_due: None,
+            underlay_search: None,
+            dead_search: None,
             busy: None,
             busy_since: Instant::now(),
             looked: false,
@@ -448,10 +470,10 @@ impl Reconciler {
                 None => drop(self.look.networks.insert(network)),
             }
         }
-        if self.underlay_due.is_some_and(|due| due <= now) {
-            self.find_underlay().await;
+        if self.underlay_search.is_none() && self.underlay_due.is_some_and(|due| due <= now) {
+            self.find_underlay();
         }
-        self.look_for_dead().await;
+        self.look_for_dead(now);
         self.tend_trust().await;
         self.look_for_others();
         self.run_chores();
@@ -462,12 +484,14 @@ impl Reconciler {
         let failures = self.failures.values().map(|f| f.retry_at).min();
         let chores = self.book.next_due().filter(|_| self.is_connected());
         let answers = self.answers.next_due().filter(|_| self.is_connected());
-        let dead = Some(self.dead.next_look());
+        // What is under way is told when it is done.
+        let underlay = self.underlay_due.filter(|_| self.underlay_search.is_none());
+        let dead = Some(self.dead.next_look()).filter(|_| self.dead_search.is_none());
         let others = self.identity.next_look().filter(|_| self.is_connected());
         [
             Some(self.next_full),
             failures,
-            self.underlay_due,
+            underlay,
             chores,
             answers,
             dead,

@@ -12,37 +12,46 @@ use crate::{
     reconcile::{Reconciler, chain},
 };
 
+/// An endpoint, and the path of its container's namespace that leads nowhere.
+pub(super) type Gone = (EndpointRef, Box<str>);
+
 impl Reconciler {
     /// Looks, if it is time.
-    pub(super) async fn look_for_dead(&mut self) {
-        if Instant::now() < self.dead.next_look() {
+    pub(super) fn look_for_dead(&mut self, now: Instant) {
+        if self.dead_search.is_some() || now < self.dead.next_look() {
             return;
         }
-        let mut places: Vec<(EndpointRef, Box<str>)> = Vec::new();
+        self.dead.looks(now);
+        let mut places: Vec<Gone> = Vec::new();
         for (network, _) in self.snapshot.all_members() {
-            for (id, slot) in self.snapshot.own_endpoints(network) {
-                let endpoint = EndpointRef {
-                    network: network.clone(),
-                    node: self.node.name.clone(),
-                    id: id.clone(),
-                };
-                // Not one whose record is in trouble: where its container is may be another question by now.
-                if let Some(value) = &slot.value
-                    && !slot.bad
-                    && !slot.held
-                    && !self.snapshot.awaits_detach(&endpoint)
-                {
-                    places.push((endpoint, value.attachment.netns.clone()));
+            for (id, _) in self.snapshot.own_endpoints(network) {
+                let endpoint = self.own_endpoint(network, id);
+                if let Some(netns) = self.place_of(&endpoint) {
+                    places.push((endpoint, netns.into()));
                 }
             }
         }
-        // Paths may lie on anything: not in the loop's thread.
-        let looked = tokio::task::spawn_blocking(move || {
+        // Paths may lie on anything, and hang: neither in the loop's thread, nor waited for by it.
+        self.dead_search = Some(tokio::task::spawn_blocking(move || {
             places.retain(|(_, netns)| weft_kernel::is_gone(Path::new(&**netns)));
             places
-        });
-        // Only a panic or the runtime's end keeps the answer away; then the next look is as good.
-        let gone = looked.await.unwrap_or_default();
+        }));
+    }
+
+    /// Where the container of an endpoint is, if its record is not in trouble: where it is may be another question by
+    /// now.
+    fn place_of(&self, endpoint: &EndpointRef) -> Option<&str> {
+        let slot = self.snapshot.endpoint(endpoint)?;
+        let told = !slot.bad && !slot.held && !self.snapshot.awaits_detach(endpoint);
+        let value = slot.value.as_ref().filter(|_| told)?;
+        Some(&value.attachment.netns)
+    }
+
+    /// What was found; none if only a panic or the runtime's end kept it away.
+    pub(super) fn on_dead(&mut self, gone: Option<Vec<Gone>>) {
+        let mut gone = gone.unwrap_or_default();
+        // Records may have changed meanwhile.
+        gone.retain(|(endpoint, netns)| self.place_of(endpoint) == Some(netns));
         let now = Instant::now();
         let dead = self
             .dead

@@ -49,7 +49,8 @@ fn root(error: &StoreError) -> String {
 
 impl Reconciler {
     pub(super) fn update_interest(&mut self) {
-        let in_kernel = self.observed.networks.keys().cloned().collect();
+        let in_kernel = self.observed.networks.keys().chain(self.unseen_networks());
+        let in_kernel = in_kernel.cloned().collect();
         let detaching = self.snapshot.detaching().keys().map(|endpoint| &endpoint.network);
         let pinned = self
             .pinned
@@ -115,7 +116,10 @@ impl Reconciler {
                 }
                 self.swept = Some(networks);
             }
-            Some(networks) if networks.is_empty() || !self.is_informed() => self.swept = Some(networks),
+            // Without an underlay, nothing that is found there would be noted as owed.
+            Some(networks) if networks.is_empty() || !self.is_informed() || self.underlay.is_none() => {
+                self.swept = Some(networks);
+            }
             Some(networks) => {
                 self.swept = Some(BTreeSet::new());
                 for network in &networks {
@@ -295,8 +299,9 @@ impl Reconciler {
 
     /// Whether this host may still have an endpoint's address, or any of the endpoint, on its interfaces.
     pub(crate) fn may_have(&self, holder: &EndpointRef, address: Option<IpAddr>) -> bool {
-        // What is being done now, or was found at the start and not looked at yet, is not in what is observed.
-        if !self.is_adopted() || self.is_applying() {
+        // What is being done now, was found at the start and not looked at yet, or could not be looked at, is not in
+        // what is observed.
+        if !self.is_adopted() || self.is_applying() || !self.has_seen(&holder.network) {
             return true;
         }
         let Some(network) = self.observed.networks.get(&holder.network) else {

@@ -89,8 +89,8 @@ pub(crate) struct Look {
 }
 
 pub(super) struct Applied {
-    plan: Plan,
-    outcome: Outcome<KernelError>,
+    pub(super) plan: Plan,
+    pub(super) outcome: Outcome<KernelError>,
 }
 
 /// What the kernel's thread has to tell.
@@ -186,7 +186,7 @@ impl Reconciler {
         };
         let (mut plan, assessment) = diff::plan(&self.snapshot, &host, &self.observed, &dirty);
         plan.networks.retain(|network, ops| {
-            if self.unseen.contains(&(network.clone(), None)) {
+            if !self.has_seen(network) {
                 return false;
             }
             if self.owes_addresses(network) {

@@ -16,7 +16,7 @@ use weft_core::{
     suspicion::{Census, Suspicion},
 };
 use weft_store::{Store, StoreError};
-use weft_store_schema::Key;
+use weft_store_schema::{Key, NetworkName};
 
 use super::{Reconciler, chain};
 use crate::{own_records::OwnRecords, problems::Source};
@@ -148,7 +148,10 @@ impl Reconciler {
                 // By now this agent has written its record itself. One that has never run had none.
                 after.own_peer = self.trust.found_itself.unwrap_or(true) || self.history.is_empty();
                 let networks = self.snapshot.networks().map(|(name, _)| name);
-                let known: BTreeSet<_> = networks.chain(self.observed.networks.keys()).collect();
+                let known: BTreeSet<_> = networks
+                    .chain(self.observed.networks.keys())
+                    .chain(self.unseen_networks())
+                    .collect();
                 let because = after.emptied(known.len());
                 self.trust.compared = Compared::Yes;
                 if let Some(because) = because {
@@ -178,7 +181,12 @@ impl Reconciler {
             self.trust.compared = Compared::Yes;
             return;
         };
-        let carries = &self.observed.networks;
+        let carries: BTreeSet<&NetworkName> = self
+            .observed
+            .networks
+            .keys()
+            .chain(self.unseen_networks())
+            .collect();
         let no_networks = || {
             let none = self.history.is_empty() && self.snapshot.networks().next().is_none();
             let suspicious = none && !carries.is_empty();
@@ -191,7 +199,7 @@ impl Reconciler {
         if let Some(because) = because {
             self.trust.compared = Compared::Yes;
             self.distrust(because);
-        } else if carries.keys().any(|network| !self.snapshot.takes_part(network)) {
+        } else if carries.iter().any(|network| !self.snapshot.takes_part(network)) {
             self.trust.compared = Compared::Asked;
             self.ask_census(Question::Start);
         } else {
@@ -202,7 +210,8 @@ impl Reconciler {
     /// Keeps what the kernel has and what a former agent wrote down.
     fn distrust(&mut self, because: String) {
         let dirty = self.snapshot.recall(&self.trust.records.read());
-        if !self.observed.networks.is_empty() || !self.snapshot.held_keys().is_empty() {
+        let carries_some = !self.observed.networks.is_empty() || self.unseen_networks().next().is_some();
+        if carries_some || !self.snapshot.held_keys().is_empty() {
             self.snapshot.distrust(because);
         }
         self.take_in(dirty);
@@ -331,11 +340,7 @@ async fn ask_suspicion(store: &Store, suspicion: &Suspicion) -> Result<(Option<C
 }
 
 /// A census at a revision, or now, if that is compacted away.
-async fn at(
-    store: &Store,
-    network: Option<&weft_store_schema::NetworkName>,
-    revision: i64,
-) -> Result<Census, StoreError> {
+async fn at(store: &Store, network: Option<&NetworkName>, revision: i64) -> Result<Census, StoreError> {
     match store.census(network, revision, PATIENCE).await? {
         Some(census) => Ok(census),
         None => Ok(store.census(network, 0, PATIENCE).await?.unwrap_or_default()),

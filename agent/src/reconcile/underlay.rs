@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use weft_core::{desired::Host, dirty::Dirty, problem::Problem};
+use weft_kernel::KernelError;
 use weft_store_schema::Key;
 
 use super::{Reconciler, chain};
@@ -25,32 +26,40 @@ impl Reconciler {
         })
     }
 
-    pub(super) async fn find_underlay(&mut self) {
-        let selection = self.node.underlay.clone();
-        let found = self.kernel.run(move |kernel| kernel.underlay(&selection)).await;
+    /// Has the kernel's thread look for it, when that has done what it has to do already.
+    pub(super) fn find_underlay(&mut self) {
         self.underlay_due = None;
+        let selection = self.node.underlay.clone();
+        self.underlay_search = Some(self.kernel.run(move |kernel| kernel.underlay(&selection)));
+    }
+
+    pub(super) fn on_underlay(&mut self, found: Result<weft_kernel::Underlay, KernelError>) {
         let key = Key::Peer(self.node.name.clone()).to_string();
         match found {
-            Ok(Ok(found)) => {
+            Ok(found) => {
                 self.problems.set(Source::Host, &key, None);
-                let underlay = Underlay::new(found, &self.node);
-                if self.underlay.as_ref() != Some(&underlay) {
-                    tracing::info!(%underlay, "underlay");
-                    self.underlay = Some(underlay);
-                    self.dirty.everything = true;
-                    self.settle_identity();
-                    self.add_chores(&Dirty::default());
-                    self.run_chores();
-                }
+                self.use_underlay(Underlay::new(found, &self.node));
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 // What was found before is kept: an interface that is away for a moment takes nothing down.
                 self.underlay_due = Some(Instant::now() + UNDERLAY_RETRY);
                 let message = format!("{}; give underlay.interface or underlay.addresses", chain(&error));
                 self.problems
                     .set(Source::Host, &key, Some(Problem::new(&key, message)));
             }
-            Err(_) => {}
         }
+    }
+
+    pub(super) fn use_underlay(&mut self, underlay: Underlay) {
+        if self.underlay.as_ref() == Some(&underlay) {
+            return;
+        }
+        tracing::info!(%underlay, "underlay");
+        self.underlay = Some(underlay);
+        self.dirty.everything = true;
+        self.settle_identity();
+        // What became owed before was dropped: nothing could be written without a peer record to rest on.
+        self.add_chores(&Dirty::everything());
+        self.run_chores();
     }
 }

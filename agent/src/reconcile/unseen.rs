@@ -65,6 +65,17 @@ impl Reconciler {
         blind.is_none()
     }
 
+    /// Networks that could not be looked at the last time: what is there of them now is not known.
+    pub(super) fn unseen_networks(&self) -> impl Iterator<Item = &NetworkName> {
+        let whole = self.unseen.iter().filter(|(_, id)| id.is_none());
+        whole.map(|(network, _)| network)
+    }
+
+    /// Whether the last look at a network showed what is there of it.
+    pub(super) fn has_seen(&self, network: &NetworkName) -> bool {
+        !self.unseen.contains(&(network.clone(), None))
+    }
+
     fn cannot_see(&mut self, of: FailureOf, why: String) {
         self.unseen.insert(of.clone());
         self.fail(of, Some(why));

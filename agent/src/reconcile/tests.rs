@@ -1,0 +1,326 @@
+//! The loop's decisions, one by one: events are put in by hand, and what the kernel's thread and the store would answer.
+//! Nothing is run beside it.
+
+use serde_json::{Value, json};
+use weft_core::{chores::Chore, record::Entry};
+use weft_store_schema::NodeName;
+
+use super::*;
+
+const CLUSTER: u64 = 1;
+
+/// A loop to which nothing happens but what a test does.
+struct Ground {
+    reconciler: Reconciler,
+    _state: tempfile::TempDir,
+    _stop: tokio_util::sync::DropGuard,
+}
+
+fn blue() -> NetworkName {
+    "blue".parse().unwrap()
+}
+
+fn of_blue(id: &str) -> EndpointRef {
+    EndpointRef {
+        network: blue(),
+        node: "host1".parse().unwrap(),
+        id: id.parse().unwrap(),
+    }
+}
+
+fn underlay() -> Underlay {
+    Underlay {
+        ifname: "eth0".to_owned(),
+        v4: Some("10.99.0.1".parse().unwrap()),
+        v6: None,
+        mtu: 1500,
+    }
+}
+
+fn entry(key: &str, revision: i64, value: &Value) -> Entry {
+    Entry {
+        key: format!("/weft/v1/{key}").into_bytes(),
+        value: value.to_string().into_bytes(),
+        create_revision: revision,
+        mod_revision: revision,
+    }
+}
+
+fn network() -> Entry {
+    entry(
+        "networks/blue",
+        2,
+        &json!({"subnets": [{"cidr": "10.1.0.0/24"}], "vni": 7}),
+    )
+}
+
+fn vni() -> Entry {
+    entry("vnis/7", 2, &json!({"network": "blue"}))
+}
+
+fn claim(address: &str, endpoint: &str) -> Entry {
+    entry(
+        &format!("addresses/blue/{address}"),
+        3,
+        &json!({"endpoint": endpoint}),
+    )
+}
+
+fn endpoint(id: &str, address: &str) -> Entry {
+    let record = json!({"attachment": {"netns": format!("/run/netns/{id}")}, "addresses": [address],
+                        "mac": "02:42:0a:01:00:02"});
+    entry(&format!("endpoints/blue/host1/{id}"), 3, &record)
+}
+
+impl Ground {
+    async fn new() -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let stop = CancellationToken::new();
+        let name: NodeName = "host1".parse().unwrap();
+        let config = weft_store::Config::new(
+            vec!["http://127.0.0.1:1".to_owned()],
+            weft_store_schema::Prefix::default(),
+            name.clone(),
+        );
+        let (store, _) = Store::open(config, stop.clone()).await.unwrap();
+        let node = Node {
+            name,
+            boot_id: "this boot".to_owned(),
+            started: std::time::SystemTime::now(),
+            begun: std::time::Instant::now(),
+            port: 4789,
+            underlay: weft_kernel::UnderlaySelection {
+                interface: None,
+                addresses: Vec::new(),
+            },
+            mtu: None,
+            netns_dir: "/run/netns".into(),
+            resync: Duration::from_secs(300),
+            dead_grace: Duration::from_secs(60),
+            release_dead: false,
+        };
+        let parts = Parts {
+            node,
+            store,
+            kernel: KernelThread::idle(),
+            detachments: Detachments::open(state.path()).unwrap(),
+            history: History::open(state.path()).unwrap(),
+            records: OwnRecords::new(state.path()),
+            events: EventHub::new(16),
+            metrics: Metrics::new(),
+            ready: oneshot::channel().0,
+        };
+        let (chores_done, _) = mpsc::unbounded_channel();
+        let (answers, _) = Answers::new();
+        let (trust, _) = Trust::new(parts.records.clone());
+        let (identity, _) = Identity::new();
+        let mut reconciler =
+            Reconciler::new(parts, watch::channel(0).0, chores_done, answers, trust, identity);
+        reconciler.update_interest();
+        Self {
+            reconciler,
+            _state: state,
+            _stop: stop.drop_guard(),
+        }
+    }
+
+    fn event(&mut self, event: StoreEvent) {
+        self.reconciler.on_store_event(event, Instant::now());
+        self.reconciler.after_records();
+    }
+
+    fn connect(&mut self) {
+        self.event(StoreEvent::Connection(Connection::Up { cluster_id: CLUSTER }));
+    }
+
+    fn list(&mut self, scope: Scope, entries: Vec<Entry>) {
+        self.event(StoreEvent::Listed {
+            scope,
+            revision: 10,
+            cluster_id: CLUSTER,
+            entries,
+        });
+    }
+
+    /// Network blue, as an operator made it and agents completed it.
+    fn list_blue(&mut self, peers: Vec<Entry>, endpoints: Vec<Entry>, claims: Vec<Entry>) {
+        self.list(Scope::Peers, peers);
+        self.list(Scope::Removed, Vec::new());
+        self.list(Scope::Vnis, vec![vni()]);
+        self.list(Scope::Passed, Vec::new());
+        self.list(Scope::Networks, vec![network()]);
+        self.list(Scope::OwnEndpoints(blue()), endpoints.clone());
+        self.list(Scope::Endpoints(blue()), endpoints);
+        self.list(Scope::Addresses(blue()), claims);
+        self.list(Scope::Released(blue()), Vec::new());
+        self.list(Scope::Barriers(blue()), Vec::new());
+    }
+
+    fn owes(&self, chore: &Chore) -> bool {
+        self.reconciler.book.contains(chore)
+    }
+}
+
+#[tokio::test]
+async fn what_a_rebooted_host_holds_is_released_also_if_its_underlay_comes_late() {
+    let mut ground = Ground::new().await;
+    ground.connect();
+    let before = json!({"vteps": ["10.99.0.1"], "mtu": 1500, "boot_id": "the last boot"});
+    let held = claim("10.1.0.2", "host1/gone");
+    ground.list_blue(vec![entry("peers/host1", 2, &before)], Vec::new(), vec![held]);
+    assert!(ground.reconciler.is_informed());
+    let release = Chore::ReleaseAddress(blue(), "10.1.0.2".parse().unwrap());
+    ground.reconciler.use_underlay(underlay());
+    assert!(ground.owes(&release), "it is this host's to give up");
+    ground.event(StoreEvent::Progress { revision: 11 });
+    assert!(ground.owes(&release) && ground.reconciler.is_informed());
+}
+
+#[tokio::test]
+async fn a_network_that_was_listed_before_the_underlay_was_found_is_given_a_vni() {
+    let mut ground = Ground::new().await;
+    ground.connect();
+    let bare = entry("networks/red", 2, &json!({"subnets": [{"cidr": "10.2.0.0/24"}]}));
+    ground.list_blue(Vec::new(), Vec::new(), Vec::new());
+    ground.list(Scope::Networks, vec![network(), bare]);
+    ground.reconciler.use_underlay(underlay());
+    assert!(ground.owes(&Chore::CompleteNetwork("red".parse().unwrap())));
+}
+
+fn look(seen: &[&str], errors: Vec<(String, KernelError)>) -> Look {
+    let networks: BTreeSet<NetworkName> = seen.iter().map(|name| name.parse().unwrap()).collect();
+    let there = |name: &NetworkName| (name.clone(), weft_core::dataplane::ObservedNetwork::default());
+    Look {
+        observed: Observed {
+            networks: networks.iter().map(there).collect(),
+        },
+        networks,
+        entries: Vec::new(),
+        errors,
+    }
+}
+
+fn not_seen(subject: &str) -> (String, KernelError) {
+    let what = "dump the links".to_owned();
+    (subject.to_owned(), KernelError::Lost { what })
+}
+
+impl Ground {
+    /// All of blue is known, this host's own record is as it should be, and the store answers.
+    async fn informed(endpoints: Vec<Entry>, claims: Vec<Entry>) -> Self {
+        let mut ground = Self::new().await;
+        ground.connect();
+        ground.reconciler.use_underlay(underlay());
+        let peer = ground.reconciler.peer_document().unwrap();
+        let peer = entry("peers/host1", 2, &serde_json::to_value(peer).unwrap());
+        ground.list_blue(vec![peer], endpoints, claims);
+        ground
+    }
+
+    /// The kernel's thread tells what it was asked to look for.
+    fn looked(&mut self, look: Look) {
+        self.reconciler.step();
+        assert!(matches!(self.reconciler.busy, Some(Busy::Looking { .. })));
+        self.reconciler.on_answer(passes::Answer::Looked(look));
+        self.reconciler.step();
+    }
+
+    /// The kernel's thread has done what it was given.
+    fn applied(&mut self) {
+        let Some(Busy::Applying { dirty, .. }) = &self.reconciler.busy else {
+            panic!("nothing is being applied")
+        };
+        let (snapshot, observed) = (&self.reconciler.snapshot, &self.reconciler.observed);
+        let host = self.reconciler.host().unwrap();
+        let (plan, _) = weft_core::diff::plan(snapshot, &host, observed, dirty);
+        let outcome = weft_core::plan::Outcome::default();
+        self.reconciler
+            .on_answer(passes::Answer::Applied(passes::Applied { plan, outcome }));
+        self.reconciler.step();
+    }
+
+    /// A look that shows what was known.
+    fn as_known(&self) -> Look {
+        let observed = self.reconciler.observed.clone();
+        Look {
+            networks: observed.networks.keys().cloned().collect(),
+            observed,
+            entries: Vec::new(),
+            errors: Vec::new(),
+        }
+    }
+
+    fn problem(&self, key: &str) -> Option<String> {
+        self.reconciler
+            .problems
+            .of(key)
+            .next()
+            .map(|problem| problem.message.clone())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_seen_is_neither_given_up_nor_planned_for() {
+    let address = "10.1.0.2".parse().unwrap();
+    let web = endpoint("web", "10.1.0.3");
+    let claims = vec![claim("10.1.0.2", "host1/gone"), claim("10.1.0.3", "host1/web")];
+    let mut ground = Ground::informed(vec![web], claims).await;
+    let release = Chore::ReleaseAddress(blue(), address);
+    for _ in 0..3 {
+        ground.looked(look(&[], vec![not_seen("blue")]));
+        assert!(ground.owes(&release) && ground.reconciler.may_have(&of_blue("gone"), Some(address)));
+        assert!(
+            !ground.reconciler.is_applying(),
+            "nothing is written where nothing was seen"
+        );
+        assert!(ground.problem("networks/blue").unwrap().contains("cannot see"));
+        tokio::time::advance(Duration::from_secs(20)).await;
+        ground.reconciler.on_time().await;
+    }
+    // Seen at last: it is written, and then the address is given up.
+    ground.looked(look(&["blue"], Vec::new()));
+    assert!(ground.reconciler.is_applying() && ground.reconciler.unseen.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_look_that_shows_nothing_at_all_is_none() {
+    let mut ground = Ground::informed(Vec::new(), vec![claim("10.1.0.2", "host1/gone")]).await;
+    ground.looked(look(&[], vec![not_seen("/run/netns")]));
+    assert!(!ground.reconciler.is_adopted() && ground.problem("(kernel)").is_some());
+    assert!(ground.reconciler.busy.is_none(), "not again at once");
+    tokio::time::advance(Duration::from_millis(200)).await;
+    ground.reconciler.on_time().await;
+    ground.looked(look(&[], Vec::new()));
+    assert!(ground.reconciler.is_adopted() && ground.problem("(kernel)").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_fails_is_repeated() {
+    let web = endpoint("web", "10.1.0.2");
+    let mut ground = Ground::informed(vec![web], vec![claim("10.1.0.2", "host1/web")]).await;
+    ground.looked(look(&[], Vec::new()));
+    ground.looked(look(&[], Vec::new()));
+    ground.applied();
+    assert!(ground.reconciler.busy.is_none() && ground.reconciler.look.is_empty());
+    // Somebody deletes an entry, and the look at it fails.
+    let mac = weft_store_schema::Mac::new([2, 0x42, 10, 1, 0, 2]).unwrap();
+    ground.reconciler.look.mac(&blue(), mac);
+    ground.looked(look(&[], vec![not_seen("blue")]));
+    assert!(ground.reconciler.busy.is_none() && ground.reconciler.look.is_empty());
+    assert!(ground.problem("networks/blue").is_some());
+    // Nor is it over because something else in the network was seen.
+    ground.reconciler.look.links.insert(blue());
+    let known = ground.as_known();
+    ground.looked(known);
+    assert!(ground.problem("networks/blue").is_some());
+    assert!(ground.reconciler.next_wake() <= Instant::now() + Duration::from_millis(200));
+    tokio::time::advance(Duration::from_millis(200)).await;
+    ground.reconciler.on_time().await;
+    assert!(ground.reconciler.look.networks.contains(&blue()));
+    let mut found = ground.as_known();
+    found.observed.networks.get_mut(&blue()).unwrap().forwards.clear();
+    ground.looked(found);
+    assert!(ground.reconciler.is_applying(), "it is put again");
+    ground.applied();
+    assert!(ground.problem("networks/blue").is_none() && ground.reconciler.unseen.is_empty());
+}
