@@ -5,7 +5,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -78,7 +81,7 @@ impl Drop for Trace {
 /// The questions that others may join, one a network.
 #[derive(Default)]
 pub(crate) struct Questions {
-    gathering: Mutex<HashMap<NetworkName, Arc<Round>>>,
+    gathering: Mutex<HashMap<NetworkName, Weak<Round>>>,
 }
 
 /// Those who share a question.
@@ -86,6 +89,8 @@ pub(super) struct Round {
     network: NetworkName,
     /// Held while a question about the network is being put.
     gate: Arc<Gate<()>>,
+    /// It is being put, or was: too late to join.
+    closed: AtomicBool,
     question: OnceCell<Question>,
 }
 
@@ -93,20 +98,22 @@ impl Questions {
     /// The question about a network that is put next.
     pub(super) fn join(&self, network: &NetworkName) -> Arc<Round> {
         let mut gathering = self.gathering.lock().unwrap_or_else(PoisonError::into_inner);
-        let round = gathering
-            .entry(network.clone())
-            .or_insert_with(|| Round::after(network, Arc::default()));
-        Arc::clone(round)
+        gathering.retain(|_, round| round.strong_count() > 0);
+        let last = gathering.get(network).and_then(Weak::upgrade);
+        let round = match last {
+            Some(round) if !round.closed.load(Ordering::Relaxed) => return round,
+            // It waits until that one has been put.
+            Some(closed) => Round::after(network, Arc::clone(&closed.gate)),
+            None => Round::after(network, Arc::default()),
+        };
+        gathering.insert(network.clone(), Arc::downgrade(&round));
+        round
     }
 
     /// Nobody joins a round any more: it is put now.
     fn close(&self, round: &Round) {
-        let mut gathering = self.gathering.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = gathering.get_mut(&round.network)
-            && std::ptr::eq(&raw const **open, round)
-        {
-            *open = Round::after(&round.network, Arc::clone(&round.gate));
-        }
+        let _nobody_joins_meanwhile = self.gathering.lock().unwrap_or_else(PoisonError::into_inner);
+        round.closed.store(true, Ordering::Relaxed);
     }
 }
 
@@ -115,6 +122,7 @@ impl Round {
         Arc::new(Self {
             network: network.clone(),
             gate,
+            closed: AtomicBool::new(false),
             question: OnceCell::new(),
         })
     }
@@ -218,5 +226,29 @@ async fn forget(store: Store, key: Key, barrier: BarrierRef, mut revision: Optio
         }
         sleep(pause).await;
         pause = (pause * 2).min(FORGET_LONGEST_PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_while_a_question_is_put_shares_the_next_and_nothing_stays() {
+        let questions = Questions::default();
+        let [blue, red]: [NetworkName; 2] = ["blue", "red"].map(|name| name.parse().unwrap());
+        let first = questions.join(&blue);
+        assert!(Arc::ptr_eq(&first, &questions.join(&blue)));
+        questions.close(&first);
+        let next = questions.join(&blue);
+        assert!(!Arc::ptr_eq(&first, &next) && Arc::ptr_eq(&first.gate, &next.gate));
+        drop(first);
+        assert!(Arc::ptr_eq(&next, &questions.join(&blue)));
+        drop(next);
+        let _red = questions.join(&red);
+        assert_eq!(
+            questions.gathering.lock().unwrap().keys().collect::<Vec<_>>(),
+            [&red]
+        );
     }
 }
