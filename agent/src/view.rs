@@ -311,7 +311,7 @@ pub(crate) fn status(r: &Reconciler) -> v1::AgentStatus {
             last_error: health.last_error.unwrap_or_default(),
             last_error_time: health.last_error_at.map(Into::into),
         }),
-        applied_revision: r.reached.newest_applied(),
+        applied_revision: r.reached.applied(),
         counts: Some(v1::StatusCounts {
             networks: count(r.snapshot.networks().count()),
             local_networks: count(r.observed.networks.len()),
@@ -354,7 +354,7 @@ pub(crate) fn figures(r: &Reconciler) -> Figures {
     let networks = r.observed.networks.values();
     Figures {
         ready: r.is_ready(),
-        applied_revision: r.reached.newest_applied(),
+        applied_revision: r.reached.applied(),
         networks: r
             .snapshot
             .networks()

@@ -32,7 +32,7 @@ type Seconds = Gauge<f64, AtomicU64>;
 pub(crate) struct Figures {
     /// Whether the first pass is done.
     pub(crate) ready: bool,
-    /// Newest revision that plans have been made from and applied.
+    /// Up to this revision, every record is in the kernel, or its failure is known.
     pub(crate) applied_revision: i64,
     /// Networks with a good record.
     pub(crate) networks: u64,
@@ -216,7 +216,7 @@ impl Sheet {
         );
         self.number(
             "weft_applied_revision",
-            "The newest revision of the store that the kernel has been brought in line with; 0 before the first pass",
+            "Up to this revision of the store, every record is in the kernel, or its failure is known; 0 before the first pass",
             u64::try_from(figures.applied_revision).unwrap_or_default(),
         );
         self.number("weft_networks", "Networks with a good record", figures.networks);

@@ -145,7 +145,7 @@ impl Reconciler {
     pub(super) fn report(&self) {
         let (local, remote) = self.endpoint_counts();
         let status = weft_store_schema::StatusDocument {
-            applied_revision: self.reached.newest_applied(),
+            applied_revision: self.reached.applied(),
             networks: self.observed.networks.len() as u64,
             local_endpoints: local,
             remote_endpoints: remote,
