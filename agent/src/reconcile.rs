@@ -354,6 +354,7 @@ impl Reconciler {
             }
             StoreEvent::Changed { scope, changes } => {
                 if !self.scopes.contains(&scope) {
+                    self.cooldowns.begin_anew();
                     return;
                 }
                 let dirty = self.snapshot.apply_changes(&changes);
