@@ -64,13 +64,17 @@ pub(crate) struct ChoreBook {
 }
 
 impl ChoreBook {
-    /// Notes what is owed. What is noted already keeps its place, but its wait ends if it may now succeed.
+    /// Notes what is owed. What is noted already keeps its place, but its wait ends if it may now succeed: its record
+    /// changed, or it has become this node's own.
     pub(crate) fn add(&mut self, chore: Chore, rank: usize, now: Instant) {
         let pause = RANK_PAUSE
             .saturating_mul(u32::try_from(rank).unwrap_or(u32::MAX))
             .min(LONGEST_RANK_PAUSE);
-        let again = self.lately.get(&chore).map_or(0, |(_, times)| *times);
+        let lately = self.lately.get(&chore).filter(|(at, _)| *at + FORGET > now);
+        let again = lately.map_or(0, |(_, times)| *times);
         let due = now + pause + again_pause(again);
+        // These are noted again whatever changes: that is no sign that they would succeed now.
+        let whatever = matches!(chore, Chore::PublishPeer | Chore::DetachEndpoint(_));
         let task = self.tasks.entry(chore).or_insert(Task {
             due,
             attempts: 0,
@@ -80,7 +84,7 @@ impl ChoreBook {
             anew: false,
         });
         task.anew = task.running;
-        if rank == 0 {
+        if rank == 0 && !(whatever && task.attempts > 0) {
             task.due = task.due.min(due);
         }
     }
@@ -108,6 +112,14 @@ impl ChoreBook {
     /// How often one has failed.
     pub(crate) fn attempts(&self, chore: &Chore) -> u32 {
         self.tasks.get(chore).map_or(0, |task| task.attempts)
+    }
+
+    /// Notes that the store answers again: what failed is tried at once.
+    pub(crate) fn reconnected(&mut self, now: Instant) {
+        for task in self.tasks.values_mut().filter(|t| t.attempts > 0 && !t.running) {
+            task.attempts = 0;
+            task.due = task.due.min(now);
+        }
     }
 
     /// How many there are.
@@ -310,6 +322,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_fails_is_not_tried_for_every_change_but_when_the_store_answers_again() {
+        let mut book = ChoreBook::default();
+        let now = Instant::now();
+        for _ in 0..10 {
+            book.add(Chore::PublishPeer, 0, now);
+            book.started(&Chore::PublishPeer);
+            book.failed(&Chore::PublishPeer, now);
+        }
+        let due = book.next_due().unwrap();
+        assert_eq!(due, now + LONGEST_PAUSE);
+        book.add(Chore::PublishPeer, 0, now);
+        assert_eq!(book.next_due(), Some(due), "something changed, somewhere");
+        book.reconnected(now);
+        assert_eq!(book.next_due(), Some(now));
+        let chore = Chore::CompleteNetwork("blue".parse().unwrap());
+        book.add(chore.clone(), 0, now);
+        book.started(&chore);
+        book.failed(&chore, now);
+        book.add(chore.clone(), 0, now);
+        assert!(book.due(now).contains(&chore), "its record changed");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_later_rank_waits_but_never_for_ever() {
         let mut book = ChoreBook::default();
         let now = Instant::now();
@@ -339,13 +374,18 @@ mod tests {
             "{pauses:?}"
         );
         book.add(Chore::PublishPeer, 0, now + FORGET * 2);
+        assert_eq!(
+            book.next_due(),
+            Some(now + FORGET * 2),
+            "a quiet minute is a fresh start"
+        );
         book.succeeded(
             &Chore::FreeVni(weft_store_schema::Vni::new(1).unwrap()),
             now + FORGET * 2,
         );
         assert!(
             !book.lately.contains_key(&Chore::PublishPeer),
-            "a quiet minute is a fresh start"
+            "nothing old is kept"
         );
     }
 
