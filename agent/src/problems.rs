@@ -28,6 +28,8 @@ pub(crate) enum Source {
     Assessment,
     /// The record cannot be completed.
     Claim,
+    /// The store refuses what is owed to it.
+    Store,
     /// The kernel refuses.
     Kernel,
     /// This host lacks something.
@@ -44,6 +46,7 @@ impl Source {
         Self::Record,
         Self::Assessment,
         Self::Claim,
+        Self::Store,
         Self::Kernel,
         Self::Host,
         Self::Identity,
@@ -56,6 +59,7 @@ impl Source {
             Self::Record => "record",
             Self::Assessment => "assessment",
             Self::Claim => "claim",
+            Self::Store => "store",
             Self::Kernel => "kernel",
             Self::Host => "host",
             Self::Identity => "identity",

@@ -385,9 +385,9 @@ impl Reconciler {
             }
         };
         self.note_arrival(&dirty, arrived);
-                if matches!(connection, Connection::Up { .. }) {
-                    self.book.reconnected(Instant::now());
-                }
+        if matches!(connection, Connection::Up { .. }) {
+            self.book.reconnected(Instant::now());
+        }
         self.take_in(dirty);
     }
 

@@ -36,6 +36,21 @@ pub enum Chore {
     ForgetReleased(NetworkName),
 }
 
+impl Chore {
+    /// The record that it is about, or the one that names all it is about.
+    pub fn key(&self, node: &NodeName) -> Key {
+        match self {
+            Self::PublishPeer => Key::Peer(node.clone()),
+            Self::CompleteNetwork(network) | Self::ForgetReleased(network) => Key::Network(network.clone()),
+            Self::FreeVni(vni) => Key::Vni(*vni),
+            Self::CompleteEndpoint(endpoint) | Self::DetachEndpoint(endpoint) => {
+                Key::Endpoint(endpoint.clone())
+            }
+            Self::ReleaseAddress(network, address) => Key::Address(network.clone(), *address),
+        }
+    }
+}
+
 /// More traces of released addresses than this are not kept in a network once they have cooled down: in a subnet of IPv6,
 /// they would never end. What bounds the rest is how much can be given up within a cool-down.
 pub const MOST_RELEASED: usize = 4096;

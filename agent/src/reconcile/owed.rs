@@ -47,6 +47,32 @@ fn root(error: &StoreError) -> String {
     cause.to_string()
 }
 
+/// Whether it is this write that the store refuses: others may well be taken.
+fn is_of_record(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::Denied { .. }
+            | StoreError::Refused { .. }
+            | StoreError::LeaseGone { .. }
+            | StoreError::Transaction { .. }
+    )
+}
+
+#[cfg(test)]
+impl ChoreDone {
+    /// What became of a chore, whatever its transaction was.
+    pub(super) fn of(chore: Chore, result: Result<Committed, StoreError>) -> Self {
+        Self {
+            chore,
+            transaction: Transaction {
+                guards: Vec::new(),
+                writes: Vec::new(),
+            },
+            result,
+        }
+    }
+}
+
 impl Reconciler {
     pub(super) fn update_interest(&mut self) {
         let in_kernel = self.observed.networks.keys().chain(self.unseen_networks());
@@ -219,6 +245,7 @@ impl Reconciler {
                 Ok(None) => {
                     self.book.done(&chore);
                     self.look_after_release(&chore);
+                    self.accepted(&chore);
                 }
                 Err(_) => self.book.failed(&chore, now),
                 Ok(Some(transaction)) => {
@@ -334,6 +361,7 @@ impl Reconciler {
         }
         match result {
             Ok(Committed::Yes { revision }) => {
+                self.accepted(&chore);
                 if let Chore::DetachEndpoint(endpoint) = &chore {
                     let dirty = self.snapshot.saw_gone(endpoint, revision);
                     self.take_in(dirty);
@@ -343,6 +371,7 @@ impl Reconciler {
                 self.look_after_release(&chore);
             }
             Ok(Committed::No { now: present, .. }) => {
+                self.accepted(&chore);
                 let mut guarded = transaction.guards.iter().zip(&present);
                 if guarded.any(|(guard, there)| matches!(guard, Guard::Empty(_)) && there.is_some()) {
                     self.book.hindered(&chore, now);
@@ -355,7 +384,9 @@ impl Reconciler {
                 tracing::debug!(?chore, error = %chain(&error), "not written, tried again");
                 self.book.failed(&chore, now);
                 // Where the connection is lost, that is told, and nothing is tried until it is back.
-                if self.is_connected() && self.book.attempts(&chore) >= TRIES_UNTOLD {
+                if is_of_record(&error) {
+                    self.refused(&chore, &error);
+                } else if self.is_connected() && self.book.attempts(&chore) >= TRIES_UNTOLD {
                     let message = format!(
                         "the store does not take what this agent writes: {}; tried again",
                         root(&error)
@@ -366,6 +397,20 @@ impl Reconciler {
             }
         }
         self.run_chores();
+    }
+
+    /// Says that the store refuses this, whatever it does with the rest.
+    fn refused(&mut self, chore: &Chore, error: &StoreError) {
+        let key = chore.key(&self.node.name).to_string();
+        let message = format!("{}; it is tried again", chain(error));
+        self.problems
+            .set(Source::Store, &key, Some(Problem::new(&key, message)));
+    }
+
+    /// Takes that back.
+    fn accepted(&mut self, chore: &Chore) {
+        let key = chore.key(&self.node.name).to_string();
+        self.problems.set(Source::Store, &key, None);
     }
 
     /// Takes an endpoint of this host off it, whether or not the store can be told now. Until

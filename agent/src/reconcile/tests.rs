@@ -2,7 +2,11 @@
 //! Nothing is run beside it.
 
 use serde_json::{Value, json};
-use weft_core::{chores::Chore, record::Entry};
+use weft_core::{
+    chores::Chore,
+    record::{Committed, Entry},
+};
+use weft_store::StoreError;
 use weft_store_schema::NodeName;
 
 use super::*;
@@ -323,4 +327,24 @@ async fn a_look_that_fails_is_repeated() {
     assert!(ground.reconciler.is_applying(), "it is put again");
     ground.applied();
     assert!(ground.problem("networks/blue").is_none() && ground.reconciler.unseen.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_store_refuses_is_told_until_it_does_not() {
+    let mut ground = Ground::informed(Vec::new(), Vec::new()).await;
+    let what = "put peers/host1".to_owned();
+    let too_much = StoreError::Transaction {
+        what: what.clone(),
+        why: "too large".to_owned(),
+    };
+    let lost = StoreError::Stopping { what };
+    let done = |result| ChoreDone::of(Chore::PublishPeer, result);
+    ground.reconciler.on_chore_done(done(Err(lost)));
+    assert_eq!(ground.problem("peers/host1"), None);
+    ground.reconciler.on_chore_done(done(Err(too_much)));
+    assert!(ground.problem("peers/host1").unwrap().contains("too large"));
+    ground
+        .reconciler
+        .on_chore_done(done(Ok(Committed::Yes { revision: 20 })));
+    assert_eq!(ground.problem("peers/host1"), None);
 }
