@@ -48,11 +48,6 @@ impl Cooldowns {
         }
     }
 
-    /// Revisions count anew: how old those of the former history are says nothing any more.
-    pub(crate) fn begin_anew(&mut self) {
-        self.samples.clear();
-    }
-
     /// What was released at this revision or before has cooled down.
     pub(crate) fn cooled_to(&self, cooldown: Duration, now: Instant) -> i64 {
         if cooldown.is_zero() {
@@ -87,17 +82,6 @@ mod tests {
         // And the last one, although nothing follows.
         let later = start + Duration::from_secs(100) + cooldown;
         assert_eq!(cooldowns.cooled_to(cooldown, later), 9_999);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_released_in_another_history_has_not_cooled_down() {
-        let (start, cooldown) = (Instant::now(), Duration::from_secs(16));
-        let mut cooldowns = Cooldowns::default();
-        cooldowns.note(&[cooldown].into(), 5000, start);
-        cooldowns.begin_anew();
-        cooldowns.note(&[cooldown].into(), 10, start + cooldown / 2);
-        assert_eq!(cooldowns.cooled_to(cooldown, start + cooldown), 0);
-        assert_eq!(cooldowns.cooled_to(cooldown, start + cooldown * 2), 10);
     }
 
     #[tokio::test(start_paused = true)]

@@ -138,6 +138,10 @@ pub(crate) struct Reconciler {
     /// Networks in view because the host was rebooted, once it is known whether it was.
     swept: Option<BTreeSet<NetworkName>>,
     scopes: BTreeSet<Scope>,
+    /// Something changed that the scopes depend on.
+    interest_is_stale: bool,
+    /// The networks' cool-downs.
+    cooldowns_in_use: BTreeSet<Duration>,
     dirty: Dirty,
     look: Dirty,
     look_because: Because,
@@ -297,6 +301,8 @@ impl Reconciler {
             rebooted: false,
             swept: None,
             scopes: BTreeSet::new(),
+            interest_is_stale: true,
+            cooldowns_in_use: BTreeSet::new(),
             dirty: Dirty::default(),
             look: Dirty::everything(),
             look_because: Because::Wanted,
@@ -354,7 +360,6 @@ impl Reconciler {
             }
             StoreEvent::Changed { scope, changes } => {
                 if !self.scopes.contains(&scope) {
-                    self.cooldowns.begin_anew();
                     return;
                 }
                 let dirty = self.snapshot.apply_changes(&changes);
@@ -379,15 +384,15 @@ impl Reconciler {
                     message,
                     ..v1::Event::default()
                 });
+                if matches!(connection, Connection::Up { .. }) {
+                    self.book.reconnected(Instant::now());
+                }
                 self.connection = Some(connection);
                 self.bump();
                 return;
             }
         };
         self.note_arrival(&dirty, arrived);
-        if matches!(connection, Connection::Up { .. }) {
-            self.book.reconnected(Instant::now());
-        }
         self.take_in(dirty);
     }
 
@@ -403,17 +408,17 @@ impl Reconciler {
     fn after_records(&mut self) {
         self.problems
             .replace(Source::Record, self.snapshot.problems().values());
-        let networks = self.snapshot.networks();
-        let in_use = networks.filter_map(|(_, slot)| Some(slot.value.as_ref()?.cooldown));
         self.cooldowns
-            .note(&in_use.collect(), self.snapshot.revision(), Instant::now());
+            .note(&self.cooldowns_in_use, self.snapshot.revision(), Instant::now());
         self.settle_identity();
         self.tell_removal();
         self.look_after_trust();
         self.end_detachments();
         self.sweep_after_reboot();
         self.run_chores();
-        self.update_interest();
+        if self.interest_is_stale {
+            self.update_interest();
+        }
         self.bump();
     }
 
@@ -430,6 +435,13 @@ impl Reconciler {
         self.heed_removal();
         self.copies_are_old(&dirty);
         self.add_chores(&dirty);
+        let networks = dirty.everything || !dirty.networks.is_empty();
+        if networks {
+            let networks = self.snapshot.networks();
+            let in_use = networks.filter_map(|(_, slot)| Some(slot.value.as_ref()?.cooldown));
+            self.cooldowns_in_use = in_use.collect();
+        }
+        self.interest_is_stale |= networks || dirty.endpoints.iter().any(|e| e.node == self.node.name);
         for endpoint in &dirty.endpoints {
             let network = self.observed.networks.get(&endpoint.network);
             if endpoint.node == self.node.name && network.is_some_and(|n| n.unseen.contains(&endpoint.id)) {
@@ -444,6 +456,7 @@ impl Reconciler {
         let now = Instant::now();
         if now >= self.next_full {
             self.next_full = now + self.node.resync;
+            self.interest_is_stale = true;
             self.look.everything = true;
             self.look_because = self.look_because.max(Because::Routine);
             self.underlay_due = Some(now);

@@ -59,7 +59,8 @@ const RELEASED_SLACK: usize = 256;
 /// So many are cleared away in one transaction.
 const FORGOTTEN_AT_ONCE: usize = 60;
 
-/// What may be owed after a change of these objects. Cheap; [`transaction`] decides.
+/// What is owed after a change of these objects, as far as [`transaction`] can tell before the rest that it depends on is
+/// known. Costs what the change concerns.
 pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Chore> {
     let mut chores = Vec::new();
     if publish_peer(snapshot, peer).is_some() {

@@ -91,37 +91,42 @@ impl Reconciler {
         let now = Instant::now();
         let mut open = Vec::new();
         for (question, slot) in self.snapshot.barriers() {
-            let answer = self.answers.given.entry(question.clone()).or_insert_with(|| {
-                // Whether the own host has caught up is asked for too.
-                self.store.expect(slot.mod_revision - 1);
-                Answer::Due {
-                    at: now,
-                    pause: Duration::ZERO,
+            let answer = match self.answers.given.get(question) {
+                Some(answer) => *answer,
+                None => {
+                    // Whether the own host has caught up is asked for too.
+                    self.store.expect(slot.mod_revision - 1);
+                    let pause = Duration::ZERO;
+                    let answer = Answer::Due { at: now, pause };
+                    self.answers.given.insert(question.clone(), answer);
+                    answer
                 }
-            });
+            };
             let (network, barrier) = question;
             let to_us = barrier.node != self.node.name && self.snapshot.takes_part(network);
             if let (Answer::Due { at, pause }, Some(value), true) = (answer, &slot.value, to_us)
-                && *at <= now
+                && at <= now
             {
                 open.push(Open {
                     question: question.clone(),
                     revision: slot.mod_revision,
                     lease: value.lease,
-                    pause: *pause,
+                    pause,
                 });
             }
         }
-        if !self.is_connected() {
+        if open.is_empty() || !self.is_connected() {
             return;
         }
+        self.with_standing(|standing| {
+            open.retain(
+                |Open {
+                     question, revision, ..
+                 }| { standing.obstacle(&question.0, &question.1, *revision).is_none() },
+            );
+        });
         for open in open {
-            if self
-                .obstacle(&open.question.0, &open.question.1, open.revision)
-                .is_none()
-            {
-                self.answer(open);
-            }
+            self.answer(open);
         }
     }
 
@@ -186,6 +191,11 @@ impl Reconciler {
         question: &BarrierRef,
         revision: i64,
     ) -> Option<Obstacle> {
+        self.with_standing(|standing| standing.obstacle(network, question, revision))
+    }
+
+    /// How this host stands: the same for all questions, and made from all that is wrong here.
+    fn with_standing<T>(&self, judge: impl FnOnce(&Standing<'_>) -> T) -> T {
         let refused: BTreeSet<NetworkName> = self
             .failures
             .keys()
@@ -193,15 +203,14 @@ impl Reconciler {
             .map(|(network, _)| network.clone())
             .collect();
         let host = self.host();
-        let standing = Standing {
+        judge(&Standing {
             snapshot: &self.snapshot,
             host: host.as_ref(),
             observed: &self.observed,
             reached: self.reached,
             refused: &refused,
             hopeless: &self.problems.bad_records(),
-        };
-        standing.obstacle(network, question, revision)
+        })
     }
 
     /// Whether the others can know where this host is: its record is in the store.

@@ -75,6 +75,7 @@ impl ChoreDone {
 
 impl Reconciler {
     pub(super) fn update_interest(&mut self) {
+        self.interest_is_stale = false;
         let in_kernel = self.observed.networks.keys().chain(self.unseen_networks());
         let in_kernel = in_kernel.cloned().collect();
         let detaching = self.snapshot.detaching().keys().map(|endpoint| &endpoint.network);
@@ -95,7 +96,7 @@ impl Reconciler {
                 // What was said of the endpoints that are out of view now has to be unsaid.
                 self.dirty.everything = true;
             }
-            self.snapshot.retain(&scopes);
+            self.interest_is_stale = !self.snapshot.retain(&scopes).is_empty();
             self.store.want(scopes.clone());
             self.scopes = scopes;
         }
@@ -140,6 +141,7 @@ impl Reconciler {
                 for network in &networks {
                     *self.pinned.entry(network.clone()).or_default() += 1;
                 }
+                self.interest_is_stale = true;
                 self.swept = Some(networks);
             }
             // Without an underlay, nothing that is found there would be noted as owed.
@@ -199,6 +201,7 @@ impl Reconciler {
         }
         let now = Instant::now();
         for chore in chores::chores(&self.snapshot, &peer, dirty) {
+            self.interest_is_stale = true;
             let rank = chores::rank(&self.snapshot, &chore);
             self.book.add(chore, rank, now);
         }
@@ -244,6 +247,7 @@ impl Reconciler {
             match transaction {
                 Ok(None) => {
                     self.book.done(&chore);
+                    self.interest_is_stale = true;
                     self.look_after_release(&chore);
                     self.accepted(&chore);
                 }
@@ -355,6 +359,7 @@ impl Reconciler {
             result,
         } = done;
         self.book.end_claims(&transaction);
+        self.interest_is_stale = true;
         let now = Instant::now();
         if result.is_ok() {
             self.problems.set(Source::Host, WRITES, None);
@@ -449,6 +454,7 @@ impl Reconciler {
             .collect();
         for endpoint in ended {
             let dirty = self.snapshot.end_detach(&endpoint);
+            self.interest_is_stale = true;
             self.dirty.merge(dirty);
             if let Err(error) = self.detachments.remove(&endpoint) {
                 tracing::warn!(error = %chain(&error), "a finished detachment stays remembered, which does no harm");

@@ -261,6 +261,7 @@ impl Reconciler {
             }
             _ => None,
         };
+        self.interest_is_stale |= look.everything || !look.networks.is_empty() || !seen.errors.is_empty();
         let again = look::merge(&mut self.observed, &look, seen);
         self.judge_notices();
         if !again.is_empty() {

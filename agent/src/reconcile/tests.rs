@@ -348,3 +348,24 @@ async fn what_the_store_refuses_is_told_until_it_does_not() {
         .on_chore_done(done(Ok(Committed::Yes { revision: 20 })));
     assert_eq!(ground.problem("peers/host1"), None);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_watched_follows_what_it_depends_on() {
+    let web = endpoint("web", "10.1.0.2");
+    let mut ground = Ground::informed(vec![web.clone()], vec![claim("10.1.0.2", "host1/web")]).await;
+    let all = Scope::Endpoints(blue());
+    assert!(ground.reconciler.scopes.contains(&all) && !ground.reconciler.interest_is_stale);
+    let deleted = |entry: Entry, mod_revision| Change::Deleted {
+        key: entry.key,
+        mod_revision,
+    };
+    ground.reconciler.learn(&[deleted(web, 11)]);
+    let release = Chore::ReleaseAddress(blue(), "10.1.0.2".parse().unwrap());
+    assert!(ground.owes(&release) && ground.reconciler.scopes.contains(&all));
+    ground
+        .reconciler
+        .learn(&[deleted(claim("10.1.0.2", "host1/web"), 12)]);
+    let done = ChoreDone::of(release, Ok(Committed::Yes { revision: 12 }));
+    ground.reconciler.on_chore_done(done);
+    assert!(!ground.reconciler.scopes.contains(&all));
+}
