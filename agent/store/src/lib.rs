@@ -113,8 +113,8 @@ impl Store {
     }
 
     /// Sets which scopes are watched. New ones are listed and watched from there on, missing ones end.
-    /// A network's `OwnEndpoints` and `Endpoints` may replace each other without a gap: the new one is listed
-    /// before the old one ends.
+    /// Also where a network's `OwnEndpoints` and `Endpoints` replace each other: what happens before the new one is
+    /// listed is in the listing.
     pub fn want(&self, scopes: BTreeSet<Scope>) {
         self.interest.set(scopes);
     }

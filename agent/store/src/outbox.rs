@@ -123,9 +123,7 @@ impl Events {
 
     /// The next event; none once the store has been shut down. Cancelling loses nothing.
     ///
-    /// Nothing of a scope is returned after the [`want`](crate::Store::want) that dropped it, with one
-    /// exception: `OwnEndpoints` and `Endpoints` of a network that replace each other, where the old one goes
-    /// on until the new one's `Listed` has been returned.
+    /// Nothing of a scope is returned after the [`want`](crate::Store::want) that dropped it.
     pub async fn recv(&mut self) -> Option<StoreEvent> {
         loop {
             let parcel = self.receiver.recv().await?;
@@ -156,14 +154,7 @@ impl Events {
     fn admits(&self, event: &StoreEvent, generation: Generation) -> bool {
         let of = |scope: &Scope| self.interest.admits(scope, generation);
         match event {
-            StoreEvent::Listed { scope, .. } => {
-                let admitted = of(scope);
-                if admitted {
-                    self.interest.listed(scope);
-                }
-                admitted
-            }
-            StoreEvent::Changed { scope, .. } => of(scope),
+            StoreEvent::Listed { scope, .. } | StoreEvent::Changed { scope, .. } => of(scope),
             // About all scopes of its time: void if one was added since.
             StoreEvent::Progress { .. } => generation == self.interest.newest(),
             StoreEvent::Connection(_) => true,
