@@ -208,7 +208,9 @@ impl AgentControl {
         let patience = call.deadline.min(Instant::now() + STORE_PATIENCE);
         let over = self
             .wait(patience, move |r| {
-                (!r.snapshot.detaching().contains_key(&earlier)).then_some(())
+                // One that the store has lost is over without it.
+                let waits = r.snapshot.detaching().contains_key(&earlier);
+                (!waits || r.snapshot.is_done_for(&earlier)).then_some(())
             })
             .await?;
         over.ok_or_else(|| ApiError::Unavailable {
