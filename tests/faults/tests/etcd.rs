@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use weft_e2e::{Cluster, SOON, Station, attach, fails, link, status, writes};
+use weft_e2e::{Cluster, SOON, Station, attach, fails, has_problem, link, no_problem, status, writes};
 use weft_faults::{between, caught_up, connected, forwards_as_recorded, log_lines, one_each};
 use weft_lab::{EtcdMember, Host, Lab, eventually};
 
@@ -266,6 +266,10 @@ fn etcd_is_out_of_space() -> Result<()> {
         let store = &status(host)?["store"];
         ensure!(store["connected"] == true, "{store}");
     }
+    // Who owes it something says that it is refused.
+    eventually(SOON, "that writes are refused is told", || {
+        has_problem(one, "(store writes)", "", "space exceeded")
+    })?;
     // Each has something to say of itself that cannot be written: told once, and not asked for every second.
     let requests = etcd.requests("LeaseKeepAlive")? + etcd.requests("Txn")?;
     traffic.wait_more(500)?;
@@ -299,6 +303,7 @@ fn etcd_is_out_of_space() -> Result<()> {
         alive(one, host, true)?;
     }
     println!("both alive after {:?}", healed.elapsed());
+    no_problem(one, "(store writes)")?;
     let late = cluster.container("late")?;
     attach(one, "blue", &late, "late", &[])?;
     caught_up(&cluster, hosts, "blue")?;
