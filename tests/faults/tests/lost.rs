@@ -399,12 +399,8 @@ fn what_is_in_the_way_of_writing_again_is_named_and_kept() -> Result<()> {
     cluster.close()
 }
 
-/// The agents are cut off while somebody deletes, and the history is compacted before they are back.
-#[test]
-fn what_was_deleted_unseen_is_judged_by_what_is_left() -> Result<()> {
-    let cluster = Cluster::of(3)?;
-    let stations = two_networks(&cluster)?;
-    let (blue, red): (Vec<_>, Vec<_>) = stations.iter().cloned().partition(|s| s.network == "blue");
+/// Cuts the agents off, deletes a prefix, and compacts the history before they are back.
+fn delete_unseen(cluster: &Cluster, prefix: &str) -> Result<()> {
     let etcd = cluster.etcd(1).addresses();
     let is_connected = |host: &Host, wanted: bool| {
         eventually(SOON, "the agent has noticed", || {
@@ -412,24 +408,29 @@ fn what_was_deleted_unseen_is_judged_by_what_is_left() -> Result<()> {
             Ok(())
         })
     };
-    let unseen = |prefix: &str| -> Result<()> {
-        for host in cluster.hosts() {
-            host.netns().cut(&etcd, Cut::Refused)?;
-        }
-        for host in cluster.hosts() {
-            is_connected(host, false)?;
-        }
-        cluster.del_prefix(prefix)?;
-        let revision = cluster.etcd(1).status()?.revision;
-        cluster.etcdctl(&["compact", &revision.to_string()])?;
-        for host in cluster.hosts() {
-            host.netns().reconnect()?;
-            is_connected(host, true)?;
-        }
-        Ok(())
-    };
+    for host in cluster.hosts() {
+        host.netns().cut(&etcd, Cut::Refused)?;
+    }
+    for host in cluster.hosts() {
+        is_connected(host, false)?;
+    }
+    cluster.del_prefix(prefix)?;
+    let revision = cluster.etcd(1).status()?.revision;
+    cluster.etcdctl(&["compact", &revision.to_string()])?;
+    for host in cluster.hosts() {
+        host.netns().reconnect()?;
+        is_connected(host, true)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_network_that_was_deleted_unseen_is_believed_to_be_gone() -> Result<()> {
+    let cluster = Cluster::of(3)?;
+    let stations = two_networks(&cluster)?;
+    let red: Vec<Station> = stations.iter().filter(|s| s.network == "red").cloned().collect();
     let traffic = between(&red)?;
-    unseen(&format!("{ENDPOINTS}blue/"))?;
+    delete_unseen(&cluster, &format!("{ENDPOINTS}blue/"))?;
     for host in &cluster.hosts()[..2] {
         eventually(SOON, "the network is gone", || {
             ensure!(!host.netns_of("blue").exists());
@@ -437,16 +438,16 @@ fn what_was_deleted_unseen_is_judged_by_what_is_left() -> Result<()> {
         })?;
     }
     traffic.nothing_lost()?;
+    cluster.close()
+}
 
-    let again = blue
-        .iter()
-        .map(|s| cluster.endpoint_in("blue", s.host, &s.id, s.container.clone()));
-    let mut again = again.collect::<Result<Vec<_>>>()?;
-    cluster.up(&mut again)?;
-    let all: Vec<Station> = again.into_iter().chain(red).collect();
+#[test]
+fn a_store_that_was_emptied_unseen_is_not_believed() -> Result<()> {
+    let cluster = Cluster::of(3)?;
+    let stations = two_networks(&cluster)?;
     let written = all_writes(&cluster)?;
-    let traffic = between(&all)?;
-    unseen(ENDPOINTS)?;
+    let traffic = between(&stations)?;
+    delete_unseen(&cluster, ENDPOINTS)?;
     for host in cluster.hosts() {
         holds(host, "no endpoint left in any network")?;
     }
