@@ -70,11 +70,7 @@ impl Strikes for Kind {
                 };
                 drift::strike(lab.host(*host), network, *salt, *blows, course, verdict)
             }
-            Self::Unplug { host } => {
-                lab.host(*host).unplug()?;
-                course.rest();
-                lab.host(*host).plug()
-            }
+            Self::Unplug { host } => unplug(lab.host(*host), course),
             Self::ContainerGone { host, again } => container_gone(lab.host(*host), scene, *again, course),
             Self::Mtu { host, mtu } => {
                 set_mtu(lab.host(*host), *mtu)?;
@@ -125,6 +121,30 @@ fn reboot(host: &Host, course: &Course<'_>, verdict: &Verdict) -> Result<()> {
     }
     course.rest();
     host.spawn_weftd(&[])
+}
+
+/// The cable is out for a while.
+///
+/// The host remembers its neighbours meanwhile. It would ask for them anew for a second, and keep that long all answers of its
+/// containers to echo requests: hosts of a lab share one kernel, which answers from one socket for all of them (a
+/// processor, a family), and with that one's buffer full no container of any host is answered any more.
+fn unplug(host: &Host, course: &Course<'_>) -> Result<()> {
+    let known = host.netns().ip_json(&["neigh", "show", "dev", "eth0"])?;
+    let keep = |state: &str| -> Result<()> {
+        for entry in known.as_array().into_iter().flatten() {
+            let (Some(address), Some(mac)) = (entry["dst"].as_str(), entry["lladdr"].as_str()) else {
+                continue;
+            };
+            let command = format!("ip neigh replace {address} lladdr {mac} dev eth0 nud {state}");
+            host.exec(&command.split(' ').collect::<Vec<_>>())?;
+        }
+        Ok(())
+    };
+    keep("permanent")?;
+    host.unplug()?;
+    course.rest();
+    host.plug()?;
+    keep("reachable")
 }
 
 /// Up to what the witness has seen, so that it goes on seeing everything.

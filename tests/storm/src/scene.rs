@@ -110,6 +110,10 @@ fn over(
     let no_more = || has_ended() || verdict.is_over();
     let gate = Gate::default();
     let outcome = std::thread::scope(|scope| {
+        let _all_end = OnDrop(|| {
+            ended.store(true, Ordering::Relaxed);
+            gate.close();
+        });
         scope.spawn(|| witness.follow(&has_ended));
         scope.spawn(|| witness.read(&has_ended));
         scope.spawn(|| witness.look(&has_ended));
@@ -124,7 +128,7 @@ fn over(
             let rng = Rng::with_seed(storm.seed.wrapping_add(host.number() as u64));
             scope.spawn(move || worker::make_networks(host, rng, verdict, gate, no_more));
         }
-        let outcome = rounds(&Scene {
+        rounds(&Scene {
             cluster,
             storm,
             places: &places,
@@ -132,15 +136,21 @@ fn over(
             gate: &gate,
             verdict,
             say,
-        });
-        gate.close();
-        ended.store(true, Ordering::Relaxed);
-        outcome
+        })
     });
     if outcome.is_err() || !verdict.violations().is_empty() {
         evidence::keep(cluster, &storm.evidence, &witness, verdict).context("keeping the evidence")?;
     }
     outcome
+}
+
+/// Does something in the end, also when somebody panics: threads that wait for the end would be waited for without end.
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
 }
 
 /// Makes the containers, many at a time: each takes the kernel a while.
