@@ -31,6 +31,7 @@ struct Stored {
     known: Option<Known>,
     incarnation: String,
     /// The revision of the mark that began this life; 0 if none did.
+    #[serde(skip_serializing_if = "is_none")]
     mark: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     removed: Option<Removed>,
@@ -70,6 +71,11 @@ pub(crate) struct Removed {
 
 /// The file is rewritten when the store has come this much further.
 const STRIDE: i64 = 1000;
+
+/// Whether no mark began this life.
+fn is_none(mark: &i64) -> bool {
+    *mark == 0
+}
 
 fn new_incarnation() -> String {
     uuid::Uuid::new_v4().simple().to_string()
