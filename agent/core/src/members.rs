@@ -225,7 +225,9 @@ impl Members {
     /// Whether there are endpoints of which it is not known what they have.
     pub fn any_undetermined(&self) -> bool {
         self.undetermined.iter().any(|member| {
-            self.endpoint(member).is_some_and(|slot| slot.bad) || self.claimed.contains_key(member)
+            let slot = self.endpoint(member);
+            // One that was never understood tells no more when the store has lost it.
+            slot.is_some_and(|slot| slot.bad || slot.value.is_none()) || self.claimed.contains_key(member)
         })
     }
 

@@ -155,8 +155,7 @@ impl Snapshot {
     }
 
     /// What of a revision's changes may be a slip, and is held until that is known: deletions of more than one endpoint of
-    /// a network, or of this node's last one in a network that has no other either; of several networks, of several
-    /// peers.
+    /// a network that this node has part in, or of the last one there; of several networks, of several peers.
     pub(crate) fn suspect_slips(&mut self, changes: &[Change]) -> Dirty {
         let deleted: BTreeSet<Key> = changes
             .iter()
@@ -236,10 +235,11 @@ impl Snapshot {
         self.known_from(key).is_some_and(|at| at <= revision) && !self.is_held(key) && !detached
     }
 
-    /// Whether without these endpoints, one of which is this node's, a network has none.
+    /// Whether without these endpoints a network that this node has part in has none, but for those that are held already.
     fn empties(&self, network: &NetworkName, gone: &BTreeSet<&EndpointRef>) -> bool {
         let mut all = self.members.get(network).into_iter().flat_map(Members::endpoints);
-        gone.iter().any(|endpoint| endpoint.node == self.node)
+        !gone.is_empty()
+            && self.takes_part(network)
             && all.all(|(node, id, slot)| {
                 let left = EndpointRef {
                     network: network.clone(),
