@@ -24,7 +24,7 @@ use anyhow::Result;
 use weft_lab::Underlay;
 use weft_storm::scene::Scene;
 use weft_storm::verdict::Verdict;
-use weft_storm::{MEMBERS, Network, Storm, evidence, fault, pass_over, settled};
+use weft_storm::{MEMBERS, Network, Storm, evidence, pass_over, settled};
 
 use crate::deal::Dealer;
 use crate::health::Health;
@@ -68,19 +68,10 @@ fn rounds(scene: &Scene<'_>) -> Result<()> {
     while verdict.elapsed() - begun < chaos.lasts && !verdict.is_over() {
         round += 1;
         let faults = dealer.round();
-        scene.begin_round(round, &faults);
         for host in faults.iter().filter_map(|fault| fault.kind.disturbs()) {
             verdict.disturb(host);
         }
-        scene.gate.open();
-        fault::strike(scene, &faults)?;
-        fault::all_run(scene.cluster, verdict);
-        scene.gate.close();
-        if verdict.is_over() {
-            break;
-        }
-        settled::check(scene)?;
-        if verdict.is_over() {
+        if !scene.round(round, &faults)? {
             break;
         }
         health.check(scene.cluster, verdict)?;

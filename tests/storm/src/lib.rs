@@ -201,15 +201,9 @@ fn rounds(scene: &Scene<'_>) -> Result<()> {
         let long = storm.long_pauses && verdict.elapsed() - begun >= FIRST_LONG_PAUSE + EVERY * long_pauses;
         long_pauses += u32::from(long);
         let faults = choice::round(&mut rng, storm.hosts, MEMBERS, long);
-        scene.begin_round(round, &faults);
-        scene.gate.open();
-        fault::strike(scene, &faults)?;
-        fault::all_run(scene.cluster, verdict);
-        scene.gate.close();
-        if verdict.is_over() {
+        if !scene.round(round, &faults)? {
             break;
         }
-        settled::check(scene)?;
         settled::restart(scene.cluster.host(rng.usize(1..=storm.hosts)), verdict)?;
     }
     scene.end_rounds(round)

@@ -10,11 +10,11 @@ use weft_e2e::Cluster;
 use weft_lab::{Lab, eventually};
 
 use crate::choice::Fault;
-use crate::fault::Strikes;
+use crate::fault::{self, Strikes};
 use crate::verdict::{Verdict, lock};
 use crate::witness::Witness;
 use crate::worker::{Belief, Gate, Place, Worker};
-use crate::{MEMBERS, Storm, evidence, worker};
+use crate::{MEMBERS, Storm, evidence, settled, worker};
 
 /// How often progress is told.
 const PROGRESS: Duration = Duration::from_secs(2);
@@ -39,12 +39,24 @@ pub struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    /// Tells what a round is going to bring.
-    pub fn begin_round<K: Strikes>(&self, number: u64, faults: &[Fault<K>]) {
+    /// A round: faults strike while workers work, all is healed, and what then must hold is checked. Answers whether there
+    /// is any point in going on.
+    ///
+    /// # Errors
+    /// When the storm itself fails.
+    pub fn round<K: Strikes>(&self, number: u64, faults: &[Fault<K>]) -> Result<bool> {
         let told: Vec<String> = faults.iter().map(ToString::to_string).collect();
         let told = format!("round {number}: {}", told.join(", "));
         (self.say)(&told);
         self.verdict.note(&told);
+        self.gate.open();
+        fault::strike(self, faults)?;
+        fault::all_run(self.cluster, self.verdict);
+        self.gate.close();
+        if !self.verdict.is_over() {
+            settled::check(self)?;
+        }
+        Ok(!self.verdict.is_over())
     }
 
     /// Closes the gate after the last round, and waits until all that was looked at is judged.
