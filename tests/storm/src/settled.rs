@@ -127,7 +127,7 @@ pub fn restart(host: &Host, verdict: &Verdict) -> Result<()> {
 }
 
 fn agrees(lab: &Lab, records: &Records) -> Result<()> {
-    let wrong = records.violations(&BTreeSet::new());
+    let wrong = [records.violations(&BTreeSet::new()), records.left_over()].concat();
     ensure!(wrong.is_empty(), "{wrong:?}");
     let nodes: BTreeSet<String> = lab.hosts().iter().map(Host::node).collect();
     ensure!(
