@@ -161,7 +161,10 @@ impl Watcher {
                 continue;
             }
             let directory = directory(&config.prefix, &config.node, scope);
-            let from = follow.seen + 1;
+            // One that goes on after a break does so from the last revision that was handed over, whose changes are
+            // recognised. If history was compacted at the very next one, etcd may have dropped the deletions of that
+            // revision and tell a watch from there nothing (etcd-io/etcd#18089); one from before is refused.
+            let from = follow.seen + i64::from(!follow.was_watched());
             let id = match &mut session.stream {
                 Some(stream) if !stream.can_watch_more() => return Ok(()),
                 Some(stream) => stream.watch(scope.clone(), &directory, from).await?,

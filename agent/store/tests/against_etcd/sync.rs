@@ -190,6 +190,28 @@ async fn compaction_while_cut_off_leads_to_one_listing() {
     assert_eq!(health.relists, 2, "{health:?}");
 }
 
+/// etcd 3.4 drops a deletion at the very revision that it was compacted at, without telling a watch that begins there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_that_was_compacted_at_its_own_revision_is_not_missed() {
+    let etcd = Etcd::one().await;
+    etcd.fill("networks/n", 0..2).await;
+    let proxy = Proxy::before(&etcd.url()).await;
+    let (store, events) = open(config(std::slice::from_ref(&proxy.url))).await;
+    let mut reader = Reader::new(events);
+    store.want(basic_scopes().into());
+    reader.listed(&basic_scopes()).await;
+    proxy.set(Mode::Refuse);
+    let revision = etcd.delete("networks/n00001").await;
+    etcd.compact(revision).await;
+    proxy.set(Mode::Forward);
+    reader
+        .until("the deletion", |reader| {
+            !reader.has(&Scope::Networks, "networks/n00001")
+        })
+        .await;
+    assert!(reader.has(&Scope::Networks, "networks/n00000"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn compaction_while_connected_and_quiet_changes_nothing() {
     let etcd = Etcd::one().await;
