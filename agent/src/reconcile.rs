@@ -338,19 +338,22 @@ impl Reconciler {
                 scope,
                 revision,
                 cluster_id,
+                continues,
                 entries,
             } => {
                 if !self.scopes.contains(&scope) {
                     return;
                 }
                 let before = self.snapshot.position();
-                let dirty = self
-                    .snapshot
-                    .apply_listing(&scope, cluster_id, revision, &entries);
-                if before
-                    .zip(self.snapshot.position())
-                    .is_some_and(|(b, now)| b.0 != now.0 || b.1 > now.1)
-                {
+                let went_back = |now: (u64, i64)| before.is_some_and(|b| b.0 != now.0 || b.1 > now.1);
+                let dirty = if continues {
+                    self.snapshot
+                        .apply_listing(&scope, cluster_id, revision, &entries)
+                } else {
+                    self.snapshot
+                        .apply_other_history(&scope, cluster_id, revision, &entries)
+                };
+                if !continues || self.snapshot.position().is_some_and(went_back) {
                     self.reached.begin_anew();
                     // What was known when says nothing of the revisions of another history.
                     self.cooldowns = Cooldowns::default();

@@ -37,8 +37,39 @@ impl Snapshot {
         revision: i64,
         entries: &[Entry],
     ) -> Dirty {
-        let mut dirty = Dirty::default();
         let trouble = self.trouble(scope, cluster_id, revision);
+        self.take_listing(scope, (cluster_id, revision), entries, trouble)
+    }
+
+    /// Takes in a complete listing of a scope from a store whose history is known not to be the one that was known, be
+    /// its revision as it may. What it lacks is held.
+    pub fn apply_other_history(
+        &mut self,
+        scope: &Scope,
+        cluster_id: u64,
+        revision: i64,
+        entries: &[Entry],
+    ) -> Dirty {
+        let known = [Some(scope.clone()), scope.counterpart()];
+        let is_known = known.iter().flatten().any(|s| self.positions.contains_key(s));
+        let trouble = self.trouble(scope, cluster_id, revision).or_else(|| {
+            is_known.then(|| {
+                format!(
+                    "the store went back, as if restored from a backup, and is at revision {revision} now"
+                )
+            })
+        });
+        self.take_listing(scope, (cluster_id, revision), entries, trouble)
+    }
+
+    fn take_listing(
+        &mut self,
+        scope: &Scope,
+        (cluster_id, revision): (u64, i64),
+        entries: &[Entry],
+        trouble: Option<String>,
+    ) -> Dirty {
+        let mut dirty = Dirty::default();
         if trouble.is_some() {
             // What was deleted, and what was suspected, was so in another history.
             self.undone.clear();

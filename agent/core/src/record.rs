@@ -98,6 +98,9 @@ pub enum StoreEvent {
         revision: i64,
         /// Identity of the etcd cluster that answered.
         cluster_id: u64,
+        /// Whether it goes on from what was told before. Cluster and revision need not show that it does not: a store
+        /// restored from a backup may have got further meanwhile than it was when it was seen last.
+        continues: bool,
         /// Every key of the scope.
         entries: Vec<Entry>,
     },

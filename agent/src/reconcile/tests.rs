@@ -142,6 +142,7 @@ impl Ground {
             scope,
             revision: 10,
             cluster_id: CLUSTER,
+            continues: true,
             entries,
         });
     }

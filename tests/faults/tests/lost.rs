@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use weft_e2e::{Cluster, SOON, Station, status, writes};
-use weft_faults::{CIDRS, between};
+use weft_faults::{CIDRS, between, one_each};
 use weft_lab::{Cut, Host, Lab, eventually};
 
 const ALL: &str = "/weft/v1/";
@@ -308,13 +308,53 @@ fn a_store_restored_from_an_older_snapshot_gets_the_rest_written_again() -> Resu
     cluster.close()
 }
 
+/// Cluster and revision look as if history had gone on; only the raft term tells.
+#[test]
+fn a_restored_store_that_got_further_before_it_was_seen_is_not_believed() -> Result<()> {
+    let cluster = Cluster::of(2)?;
+    let etcd = cluster.etcd(1);
+    // Each start is an election: a restored store begins with its first term.
+    for _ in 0..3 {
+        etcd.stop()?;
+        etcd.start()?;
+    }
+    let snapshot = etcd.save_snapshot("before")?;
+    let stations = one_each(&cluster)?;
+    let before = records(&cluster)?;
+    let traffic = between(&stations)?;
+    for host in cluster.hosts() {
+        host.netns().cut_off(&etcd.addresses())?;
+    }
+    etcd.stop()?;
+    etcd.restore_snapshot(&snapshot, None)?;
+    etcd.start()?;
+    let elsewhere = (0..100).map(|n| (format!("/elsewhere/{n}"), "x".to_owned()));
+    cluster.put_all(&elsewhere.collect::<Vec<_>>())?;
+    for host in cluster.hosts() {
+        host.netns().reconnect()?;
+    }
+    for host in cluster.hosts() {
+        holds(host, "as if restored from a backup, and is at revision")?;
+    }
+    for host in cluster.hosts() {
+        republish(host)?;
+    }
+    for host in cluster.hosts() {
+        holds_nothing(host)?;
+    }
+    traffic.nothing_lost()?;
+    let after = records(&cluster)?;
+    ensure!(after == before, "before: {before:#?}\nafter: {after:#?}");
+    cluster.close()
+}
+
 #[test]
 fn an_empty_store_in_the_place_of_the_known_one_is_filled_again() -> Result<()> {
     let lab = Lab::builder().hosts(2).build()?;
     let empty = lab.etcd(1).save_snapshot("empty")?;
     lab.start_all()?;
     let cluster = Cluster::from_running(lab);
-    let stations = weft_faults::one_each(&cluster)?;
+    let stations = one_each(&cluster)?;
     let before = records(&cluster)?;
     let traffic = between(&stations)?;
     let etcd = cluster.etcd(1);

@@ -186,3 +186,24 @@ fn our_own_deletion_in_another_history_is_none_in_this_one() {
     agent.snapshot.apply_changes(&[Change::Put(again)]);
     assert!(is_there(&agent));
 }
+
+#[test]
+fn a_store_that_went_back_and_got_further_since_deletes_nothing() {
+    let (before, mut agent, _) = detached();
+    let web = Store::key("endpoints/blue/host1/web");
+    let mut restored = before.clone();
+    restored.delete(&web);
+    restored.revision += 100;
+    let (scope, cluster) = (Scope::OwnEndpoints("blue".parse().unwrap()), restored.cluster_id);
+    let known = agent.snapshot.clone();
+    agent
+        .snapshot
+        .apply_other_history(&scope, cluster, restored.revision, &[]);
+    assert!(is_there(&agent), "held");
+    assert!(agent.snapshot.held_because().is_some());
+    agent.snapshot = known;
+    agent
+        .snapshot
+        .apply_listing(&scope, cluster, restored.revision, &[]);
+    assert!(!is_there(&agent), "in a history that goes on it is deleted");
+}

@@ -152,6 +152,7 @@ impl Watcher {
                 scope,
                 revision,
                 cluster_id: lists.cluster_id,
+                continues: reason != Reason::History,
                 entries,
             };
             self.outbox.push(event, follow.generation);

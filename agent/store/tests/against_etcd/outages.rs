@@ -260,6 +260,7 @@ async fn an_empty_store_of_another_cluster_is_listed_anew() {
         2,
         "the listing says that it is another cluster"
     );
+    assert!(reader.broken > 0, "and that it goes on from nothing");
     assert_eq!(store.health().cluster_id, reader.clusters.last().copied());
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct Reader {
     pub(crate) progress: i64,
     pub(crate) connections: Vec<Connection>,
     pub(crate) clusters: Vec<u64>,
+    /// Listings that were said not to go on from what was told before.
+    pub(crate) broken: usize,
     /// How many events of each kind, for messages.
     pub(crate) events_seen: usize,
     pub(crate) changed_events: usize,
@@ -42,6 +44,7 @@ impl Reader {
             progress: 0,
             connections: Vec::new(),
             clusters: Vec::new(),
+            broken: 0,
             events_seen: 0,
             changed_events: 0,
         }
@@ -72,8 +75,10 @@ impl Reader {
                 scope,
                 revision,
                 cluster_id,
+                continues,
                 entries,
             } => {
+                self.broken += usize::from(!continues);
                 if self.clusters.last() != Some(cluster_id) {
                     self.clusters.push(*cluster_id);
                 }

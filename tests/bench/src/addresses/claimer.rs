@@ -238,6 +238,7 @@ fn take_in(view: &mut Snapshot, event: StoreEvent) {
             revision,
             cluster_id,
             entries,
+            ..
         } => {
             view.apply_listing(&scope, cluster_id, revision, &entries);
         }
