@@ -21,7 +21,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Before another attempt at what something stands in the way of that this agent does not see.
-const HINDERED_PAUSE: Duration = Duration::from_secs(30);
+const HINDERED_PAUSE: Duration = Duration::from_secs(4);
 
 /// What was not owed again for this long may be done at once.
 const FORGET: Duration = Duration::from_secs(60);

@@ -148,6 +148,8 @@ impl Traffic {
     /// # Errors
     /// When an echo request was not answered, a stream broke, or too little was sent to tell; says where.
     pub fn nothing_lost(self) -> Result<()> {
+        // What was done may have taken less time than it takes to tell.
+        self.wait_more(FEW)?;
         let flows = self.stop();
         let lost: Vec<String> = flows
             .iter()
