@@ -4,12 +4,14 @@
 //! and the benchmark's section in `docs/benchmarks.md`. Nothing here knows what is measured, and nothing
 //! fails because a figure is bad: a goal that is missed is a row that says so.
 
+mod docker;
 mod machine;
 mod report;
 mod row;
 mod sample;
 mod usage;
 
+pub use docker::Docker;
 pub use machine::{Machine, file_system, on_disk};
 pub use report::Report;
 pub use row::{Against, Goal, Row};

@@ -27,6 +27,9 @@ pub struct Report {
     pub details: String,
 }
 
+/// The benchmarks whose rows stand together in `target/bench/speed.json`, in this order.
+const SPEED: [&str; 4] = ["reach", "programming", "packets", "growth"];
+
 const HEAD: [&str; 8] = [
     "row",
     "value",
@@ -48,6 +51,9 @@ impl Report {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let json = root.join(format!("target/bench/{}.json", self.name));
         write(&json, &format!("{}\n", serde_json::to_string_pretty(&self.rows)?))?;
+        if SPEED.contains(&self.name) {
+            gather(&root.join("target/bench"))?;
+        }
         let docs = root.join("docs/benchmarks.md");
         let before = std::fs::read_to_string(&docs).unwrap_or_else(|_| "# Benchmarks\n".to_owned());
         write(&docs, &with_section(&before, self.name, &self.section(machine)))?;
@@ -144,6 +150,25 @@ fn with_section(text: &str, name: &str, section: &str) -> String {
     )
 }
 
+/// Puts what the benchmarks of [`SPEED`] last wrote into one file.
+fn gather(dir: &Path) -> Result<()> {
+    let mut rows: Vec<serde_json::Value> = Vec::new();
+    for name in SPEED {
+        let path = dir.join(format!("{name}.json"));
+        match std::fs::read(&path) {
+            Ok(bytes) => rows.append(
+                &mut serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))?,
+            ),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+    write(
+        &dir.join("speed.json"),
+        &format!("{}\n", serde_json::to_string_pretty(&rows)?),
+    )
+}
+
 /// Writes a file whole, as its directory's owner: benchmarks run as root in somebody's checkout.
 fn write(path: &Path, text: &str) -> Result<()> {
     let dir = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
@@ -198,6 +223,19 @@ mod tests {
                 .section(&Machine::here())
                 .contains("| attempts | 1.20 | each |  |  |  | ≤ 1.05: **missed** |  |")
         );
+    }
+
+    #[test]
+    fn rows_of_several_benchmarks_stand_together() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("packets.json"), r#"[{"row":"p"}]"#).unwrap();
+        std::fs::write(dir.path().join("reach.json"), r#"[{"row":"a"},{"row":"b"}]"#).unwrap();
+        std::fs::write(dir.path().join("addresses.json"), r#"[{"row":"x"}]"#).unwrap();
+        gather(dir.path()).unwrap();
+        let text = std::fs::read(dir.path().join("speed.json")).unwrap();
+        let rows: Vec<serde_json::Value> = serde_json::from_slice(&text).unwrap();
+        let names: Vec<_> = rows.iter().map(|row| row["row"].as_str().unwrap()).collect();
+        assert_eq!(names, ["a", "b", "p"]);
     }
 
     #[test]

@@ -4,7 +4,6 @@
 mod bare;
 mod choice;
 mod claimer;
-mod docker;
 mod network;
 mod pace;
 mod rates;
@@ -12,7 +11,7 @@ mod rates;
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result};
-use weft_bench::{Form, Machine, Progress, Report, on_disk};
+use weft_bench::{Docker, Form, Machine, Progress, Report, on_disk};
 use weft_lab::Lab;
 
 fn main() -> Result<()> {
@@ -55,7 +54,8 @@ fn main() -> Result<()> {
     lab.close()?;
     if only.is_none() {
         report.rows.extend(large);
-        match docker::connects(&base, form.pick(3, 7), 10, progress) {
+        let docker = Docker::start(&base, 10, progress);
+        match docker.and_then(|docker| docker.connects_a_second(form.pick(3, 7), progress)) {
             Ok(connects) => report.rows.extend(found.beside_docker(&connects)),
             Err(why) => {
                 progress.say(format!("Docker 20.10 is left out: {why:#}"));
