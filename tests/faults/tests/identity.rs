@@ -4,7 +4,7 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use weft_e2e::{Cluster, SOON, has_problem, no_problem, remote_fdb, status};
+use weft_e2e::{Cluster, SOON, Station, has_problem, no_problem, remote_fdb, status};
 use weft_faults::{between, one_each};
 use weft_lab::{Host, Lab, eventually};
 
@@ -74,10 +74,8 @@ fn tempdir(cluster: &Cluster) -> Result<String> {
     Ok(dir.display().to_string())
 }
 
-/// A second host with the name of one that is there does nothing, says who has the name, and lets the first one be. With a
-/// name of its own, or once the first is removed for good, it goes on.
-#[test]
-fn two_hosts_with_one_node_name() -> Result<()> {
+/// Three hosts, two of them with an agent and an endpoint that talk.
+fn without_the_third() -> Result<(Cluster, Vec<Station>)> {
     let lab = Lab::builder().hosts(3).build()?;
     for number in [1, 2] {
         lab.host(number).start_weftd()?;
@@ -89,6 +87,14 @@ fn two_hosts_with_one_node_name() -> Result<()> {
         cluster.endpoint("blue", 2, "b")?,
     ];
     cluster.up(&mut stations)?;
+    Ok((cluster, stations))
+}
+
+/// A second host with the name of one that is there does nothing, says who has the name, and lets the first one be. With a
+/// name of its own, or once the first is removed for good, it goes on.
+#[test]
+fn two_hosts_with_one_node_name() -> Result<()> {
+    let (cluster, stations) = without_the_third()?;
     let traffic = between(&stations)?;
     let (first, second) = (cluster.host(1), cluster.host(3));
     let kept: Vec<_> = ["peers/host1", "alive/host1"]
@@ -200,17 +206,7 @@ fn two_hosts_with_one_node_name_at_the_same_moment() -> Result<()> {
 /// Two hosts with one VTEP address: the older record keeps it, both are told, and what other hosts forward does not change.
 #[test]
 fn two_hosts_with_one_vtep_address() -> Result<()> {
-    let lab = Lab::builder().hosts(3).build()?;
-    for number in [1, 2] {
-        lab.host(number).start_weftd()?;
-    }
-    let cluster = Cluster::from_running(lab);
-    cluster.network("blue", &weft_faults::CIDRS)?;
-    let mut stations = vec![
-        cluster.endpoint("blue", 1, "a")?,
-        cluster.endpoint("blue", 2, "b")?,
-    ];
-    cluster.up(&mut stations)?;
+    let (cluster, stations) = without_the_third()?;
     let traffic = between(&stations)?;
     let before = remote_fdb(&cluster.host(2).netns_of("blue"))?;
 

@@ -87,6 +87,19 @@ fn republish(host: &Host) -> Result<serde_json::Value> {
     host.weft_json(&["resync", "--republish"])
 }
 
+/// All hosts are told to write their own again, and then everything is there as before.
+fn writes_all_again(cluster: &Cluster, before: &BTreeMap<String, String>) -> Result<()> {
+    for host in cluster.hosts() {
+        republish(host)?;
+    }
+    for host in cluster.hosts() {
+        holds_nothing(host)?;
+    }
+    let after = records(cluster)?;
+    ensure!(after == *before, "before: {before:#?}\nafter: {after:#?}");
+    Ok(())
+}
+
 #[test]
 fn what_a_slip_deletes_is_held_until_it_comes_back() -> Result<()> {
     let cluster = Cluster::of(3)?;
@@ -296,15 +309,8 @@ fn a_store_restored_from_an_older_snapshot_gets_the_rest_written_again() -> Resu
         holds(host, "as if restored from a backup")?;
     }
     traffic.wait_more(30)?;
-    for host in cluster.hosts() {
-        republish(host)?;
-    }
-    for host in cluster.hosts() {
-        holds_nothing(host)?;
-    }
+    writes_all_again(&cluster, &before)?;
     traffic.nothing_lost()?;
-    let after = records(&cluster)?;
-    ensure!(after == before, "before: {before:#?}\nafter: {after:#?}");
     cluster.close()
 }
 
@@ -336,15 +342,8 @@ fn a_restored_store_that_got_further_before_it_was_seen_is_not_believed() -> Res
     for host in cluster.hosts() {
         holds(host, "as if restored from a backup, and is at revision")?;
     }
-    for host in cluster.hosts() {
-        republish(host)?;
-    }
-    for host in cluster.hosts() {
-        holds_nothing(host)?;
-    }
+    writes_all_again(&cluster, &before)?;
     traffic.nothing_lost()?;
-    let after = records(&cluster)?;
-    ensure!(after == before, "before: {before:#?}\nafter: {after:#?}");
     cluster.close()
 }
 
@@ -365,15 +364,8 @@ fn an_empty_store_in_the_place_of_the_known_one_is_filled_again() -> Result<()> 
         holds(host, "answers as another cluster")?;
     }
     traffic.wait_more(30)?;
-    for host in cluster.hosts() {
-        republish(host)?;
-    }
-    for host in cluster.hosts() {
-        holds_nothing(host)?;
-    }
+    writes_all_again(&cluster, &before)?;
     traffic.nothing_lost()?;
-    let after = records(&cluster)?;
-    ensure!(after == before, "before: {before:#?}\nafter: {after:#?}");
     cluster.close()
 }
 

@@ -271,6 +271,27 @@ fn entitled(records: &Records, (network, address): &Place, name: &EndpointRef) -
     admitted.then(|| vec![own, unchanged])
 }
 
+/// What gives up a claim, if the guards hold.
+fn given_up(
+    records: &Records,
+    (network, address): &Place,
+    (claim, claimed_at): (&AddressClaim, i64),
+    guards: Vec<Guard>,
+) -> Transaction {
+    let mut mend = Transaction {
+        guards,
+        writes: Vec::new(),
+    };
+    let network_at = records.networks.get(network).map(|record| record.mod_revision);
+    deeds::give_up(
+        &mut mend,
+        (network, *address),
+        (Some(claim), claimed_at),
+        network_at,
+    );
+    mend
+}
+
 fn claim_of(name: &EndpointRef) -> Vec<u8> {
     encode(&AddressClaimDocument::of(&name.node, &name.id))
 }
@@ -316,17 +337,7 @@ fn endpoint_claim(
     let key = Key::Address(network.clone(), *address);
     let (remedy, mend) = match namers {
         [] => {
-            let mut mend = Transaction {
-                guards: vec![guard],
-                writes: Vec::new(),
-            };
-            let network_at = records.networks.get(network).map(|record| record.mod_revision);
-            deeds::give_up(
-                &mut mend,
-                (network, *address),
-                (Some(claim), claimed_at),
-                network_at,
-            );
+            let mend = given_up(records, place, (claim, claimed_at), vec![guard]);
             ("give it up".to_owned(), Some(mend))
         }
         [name] => (
@@ -402,17 +413,7 @@ fn reservation(
             kind: FindingKind::ReservationWithoutLease,
             message: format!("held by {of} under no lease, and so for ever"),
             remedy: "give it up".to_owned(),
-            mend: Some({
-                let mut mend = Transaction::default();
-                let network_at = records.networks.get(network).map(|record| record.mod_revision);
-                deeds::give_up(
-                    &mut mend,
-                    (network, *address),
-                    (Some(claim), claimed_at),
-                    network_at,
-                );
-                mend
-            }),
+            mend: Some(given_up(records, place, (claim, claimed_at), Vec::new())),
             after: None,
         });
     } else if nothing_else && let Some((record, _)) = records.network(network) {

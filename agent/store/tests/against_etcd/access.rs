@@ -12,7 +12,7 @@ use weft_store::{Secret, Store, StoreError, Tls, User};
 use crate::{
     PATIENCE, basic_scopes, config,
     etcd::{Etcd, scratch},
-    network_key, open,
+    follow, network_key, open,
     proxy::{Mode, Proxy},
     reader::Reader,
 };
@@ -87,10 +87,7 @@ async fn an_encrypted_connection_with_certificates_both_ways() {
     let etcd = pki.etcd().await;
     let mut config = config(&[etcd.url().replace("https://", "")]);
     config.tls = Some(pki.tls());
-    let (store, events) = open(config).await;
-    let mut reader = Reader::new(events);
-    store.want(basic_scopes().into());
-    reader.listed(&basic_scopes()).await;
+    let (store, mut reader) = follow(config).await;
     etcd.put("networks/blue", "{}").await;
     reader
         .until("a change", |reader| reader.has(&Scope::Networks, "networks/blue"))
@@ -344,10 +341,7 @@ async fn a_password_for_etcd_without_authentication_does_no_harm() {
     let etcd = Etcd::one().await;
     let mut config = config(&[etcd.url()]);
     config.user = user(PASSWORD);
-    let (store, events) = open(config).await;
-    let mut reader = Reader::new(events);
-    store.want(basic_scopes().into());
-    reader.listed(&basic_scopes()).await;
+    let (_store, _reader) = follow(config).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -362,10 +356,7 @@ async fn a_revoked_permission_is_told_and_asked_for_with_growing_pauses() {
     let mut config = config(std::slice::from_ref(&proxy.url));
     config.user = user(PASSWORD);
     config.timing.relist_most = Duration::from_millis(500);
-    let (store, events) = open(config).await;
-    let mut reader = Reader::new(events);
-    store.want(basic_scopes().into());
-    reader.listed(&basic_scopes()).await;
+    let (store, mut reader) = follow(config).await;
     // etcd looks at permissions when a watch begins: so it is begun anew.
     root.auth_client()
         .role_revoke_permission(

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use weft_core::record::{Committed, Guard, Scope, Transaction, Write};
 use weft_store::Store;
 
-use crate::{PATIENCE, basic_scopes, config, etcd::Etcd, network_key, open, reader::Reader};
+use crate::{PATIENCE, basic_scopes, config, etcd::Etcd, follow, network_key, open, reader::Reader};
 
 async fn create(store: &Store, name: &str, deadline: Duration) -> Result<Committed, weft_store::StoreError> {
     let transaction = Transaction {
@@ -83,10 +83,7 @@ async fn the_member_in_use_is_frozen() {
     let etcd = Etcd::cluster(3).await;
     let mut config = config(&etcd.urls());
     config.timing.ping = Duration::from_millis(1000);
-    let (store, events) = open(config).await;
-    let mut reader = Reader::new(events);
-    store.want(basic_scopes().into());
-    reader.listed(&basic_scopes()).await;
+    let (store, mut reader) = follow(config).await;
     let used = member_of(&etcd, &store.health().endpoint);
     etcd.members[used].freeze();
     let start = Instant::now();

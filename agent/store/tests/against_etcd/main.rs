@@ -20,6 +20,7 @@ mod transactions;
 
 use std::time::Duration;
 
+use crate::reader::Reader;
 use tokio_util::sync::CancellationToken;
 use weft_core::record::Scope;
 use weft_store::{Config, Events, Limits, Store, Timing};
@@ -108,6 +109,15 @@ pub(crate) async fn open(config: Config) -> (Opened, Events) {
     let stop = CancellationToken::new();
     let (store, events) = Store::open(config, stop.clone()).await.unwrap();
     (Opened { store, stop }, events)
+}
+
+/// A store whose basic scopes are listed.
+pub(crate) async fn follow(config: Config) -> (Opened, Reader) {
+    let (store, events) = open(config).await;
+    let mut reader = Reader::new(events);
+    store.want(basic_scopes().into());
+    reader.listed(&basic_scopes()).await;
+    (store, reader)
 }
 
 pub(crate) fn basic_scopes() -> [Scope; 2] {

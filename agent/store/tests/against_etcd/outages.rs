@@ -8,7 +8,7 @@ use weft_core::record::{Connection, Scope};
 use crate::{
     basic_scopes, config,
     etcd::Etcd,
-    open,
+    follow, open,
     proxy::{Mode, Proxy},
     reader::Reader,
 };
@@ -89,10 +89,7 @@ async fn a_quiet_watch_is_not_taken_for_a_stuck_one() {
     let mut config = config(&[etcd.url()]);
     config.timing.progress = Duration::from_millis(200);
     config.timing.silence = Duration::from_millis(600);
-    let (store, events) = open(config).await;
-    let mut reader = Reader::new(events);
-    store.want(basic_scopes().into());
-    reader.listed(&basic_scopes()).await;
+    let (store, mut reader) = follow(config).await;
     // Five times the silence that would end it.
     reader.step(Instant::now() + Duration::from_secs(3)).await;
     while reader
@@ -205,10 +202,7 @@ async fn a_store_that_went_back_in_time_is_listed_anew() {
     etcd.members[0].start();
     etcd.ready().await;
     etcd.fill("networks/new", 0..50).await;
-    let (store, events) = open(config(&[etcd.url()])).await;
-    let mut reader = Reader::new(events);
-    store.want(basic_scopes().into());
-    reader.listed(&basic_scopes()).await;
+    let (store, mut reader) = follow(config(&[etcd.url()])).await;
     let before = reader.copy(&Scope::Networks).revision;
     etcd.members[0].kill();
     std::fs::remove_dir_all(&data).unwrap();
@@ -274,10 +268,7 @@ async fn a_quiet_connection_is_not_ended_for_its_pings() {
     config.timing.ping_timeout = default.ping_timeout;
     config.timing.progress = Duration::from_secs(600);
     config.timing.silence = Duration::from_secs(600);
-    let (store, events) = open(config).await;
-    let mut reader = Reader::new(events);
-    store.want(basic_scopes().into());
-    reader.listed(&basic_scopes()).await;
+    let (store, _reader) = follow(config).await;
     // Nothing happens, and for long enough that pings of a second or two would have been the end of it.
     tokio::time::sleep(Duration::from_secs(14)).await;
     let health = store.health();

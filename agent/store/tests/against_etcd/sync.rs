@@ -9,7 +9,7 @@ use weft_store::Limits;
 use crate::{
     basic_scopes, config,
     etcd::Etcd,
-    eventually, network, open,
+    eventually, follow, network, open,
     proxy::{Mode, Proxy},
     reader::Reader,
 };
@@ -90,10 +90,7 @@ async fn the_first_sync_is_at_one_revision_page_by_page() {
 async fn a_restarted_server_is_resumed_without_a_listing() {
     let mut etcd = Etcd::one().await;
     etcd.fill("networks/n", 0..5).await;
-    let (store, events) = open(config(&[etcd.url()])).await;
-    let mut reader = Reader::new(events);
-    store.want(basic_scopes().into());
-    reader.listed(&basic_scopes()).await;
+    let (store, mut reader) = follow(config(&[etcd.url()])).await;
     for round in 0..3 {
         etcd.members[0].kill();
         reader
@@ -215,10 +212,7 @@ async fn a_deletion_that_was_compacted_at_its_own_revision_is_not_missed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn compaction_while_connected_and_quiet_changes_nothing() {
     let etcd = Etcd::one().await;
-    let (store, events) = open(config(&[etcd.url()])).await;
-    let mut reader = Reader::new(events);
-    store.want(basic_scopes().into());
-    reader.listed(&basic_scopes()).await;
+    let (store, mut reader) = follow(config(&[etcd.url()])).await;
     let revision = etcd.fill("elsewhere/n", 0..20).await;
     // Progress says that the watches stand: compaction before that would rightly lead to a listing.
     reader
@@ -244,10 +238,7 @@ async fn compaction_under_a_reader_that_fell_behind() {
         backlog: 64 << 10,
         ..Limits::default()
     };
-    let (store, events) = open(config).await;
-    let mut reader = Reader::new(events);
-    store.want(basic_scopes().into());
-    reader.listed(&basic_scopes()).await;
+    let (store, mut reader) = follow(config).await;
     // More than all buffers between us hold, so that etcd has to keep the rest for us.
     let mut kv = etcd.client().await.kv_client();
     let large = vec![b'x'; 200 << 10];
@@ -287,10 +278,7 @@ async fn a_burst_reaches_a_slow_reader_whole() {
         backlog: 16 << 10,
         ..Limits::default()
     };
-    let (store, events) = open(config).await;
-    let mut reader = Reader::new(events);
-    store.want(basic_scopes().into());
-    reader.listed(&basic_scopes()).await;
+    let (store, mut reader) = follow(config).await;
     let writers: Vec<_> = (0..10)
         .map(|writer| {
             let client = etcd.client();
@@ -325,10 +313,7 @@ async fn a_burst_reaches_a_slow_reader_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn progress_reaches_a_commit_soon_and_without_changes_of_ours() {
     let etcd = Etcd::one().await;
-    let (store, events) = open(config(&[etcd.url()])).await;
-    let mut reader = Reader::new(events);
-    store.want(basic_scopes().into());
-    reader.listed(&basic_scopes()).await;
+    let (store, mut reader) = follow(config(&[etcd.url()])).await;
     let revision = etcd.fill("elsewhere/n", 0..5).await;
     reader
         .until("progress over foreign changes", |reader| {
@@ -388,10 +373,7 @@ async fn everything_is_listed_again_by_the_clock_and_on_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listing_beside_the_watch_never_goes_back_in_time() {
     let etcd = Etcd::one().await;
-    let (store, events) = open(config(&[etcd.url()])).await;
-    let mut reader = Reader::new(events);
-    store.want(basic_scopes().into());
-    reader.listed(&basic_scopes()).await;
+    let (store, mut reader) = follow(config(&[etcd.url()])).await;
     let mut kv = etcd.client().await.kv_client();
     let writer = tokio::spawn(async move {
         for n in 0..2000 {
@@ -440,10 +422,7 @@ async fn stopping_ends_the_events() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_expected_is_told_amid_changes_and_never_too_early() {
     let etcd = Etcd::one().await;
-    let (store, events) = open(config(&[etcd.url()])).await;
-    let mut reader = Reader::new(events);
-    store.want(basic_scopes().into());
-    reader.listed(&basic_scopes()).await;
+    let (store, mut reader) = follow(config(&[etcd.url()])).await;
     let written = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let writers: Vec<_> = (0..6)
         .map(|writer| {

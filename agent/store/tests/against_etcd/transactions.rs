@@ -8,9 +8,9 @@ use weft_store::{Store, StoreError};
 use weft_store_schema::Key;
 
 use crate::{
-    PATIENCE, basic_scopes, config, endpoint_key,
+    PATIENCE, config, endpoint_key,
     etcd::{Etcd, full},
-    eventually, network, network_key, open,
+    eventually, follow, network, network_key, open,
     proxy::{Mode, Proxy},
     reader::Reader,
 };
@@ -346,10 +346,7 @@ async fn a_full_store_says_so_and_reads_go_on() {
         etcd_client::ConnectOptions::new(),
     )
     .await;
-    let (store, events) = open(config(&[etcd.url()])).await;
-    let mut reader = Reader::new(events);
-    store.want(basic_scopes().into());
-    reader.listed(&basic_scopes()).await;
+    let (store, _reader) = follow(config(&[etcd.url()])).await;
     let mut n = 0;
     let error = loop {
         n += 1;
