@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Identity {
     standing: Standing,
+    /// When the record that was last judged to be this host's was created, as a revision.
+    record_of: i64,
     look_at: Option<Instant>,
     /// The agent that was last seen alive under the name.
     alive: Option<AliveDocument>,
@@ -58,6 +60,7 @@ impl Identity {
         let (looks, seen) = mpsc::unbounded_channel();
         let identity = Self {
             standing: Standing::Unknown,
+            record_of: 0,
             look_at: None,
             alive: None,
             quiet_since: None,
@@ -100,9 +103,10 @@ impl Reconciler {
         self.identity.standing = Standing::Unknown;
     }
 
-    /// Judges the node's record, until it is this host's. From then on it stays so, whatever is written there.
+    /// Judges the node's record. Once it is this host's it stays so, whatever is written there, until it was deleted and
+    /// another host has made one.
     pub(super) fn settle_identity(&mut self) {
-        if self.is_the_node() || !self.snapshot.is_complete(&[Scope::Peers].into()) {
+        if !self.snapshot.is_complete(&[Scope::Peers].into()) {
             return;
         }
         let underlay = self.underlay.iter();
@@ -111,7 +115,19 @@ impl Reconciler {
             boot_id: &self.node.boot_id,
             vteps: underlay.flat_map(|u| [u.v4, u.v6]).flatten().collect(),
         };
-        let standing = match whose(self.snapshot.peer_slot(&self.node.name), &own) {
+        let slot = self.snapshot.peer_slot(&self.node.name);
+        let created = slot.map_or(0, |slot| slot.create_revision);
+        let judged = whose(slot, &own);
+        if judged == Whose::Ours {
+            self.identity.record_of = created;
+        }
+        if self.is_the_node() {
+            let made_anew = created > self.identity.record_of && !self.snapshot.is_distrusted();
+            if !(made_anew && matches!(judged, Whose::Anothers(_))) {
+                return;
+            }
+        }
+        let standing = match judged {
             Whose::Free => Standing::Free,
             Whose::Ours => Standing::Ours,
             // Without an underlay, it is not known which address is this host's.
@@ -141,10 +157,23 @@ impl Reconciler {
                 let problem = Problem::new(&key, why.clone());
                 self.problems.set(Source::Identity, &key, Some(problem));
                 self.identity.look_at.get_or_insert_with(Instant::now);
+                self.stand_still();
             }
             Standing::Unknown => {}
         }
         self.bump();
+    }
+
+    /// The name that this host had is another's now: what it forwards stays as it is, and nothing is done in the name.
+    fn stand_still(&mut self) {
+        if std::mem::take(&mut self.adopted) {
+            tracing::error!(
+                node = %self.node.name,
+                "another host was given this one's name: nothing is done here any more, and what is forwarded stays as it \
+                 is (see 'weft status'; 'weftd --teardown' removes it)"
+            );
+            self.store.withdraw();
+        }
     }
 
     /// Looks whether another agent is alive under this node's name, if it is time.

@@ -216,6 +216,11 @@ impl Store {
         self.presence.alive(alive);
     }
 
+    /// Takes this node's presence and status back, until there is another presence.
+    pub fn withdraw(&self) {
+        self.presence.withdraw();
+    }
+
     /// Sets this node's status, kept under `status/<node>` by the same lease. Written at most once a second,
     /// the latest wins, and only once there is a presence.
     pub fn report(&self, status: Vec<u8>) {

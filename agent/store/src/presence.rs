@@ -37,6 +37,10 @@ impl Presence {
         self.alive.send_replace(Some(value.into()));
     }
 
+    pub(crate) fn withdraw(&self) {
+        self.alive.send_replace(None);
+    }
+
     pub(crate) fn status(&self, value: Vec<u8>) {
         self.status.send_replace(Some(value.into()));
     }
@@ -135,6 +139,14 @@ impl Keeper {
                     changed = self.alive.changed() => {
                         if changed.is_err() {
                             return Ok(());
+                        }
+                        if self.alive.borrow_and_update().is_none() {
+                            self.farewell().await;
+                            self.forget_lease();
+                            if self.alive.wait_for(Option::is_some).await.is_err() {
+                                return Ok(());
+                            }
+                            break;
                         }
                         self.put_all().await?;
                         self.if_all_is_well(pause, complaint);

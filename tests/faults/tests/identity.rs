@@ -4,6 +4,7 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use weft_e2e::{Cluster, SOON, Station, has_problem, no_problem, remote_fdb, status};
 use weft_faults::{between, one_each};
 use weft_lab::{Host, Lab, eventually};
@@ -176,6 +177,49 @@ fn two_hosts_with_one_node_name() -> Result<()> {
             "node name host1 is that of another host, 10.99.0.3",
         )
     })?;
+    cluster.close()
+}
+
+/// A host that slept while it was removed, and while its name was given to another one, finds that out and stands still.
+#[test]
+fn a_name_that_was_given_away_while_its_host_slept() -> Result<()> {
+    let (cluster, stations) = without_the_third()?;
+    let (first, third) = (cluster.host(1), cluster.host(3));
+    first.signal(Signal::SIGSTOP)?;
+    cluster
+        .host(2)
+        .weft(&["peer", "remove", "host1", "--yes", "--force"])?;
+    third.start_weftd_with(&["--node", "host1"])?;
+    let peer = || -> Result<_> { cluster.get_kv("/weft/v1/peers/host1")?.context("no record") };
+    let given = peer()?;
+    ensure!(given.text()?.contains("10.99.0.3"), "{given:?}");
+
+    let alive = || -> Result<_> { cluster.get("/weft/v1/alive/host1")?.context("nobody is alive") };
+    let seen = alive()?;
+    let before = weft_e2e::fdb(&first.netns_of("blue"))?;
+    first.signal(Signal::SIGCONT)?;
+    let whose = "node name host1 is that of another host, 10.99.0.3";
+    eventually(SOON, "it is told", || {
+        has_problem(first, "peers/host1", "", whose)
+    })?;
+    // The one that has the name works, and is the only one that is alive under it.
+    let container = cluster.container("c")?;
+    third.weft(&["endpoint", "attach", "blue", &container.path(), "--id", "c"])?;
+    let other = stations[1].address(true);
+    ensure!(
+        container.ping_within(other, SOON),
+        "c does not reach b at {other}"
+    );
+    eventually(SOON, "the one that has the name is the one that is alive", || {
+        ensure!(alive()? == seen, "{} is not {seen}", alive()?);
+        Ok(())
+    })?;
+    let after = peer()?;
+    ensure!(
+        after.mod_revision == given.mod_revision,
+        "they fight: {given:?} {after:?}"
+    );
+    ensure!(weft_e2e::fdb(&first.netns_of("blue"))? == before);
     cluster.close()
 }
 
