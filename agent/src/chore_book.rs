@@ -20,8 +20,13 @@ const LONGEST_RANK_PAUSE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Before another attempt at what something stands in the way of that this agent does not see.
+/// Before another attempt at what something stands in the way of that this agent does not see. All agents make it, so
+/// the pause doubles each time.
 const HINDERED_PAUSE: Duration = Duration::from_secs(4);
+const LONGEST_HINDERED_PAUSE: Duration = Duration::from_secs(300);
+
+/// Writes under way at once: more would only wait in each other's way, and each knows of all those before it.
+const MOST_UNDER_WAY: usize = 64;
 
 /// What was not owed again for this long may be done at once.
 const FORGET: Duration = Duration::from_secs(60);
@@ -127,17 +132,26 @@ impl ChoreBook {
         self.tasks.len()
     }
 
-    /// When the next one is due.
+    /// How many more may be under way.
+    fn room(&self) -> usize {
+        MOST_UNDER_WAY.saturating_sub(self.tasks.values().filter(|t| t.running).count())
+    }
+
+    /// When the next one is due. None while so many are under way that one of them has to end first.
     pub(crate) fn next_due(&self) -> Option<Instant> {
+        if self.room() == 0 {
+            return None;
+        }
         let waiting = self.tasks.values().filter(|t| !t.running && !t.withheld);
         waiting.map(|t| t.due).min()
     }
 
-    /// What is due.
+    /// What is due, as far as there is room.
     pub(crate) fn due(&self, now: Instant) -> Vec<Chore> {
         self.tasks
             .iter()
             .filter(|(_, t)| !t.running && !t.withheld && t.due <= now)
+            .take(self.room())
             .map(|(chore, _)| chore.clone())
             .collect()
     }
@@ -200,7 +214,9 @@ impl ChoreBook {
     pub(crate) fn hindered(&mut self, chore: &Chore, now: Instant) {
         if let Some(task) = self.tasks.get_mut(chore) {
             task.running = false;
-            task.due = now + HINDERED_PAUSE;
+            let pause = HINDERED_PAUSE.saturating_mul(1 << task.attempts.min(16));
+            task.attempts += 1;
+            task.due = now + pause.min(LONGEST_HINDERED_PAUSE);
         }
     }
 
@@ -425,6 +441,28 @@ mod tests {
         assert_eq!(book.next_due(), Some(now + HINDERED_PAUSE));
         book.add(chore.clone(), 0, now);
         assert_eq!(book.next_due(), Some(now), "it may succeed now");
+        for _ in 0..10 {
+            book.hindered(&chore, now);
+        }
+        assert_eq!(book.next_due(), Some(now + LONGEST_HINDERED_PAUSE));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn so_many_are_under_way_and_no_more() {
+        let mut book = ChoreBook::default();
+        let (address, now): (IpAddr, _) = ("10.1.0.2".parse().unwrap(), Instant::now());
+        for n in 0..=MOST_UNDER_WAY {
+            let network = format!("n{n}").parse().unwrap();
+            book.add(Chore::ReleaseAddress(network, address), 0, now);
+        }
+        let due = book.due(now);
+        assert_eq!(due.len(), MOST_UNDER_WAY);
+        for chore in &due {
+            book.started(chore);
+        }
+        assert!(book.due(now).is_empty() && book.next_due().is_none());
+        book.succeeded(&due[0], now);
+        assert_eq!((book.due(now).len(), book.next_due()), (1, Some(now)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -29,7 +29,7 @@ use weft_core::{
 };
 use weft_proto::v1;
 use weft_store::{Store, StoreError};
-use weft_store_schema::{EndpointRef, Key, Kind, NetworkName, NodeName};
+use weft_store_schema::{EndpointRef, Kind, NetworkName, NodeName};
 
 use self::errors::{parse, record_error, refusal_error, stopping, store_error, subject};
 pub use self::pretend::Pretend;
@@ -137,12 +137,14 @@ impl AgentControl {
 
     /// Brings a network's records into view and keeps them there.
     async fn view_of(&self, call: &Call, network: &NetworkName) -> Result<Pin, ApiError> {
-        let name = network.clone();
-        self.ask(move |r| r.pin(&name)).await?;
-        let pin = Pin {
-            asker: self.asker.clone(),
-            network: network.clone(),
-        };
+        let (asker, network) = (self.asker.clone(), network.clone());
+        // Made where it is pinned: the client may have left before that is answered.
+        let pin = self
+            .ask(move |r| {
+                r.pin(&network);
+                Pin { asker, network }
+            })
+            .await?;
         self.informed(call).await?;
         Ok(pin)
     }
@@ -212,9 +214,7 @@ impl AgentControl {
             let under_way: UnderWay = match made {
                 Ok(under_way) => under_way,
                 Err(Refusal::Taken { network, address, .. })
-                    if self
-                        .is_given_up(call, Key::Address(network.clone(), address))
-                        .await? =>
+                    if self.is_given_up(call, network.clone(), address).await? =>
                 {
                     continue;
                 }

@@ -155,6 +155,8 @@ pub(crate) struct Reconciler {
     expected: Option<Plan>,
     /// When to look for the underlay again: a while after the host's links or routes changed.
     underlay_due: Option<Instant>,
+    /// Since when an underlay address of a family in use is away.
+    family_away: Option<Instant>,
     underlay_search: Option<oneshot::Receiver<Result<weft_kernel::Underlay, KernelError>>>,
     dead_search: Option<JoinHandle<Vec<Gone>>>,
     busy: Option<Busy>,
@@ -311,6 +313,7 @@ impl Reconciler {
             unseen: BTreeSet::new(),
             expected: None,
             underlay_due: None,
+            family_away: None,
             underlay_search: None,
             dead_search: None,
             busy: None,

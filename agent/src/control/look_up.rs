@@ -1,6 +1,6 @@
 //! What a call asks the store itself, because the view lags behind it or an answer was lost.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use weft_api::{ApiError, Call};
 use weft_core::{
@@ -13,8 +13,14 @@ use super::{AgentControl, STORE_PATIENCE, store_error, until};
 
 impl AgentControl {
     /// Whether the claim of an address that the view still has is gone: who has just given it up, on another host, is
-    /// not to be named as its holder.
-    pub(super) async fn is_given_up(&self, call: &Call, claim: Key) -> Result<bool, ApiError> {
+    /// not to be named as its holder. A claim that is held though the store has lost it is not gone.
+    pub(super) async fn is_given_up(
+        &self,
+        call: &Call,
+        network: NetworkName,
+        address: IpAddr,
+    ) -> Result<bool, ApiError> {
+        let claim = Key::Address(network.clone(), address);
         let fetched = self.store.get(&claim, until(call.deadline, STORE_PATIENCE)).await;
         let fetched = fetched.map_err(|error| store_error(&error))?;
         if fetched.entry.is_some() {
@@ -24,8 +30,12 @@ impl AgentControl {
             key: self.store.prefix().key(&claim).into_bytes(),
             mod_revision: fetched.revision,
         };
-        self.ask(move |r| r.learn(&[gone])).await?;
-        Ok(true)
+        self.ask(move |r| {
+            r.learn(&[gone]);
+            let members = r.snapshot.members(&network);
+            members.is_none_or(|members| members.claim(address).is_none())
+        })
+        .await
     }
 
     /// Whether a transaction whose answer was lost has happened, as far as the store tells now.

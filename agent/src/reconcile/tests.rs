@@ -370,3 +370,42 @@ async fn what_is_watched_follows_what_it_depends_on() {
     ground.reconciler.on_chore_done(done);
     assert!(!ground.reconciler.scopes.contains(&all));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_family_whose_address_is_away_for_a_moment_is_used_on() {
+    let mut ground = Ground::new().await;
+    let found = |v6: bool| weft_kernel::Underlay {
+        ifname: "eth0".to_owned(),
+        v4: Some("10.99.0.1".parse().unwrap()),
+        v6: v6.then(|| "fd99::1".parse().unwrap()),
+        mtu: 1500,
+    };
+    let used = |ground: &Ground| ground.reconciler.underlay.as_ref().and_then(|u| u.v6).is_some();
+    ground.reconciler.on_underlay(Ok(found(true)));
+    for _ in 0..8 {
+        ground.reconciler.on_underlay(Ok(found(false)));
+        assert!(used(&ground) && ground.reconciler.underlay_due.is_some());
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    // Back again: the next time it is away is another one.
+    ground.reconciler.on_underlay(Ok(found(true)));
+    tokio::time::advance(Duration::from_secs(60)).await;
+    ground.reconciler.on_underlay(Ok(found(false)));
+    assert!(used(&ground));
+    tokio::time::advance(Duration::from_secs(11)).await;
+    ground.reconciler.on_underlay(Ok(found(false)));
+    assert!(!used(&ground), "it is gone for good");
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_say_what_is_in_it_is_told_of() {
+    let mut ground = Ground::new().await;
+    ground.connect();
+    let error = StoreError::NoEndpoint;
+    for told in [false, false, false, true] {
+        ground.reconciler.tell_census(Some(&error));
+        assert_eq!(ground.problem("(store census)").is_some(), told);
+    }
+    ground.reconciler.tell_census(None);
+    assert!(ground.problem("(store census)").is_none());
+}

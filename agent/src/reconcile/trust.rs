@@ -25,6 +25,10 @@ use crate::{own_records::OwnRecords, problems::Source};
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Before it is asked again.
 const PAUSE: Duration = Duration::from_millis(500);
+/// So many times in a row it may give none before that is told.
+const CENSUS_UNTOLD: u32 = 4;
+/// Under which that is told.
+const CENSUS: &str = "(store census)";
 /// The copies of this host's records are written at most this often.
 const COPY_PAUSE: Duration = Duration::from_secs(1);
 /// Whether the store may be believed again is looked at this often, and more seldom if it takes long.
@@ -63,6 +67,8 @@ pub(super) struct Trust {
     /// The suspicions that are being asked about, by revision.
     asking: BTreeSet<i64>,
     ask_at: Instant,
+    /// How often in a row the store gave no answer to what was asked of the whole prefix.
+    unanswered: u32,
     answers: mpsc::UnboundedSender<Answer>,
     records: OwnRecords,
     /// When the copies of this host's records are to be written.
@@ -78,6 +84,7 @@ impl Trust {
             found_itself: None,
             asking: BTreeSet::new(),
             ask_at: Instant::now(),
+            unanswered: 0,
             answers,
             records,
             copy_at: None,
@@ -129,6 +136,7 @@ impl Reconciler {
 
     pub(super) fn on_census(&mut self, answer: Answer) {
         let Answer { question, result } = answer;
+        self.tell_census(result.as_ref().err());
         match (question, result) {
             (Question::Suspicion(suspicion), result) => {
                 self.trust.asking.remove(&suspicion.revision);
@@ -162,6 +170,27 @@ impl Reconciler {
                 self.trust.compared = Compared::No;
                 self.trust.ask_at = Instant::now() + PAUSE;
             }
+        }
+    }
+
+    /// Says that the store does not tell what is in it, if it goes on like that: what was deleted is kept until then, or,
+    /// at the start, nothing is written.
+    pub(super) fn tell_census(&mut self, error: Option<&StoreError>) {
+        let Some(error) = error else {
+            self.trust.unanswered = 0;
+            self.problems.set(Source::Host, CENSUS, None);
+            return;
+        };
+        self.trust.unanswered += 1;
+        // Where the connection is lost, that is told.
+        if self.trust.unanswered >= CENSUS_UNTOLD && self.is_connected() {
+            let message = format!(
+                "whether deletions are meant cannot be found out, so what they would remove stays, and an agent that starts \
+                 waits: {}; it is asked again (the agent's user in etcd needs to read the whole prefix)",
+                chain(error)
+            );
+            self.problems
+                .set(Source::Host, CENSUS, Some(Problem::new(CENSUS, message)));
         }
     }
 

@@ -12,8 +12,11 @@ use crate::{node::Underlay, problems::Source};
 
 /// Changes of the host's links and routes come in crowds.
 pub(super) const UNDERLAY_PAUSE: Duration = Duration::from_millis(100);
-/// Without an underlay, it is looked for this often.
+/// Without an underlay, or without a part of it, it is looked for this often.
 const UNDERLAY_RETRY: Duration = Duration::from_secs(1);
+/// How long a family is used on after its address has gone. An interface that goes down and up has its IPv6 address back only
+/// once that was found to be nobody else's (RFC 4862 section 5.4), which takes seconds.
+const FAMILY_GRACE: Duration = Duration::from_secs(10);
 
 impl Reconciler {
     pub(super) fn host(&self) -> Option<Host> {
@@ -38,7 +41,8 @@ impl Reconciler {
         match found {
             Ok(found) => {
                 self.problems.set(Source::Host, &key, None);
-                self.use_underlay(Underlay::new(found, &self.node));
+                let found = self.with_kept_families(Underlay::new(found, &self.node));
+                self.use_underlay(found);
             }
             Err(error) => {
                 // What was found before is kept: an interface that is away for a moment takes nothing down.
@@ -48,6 +52,22 @@ impl Reconciler {
                     .set(Source::Host, &key, Some(Problem::new(&key, message)));
             }
         }
+    }
+
+    /// What was found, and the address of a family in use that has not been away for long.
+    fn with_kept_families(&mut self, mut found: Underlay) -> Underlay {
+        let (v4, v6) = self.underlay.as_ref().map_or((None, None), |u| (u.v4, u.v6));
+        if (v4.is_none() || found.v4.is_some()) && (v6.is_none() || found.v6.is_some()) {
+            self.family_away = None;
+            return found;
+        }
+        let now = Instant::now();
+        if *self.family_away.get_or_insert(now) + FAMILY_GRACE > now {
+            found.v4 = found.v4.or(v4);
+            found.v6 = found.v6.or(v6);
+            self.underlay_due = Some(now + UNDERLAY_RETRY);
+        }
+        found
     }
 
     pub(super) fn use_underlay(&mut self, underlay: Underlay) {

@@ -38,6 +38,8 @@ impl Watcher {
                     cluster = %format_args!("{:x}", position.cluster_id),
                     "the store has another history than before; everything is listed anew"
                 );
+                // What was heard of the other history says nothing of what happens in this one.
+                self.members.health.lock().revision = position.revision;
                 for follow in self.follows.values_mut() {
                     follow.list(Reason::History);
                 }
