@@ -409,17 +409,18 @@ pub fn in_place(snapshot: &Snapshot, host: &Host, observed: &Observed, endpoint:
     let Some(Wanted::Is(carried)) = wanted.networks.get(&endpoint.network) else {
         return false;
     };
+    let there = observed.networks.get(&endpoint.network);
     let known = if endpoint.node == *snapshot.node() {
-        matches!(carried.locals.get(&endpoint.id), Some(Wanted::Is(_)))
+        // Nothing is done to what was not looked into, such as containers before the records told of them: that says
+        // nothing about how it is.
+        let was_seen = !there.is_some_and(|there| there.unseen.contains(&endpoint.id));
+        was_seen && matches!(carried.locals.get(&endpoint.id), Some(Wanted::Is(_)))
     } else {
         value
             .mac
             .and_then(|mac| carried.forwards.get(&mac))
             .is_some_and(|w| matches!(w, Wanted::Is(_)))
     };
-    let made = observed
-        .networks
-        .get(&endpoint.network)
-        .is_some_and(|there| there.bridge.is_some());
+    let made = there.is_some_and(|there| there.bridge.is_some());
     known && made && diff(&wanted, observed, snapshot.node()).is_empty()
 }

@@ -331,6 +331,27 @@ async fn a_look_that_fails_is_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_endpoint_is_ready_when_its_container_was_looked_into() {
+    let web = endpoint("web", "10.1.0.2");
+    let mut ground = Ground::informed(vec![web], vec![claim("10.1.0.2", "host1/web")]).await;
+    ground.looked(look(&[], Vec::new()));
+    ground.looked(look(&[], Vec::new()));
+    ground.applied();
+    let name = ground.reconciler.own_endpoint(&blue(), &"web".parse().unwrap());
+    let state = |ground: &Ground| ground.reconciler.state_of(&name).0;
+    assert_eq!(state(&ground), v1::EndpointState::Ready);
+    // As for an agent that has looked before it knew the records: a former one may have died half-way.
+    let there = ground.reconciler.observed.networks.get_mut(&blue()).unwrap();
+    let interface = there.interfaces.remove(&name.id).unwrap();
+    there.unseen.insert(name.id.clone());
+    assert_eq!(state(&ground), v1::EndpointState::Pending);
+    let there = ground.reconciler.observed.networks.get_mut(&blue()).unwrap();
+    there.unseen.clear();
+    there.interfaces.insert(name.id.clone(), interface);
+    assert_eq!(state(&ground), v1::EndpointState::Ready);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_the_store_refuses_is_told_until_it_does_not() {
     let mut ground = Ground::informed(Vec::new(), Vec::new()).await;
     let what = "put peers/host1".to_owned();
