@@ -63,9 +63,9 @@ storm: setup ## attach and detach on four hosts while agents and etcd are killed
 	cargo build --locked -p weftd -p weft-cli -p weft-storm
 	$(AS_ROOT) $(TARGET)/debug/weft-storm --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
-chaos: setup ## everything that can go wrong with five hosts and etcd, several things at once, with traffic (SECONDS=60, SEED=…)
+chaos: setup ## everything that can go wrong with five hosts and etcd, several things at once, with traffic (SECONDS=60, SEED=…, ONLY=…)
 	cargo build --locked -p weftd -p weft-cli -p weft-chaos
-	$(AS_ROOT) $(TARGET)/debug/weft-chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
+	$(AS_ROOT) $(TARGET)/debug/weft-chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only "$(ONLY)")
 
 faults: setup ## the failure table: restarts, crashes, drift, trouble with etcd; a test a row, with traffic running (ROW=part of a name, LONG=1: faults that last minutes)
 	cargo build --workspace --locked

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use weft_lab::Mode;
 use weft_storm::choice as storm;
 
 /// What goes wrong.
@@ -30,6 +31,27 @@ pub enum Kind {
     Compact {
         /// How often.
         times: u32,
+    },
+    /// A host is cut from etcd, and what happens meanwhile is compacted away before it is back.
+    CompactUnseen {
+        /// Host, from 1.
+        host: usize,
+    },
+    /// etcd says that its database is full.
+    NoSpace,
+    /// One command deletes much of what is in use; it comes back, or is confirmed.
+    Slip(Slip),
+    /// An agent reaches etcd through proxies that do this.
+    Proxied {
+        /// Host, from 1.
+        host: usize,
+        /// What they do.
+        how: Mode,
+    },
+    /// An agent's time of day jumps.
+    Clock {
+        /// Host, from 1.
+        host: usize,
     },
     /// Every lease in the store is revoked.
     RevokeLeases,
@@ -75,6 +97,13 @@ pub enum Kind {
         /// Host, from 1.
         host: usize,
     },
+    /// Something is done to a host's underlay interface.
+    Underlay {
+        /// Host, from 1.
+        host: usize,
+        /// What.
+        how: Way,
+    },
     /// A container ends without being detached; it is detached later.
     ContainerGone {
         /// Its host, from 1.
@@ -102,8 +131,80 @@ pub enum InUse {
     Peer(usize),
 }
 
+/// What is done to an underlay interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// It goes down and up again, this many times.
+    Flaps(u32),
+    /// It is deleted, and made anew later.
+    MadeAnew,
+    /// It gets other addresses, and its own again later.
+    Renumbered,
+}
+
+/// A slip, and what is done about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slip {
+    /// What it deletes.
+    pub part: Part,
+    /// How it ends.
+    pub ending: Ending,
+    /// Hosts with endpoints in two networks that are made for it, from 1.
+    pub hosts: [usize; 2],
+}
+
+/// What a slip deletes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The endpoints of the two networks that are made for it.
+    Own,
+    /// All endpoints.
+    Endpoints,
+    /// All networks.
+    Networks,
+    /// All peers.
+    Peers,
+    /// Everything.
+    All,
+}
+
+impl Part {
+    /// What all keys that it deletes begin with.
+    #[must_use]
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Own => "/weft/v1/endpoints/slip",
+            Self::Endpoints => "/weft/v1/endpoints/",
+            Self::Networks => "/weft/v1/networks/",
+            Self::Peers => "/weft/v1/peers/",
+            Self::All => "/weft/v1/",
+        }
+    }
+}
+
+/// How a slip ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Somebody puts back what was deleted.
+    Back,
+    /// `weft resync --republish` on each host.
+    Republish,
+    /// `weft resync --accept` on each host that holds.
+    Accept,
+}
+
+impl Ending {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Back => "put back",
+            Self::Republish => "republished",
+            Self::Accept => "accepted",
+        }
+    }
+}
+
 /// Names of the kinds that a storm has not.
-pub const KINDS: [&str; 17] = [
+pub const KINDS: [&str; 27] = [
     "agent stopped and started",
     "agent started twice",
     "host rebooted",
@@ -121,6 +222,16 @@ pub const KINDS: [&str; 17] = [
     "host unplugged",
     "container gone",
     "underlay MTU changed",
+    "compacted while cut off",
+    "etcd out of space",
+    "slip in two networks",
+    "slip across all networks",
+    "etcd far away",
+    "etcd stalling",
+    "clock jumping",
+    "underlay flapping",
+    "underlay made anew",
+    "VTEP address changed",
 ];
 
 impl Kind {
@@ -148,6 +259,20 @@ impl Kind {
             Self::Unplug { .. } => 14,
             Self::ContainerGone { .. } => 15,
             Self::Mtu { .. } => 16,
+            Self::CompactUnseen { .. } => 17,
+            Self::NoSpace => 18,
+            Self::Slip(slip) if slip.part == Part::Own => 19,
+            Self::Slip(_) => 20,
+            Self::Proxied {
+                how: Mode::Delay(_), ..
+            } => 21,
+            Self::Proxied { .. } => 22,
+            Self::Clock { .. } => 23,
+            Self::Underlay { how, .. } => match how {
+                Way::Flaps(_) => 24,
+                Way::MadeAnew => 25,
+                Way::Renumbered => 26,
+            },
         };
         KINDS[number]
     }
@@ -159,6 +284,7 @@ impl Kind {
         match self {
             Self::Reboot { host }
             | Self::Unplug { host }
+            | Self::Underlay { host, .. }
             | Self::Drift {
                 host, steady: true, ..
             } => Some(*host),
@@ -218,6 +344,28 @@ impl fmt::Display for Kind {
                 let again = if *again { " and another under its path" } else { "" };
                 write!(f, "a container gone{again} on host{host}")
             }
+            Self::CompactUnseen { host } => {
+                write!(
+                    f,
+                    "host{host} cut from etcd and all that it has not seen compacted"
+                )
+            }
+            Self::NoSpace => write!(f, "etcd out of space"),
+            Self::Slip(Slip {
+                part,
+                ending,
+                hosts: [one, other],
+            }) => {
+                let (prefix, ends) = (part.prefix(), ending.words());
+                write!(f, "del --prefix {prefix}, {ends} (host{one}, host{other})")
+            }
+            Self::Proxied { host, how } => write!(f, "host{host} reaches etcd through proxies ({how:?})"),
+            Self::Clock { host } => write!(f, "the clock of host{host}'s agent jumping"),
+            Self::Underlay { host, how } => match how {
+                Way::Flaps(times) => write!(f, "{times} × host{host}'s underlay down and up"),
+                Way::MadeAnew => write!(f, "host{host}'s underlay made anew"),
+                Way::Renumbered => write!(f, "other underlay addresses for host{host}"),
+            },
             Self::Mtu { host, mtu } => write!(f, "MTU of host{host}'s underlay {mtu}"),
         }
     }

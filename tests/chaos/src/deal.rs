@@ -4,9 +4,13 @@
 use std::time::Duration;
 
 use fastrand::Rng;
+use weft_lab::Mode;
 use weft_storm::choice::{self as storm, Fault, millis};
 
-use crate::choice::{InUse, Kind};
+use crate::choice::{Ending, InUse, Kind, Part, Slip, Way};
+
+/// By how much a proxy delays each piece that it passes on.
+const FAR: Duration = Duration::from_millis(200);
 
 /// A card of the deck: a kind without the particulars.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,9 +36,16 @@ enum Card {
     Unplug,
     Container,
     Mtu,
+    CompactUnseen,
+    NoSpace,
+    Slip,
+    WideSlip,
+    Proxied,
+    Clock,
+    Underlay,
 }
 
-const DECK: [Card; 26] = [
+const DECK: [Card; 34] = [
     Card::Agent,
     Card::Agent,
     Card::Kill,
@@ -61,6 +72,14 @@ const DECK: [Card; 26] = [
     Card::Unplug,
     Card::Container,
     Card::Mtu,
+    Card::CompactUnseen,
+    Card::NoSpace,
+    Card::Slip,
+    Card::WideSlip,
+    Card::Proxied,
+    Card::Clock,
+    Card::Underlay,
+    Card::Underlay,
 ];
 
 /// What cannot be struck by two faults at once, as each would heal the other or find it in its way.
@@ -75,6 +94,10 @@ enum Target {
     SteadyNetwork,
     Peer(usize),
     Container(usize),
+    /// Whether a host is on, with what its kernel holds.
+    Power(usize),
+    /// What etcd tells of the past.
+    History,
     Once(Card),
 }
 
@@ -85,6 +108,7 @@ pub struct Dealer {
     deck: Vec<Card>,
     hosts: usize,
     members: usize,
+    only: Vec<String>,
 }
 
 impl Dealer {
@@ -96,6 +120,16 @@ impl Dealer {
             deck: Vec::new(),
             hosts,
             members,
+            only: Vec::new(),
+        }
+    }
+
+    /// Deals nothing but kinds of these names; all, if there are none.
+    #[must_use]
+    pub fn only(self, names: &[String]) -> Self {
+        Self {
+            only: names.to_vec(),
+            ..self
         }
     }
 
@@ -103,9 +137,15 @@ impl Dealer {
     pub fn round(&mut self) -> Vec<Fault<Kind>> {
         let wanted = self.rng.usize(4..=8);
         let (mut faults, mut taken, mut passed) = (Vec::new(), Vec::new(), Vec::new());
-        while faults.len() < wanted && passed.len() < wanted {
+        while faults.len() < wanted && passed.len() < 2 * wanted {
             let card = self.draw();
-            let (targets, kinds) = self.deal(card);
+            let (targets, mut kinds) = self.deal(card);
+            if !self.only.is_empty() {
+                kinds.retain(|fault| self.only.iter().any(|name| name == fault.kind.name()));
+                if kinds.is_empty() {
+                    continue;
+                }
+            }
             if targets.iter().any(|target| taken.contains(target)) {
                 passed.push(card);
             } else {
@@ -180,13 +220,13 @@ impl Dealer {
             }
             Card::Reboot => {
                 let host = self.mortal();
-                let targets = vec![Target::Agent(host), Target::Kernel(host)];
+                let targets = vec![Target::Agent(host), Target::Kernel(host), Target::Power(host)];
                 return (targets, vec![fault(Kind::Reboot { host }, after, lasts)]);
             }
             Card::AllMembers => (Target::Etcd, Kind::AllMembers),
             Card::Compact => {
                 let times = self.rng.u32(1..=5);
-                (Target::Once(card), Kind::Compact { times })
+                (Target::History, Kind::Compact { times })
             }
             Card::Leases => (Target::Once(card), Kind::RevokeLeases),
             Card::Burst => {
@@ -240,8 +280,77 @@ impl Dealer {
                 let (host, mtu) = (self.host(), self.rng.u16(1400..=1499));
                 (Target::Mtu(host), Kind::Mtu { host, mtu })
             }
+            Card::CompactUnseen => {
+                let host = self.host();
+                let targets = vec![Target::Link(host), Target::History];
+                return (targets, vec![fault(Kind::CompactUnseen { host }, after, lasts)]);
+            }
+            Card::NoSpace => (Target::Once(card), Kind::NoSpace),
+            Card::Slip | Card::WideSlip => {
+                let slip = self.slip(card == Card::WideSlip);
+                let targets = self.touched_by(&slip);
+                return (targets, vec![fault(Kind::Slip(slip), after, lasts)]);
+            }
+            Card::Proxied => {
+                let host = self.mortal();
+                let modes = [Mode::Delay(FAR), Mode::Stall, Mode::StallOpen];
+                let how = modes[self.rng.usize(0..modes.len())];
+                let targets = vec![Target::Agent(host), Target::Link(host)];
+                return (targets, vec![fault(Kind::Proxied { host, how }, after, lasts)]);
+            }
+            Card::Clock => {
+                let host = self.mortal();
+                (Target::Agent(host), Kind::Clock { host })
+            }
+            Card::Underlay => {
+                let host = self.host();
+                let ways = [Way::Flaps(self.rng.u32(1..=4)), Way::MadeAnew, Way::Renumbered];
+                let how = ways[self.rng.usize(0..ways.len())];
+                let targets = vec![Target::Link(host), Target::Mtu(host)];
+                return (targets, vec![fault(Kind::Underlay { host, how }, after, lasts)]);
+            }
         };
         (vec![target], vec![fault(kind, after, lasts)])
+    }
+}
+
+/// What slips.
+impl Dealer {
+    fn slip(&mut self, wide: bool) -> Slip {
+        let (one, further) = (self.host(), self.rng.usize(1..self.hosts));
+        let hosts = [one, (one - 1 + further) % self.hosts + 1];
+        let endings = [Ending::Back, Ending::Republish, Ending::Accept];
+        let ending = endings[self.rng.usize(0..if wide { 2 } else { 3 })];
+        let parts = [Part::All, Part::Endpoints, Part::Networks, Part::Peers];
+        let part = parts[self.rng.usize(0..parts.len())];
+        Slip {
+            part: if wide { part } else { Part::Own },
+            ending,
+            hosts,
+        }
+    }
+
+    /// What must not be struck beside a slip. What a slip has deleted is known for one only to those who see it happen:
+    /// of the networks that are made for it, an agent that has not believes that they were meant. Who sees it all gone
+    /// does not, but it has to have in its kernel what the store has lost; and nobody else may be at those records.
+    fn touched_by(&self, slip: &Slip) -> Vec<Target> {
+        let mut targets = vec![Target::Once(Card::Slip), Target::History];
+        if slip.part == Part::Own {
+            let hosts = slip.hosts.into_iter();
+            targets.extend(hosts.flat_map(|host| [Target::Agent(host), Target::Link(host)]));
+            return targets;
+        }
+        targets.extend([Card::Garbage, Card::Burst].map(Target::Once));
+        targets.push(Target::SteadyNetwork);
+        targets.extend((1..=self.hosts).flat_map(|host| {
+            [
+                Target::Power(host),
+                Target::SteadyRecord(host),
+                Target::Peer(host),
+                Target::Container(host),
+            ]
+        }));
+        targets
     }
 }
 
@@ -279,8 +388,19 @@ mod tests {
         };
         let wanted: BTreeSet<&str> = KINDS.into_iter().chain(storm::KINDS).collect();
         assert_eq!(names(&rounds), wanted);
-        assert!(names(&rounds[..8]).len() > 18, "{:?}", names(&rounds[..8]));
+        assert!(names(&rounds[..8]).len() > 22, "{:?}", names(&rounds[..8]));
         assert!(rounds.iter().all(|faults| (3..=10).contains(&faults.len())));
+    }
+
+    #[test]
+    fn what_is_asked_for_alone_comes_alone() {
+        for name in KINDS.into_iter().chain(storm::KINDS) {
+            let mut dealer = Dealer::new(5, 5, 3).only(&[name.to_owned()]);
+            for faults in (0..20).map(|_| dealer.round()) {
+                assert!(!faults.is_empty(), "{name}");
+                assert!(faults.iter().all(|fault| fault.kind.name() == name), "{faults:?}");
+            }
+        }
     }
 
     #[test]
@@ -290,6 +410,8 @@ mod tests {
             for fault in &faults {
                 let (Kind::Storm(storm::Kind::KillAgent { host, .. })
                 | Kind::StopAgent { host }
+                | Kind::Proxied { host, .. }
+                | Kind::Clock { host }
                 | Kind::Reboot { host }) = fault.kind
                 else {
                     continue;

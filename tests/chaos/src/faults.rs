@@ -9,17 +9,19 @@ use weft_storm::fault::{Course, Strikes, runs};
 use weft_storm::scene::Scene;
 use weft_storm::verdict::Verdict;
 
-use crate::choice::Kind;
-use crate::{drift, steady, writes};
+use crate::choice::{Kind, Part};
+use crate::{agents, drift, slip, steady, store, underlay, writes};
 
 /// How long what needs agents or etcd is tried: they may be down until all faults of the round are healed.
 pub(crate) const WHILE_ALL_IS_DOWN: Duration = Duration::from_secs(40);
-/// After this many seconds, a second agent has not refused to run beside the first.
-const REFUSAL: &str = "8";
 
 impl Strikes for Kind {
     fn name(&self) -> &'static str {
         Kind::name(self)
+    }
+
+    fn needs_rest(&self) -> bool {
+        matches!(self, Self::Slip(slip) if slip.part != Part::Own)
     }
 
     fn strike(&self, scene: &Scene<'_>, course: &Course<'_>) -> Result<()> {
@@ -33,7 +35,9 @@ impl Strikes for Kind {
                 course.rest();
                 host.spawn_weftd(&[])
             }
-            Self::SecondAgent { host } => second_agent(lab.host(*host), verdict),
+            Self::SecondAgent { host } => agents::second(lab.host(*host), verdict),
+            Self::Proxied { host, how } => agents::proxied(lab, lab.host(*host), *how, course, verdict),
+            Self::Clock { host } => agents::clock_jumps(lab.host(*host), course, verdict),
             Self::Reboot { host } => reboot(lab.host(*host), course, verdict),
             Self::AllMembers => {
                 let members = lab.etcd_members();
@@ -44,14 +48,17 @@ impl Strikes for Kind {
             Self::Compact { times } => {
                 for time in 0..*times {
                     course.rest_for(course.lasts / *times * time);
-                    compact(scene);
+                    store::compact(scene);
                 }
                 Ok(())
             }
+            Self::CompactUnseen { host } => store::compact_unseen(scene, lab.host(*host), course),
+            Self::NoSpace => store::no_space(lab, course),
             Self::RevokeLeases => {
-                revoke_leases(lab, verdict);
+                store::revoke_leases(lab, verdict);
                 Ok(())
             }
+            Self::Slip(slip) => slip::strike(scene, slip, course),
             Self::Burst { host, endpoints } => writes::burst(lab, *host, *endpoints, course),
             Self::Flap { host } => writes::flap(lab, &steady::key(*host), course, verdict),
             Self::Garbage { salt, keys } => writes::garbage(lab, *salt, *keys, course),
@@ -70,12 +77,13 @@ impl Strikes for Kind {
                 };
                 drift::strike(lab.host(*host), network, *salt, *blows, course, verdict)
             }
-            Self::Unplug { host } => unplug(lab.host(*host), course),
+            Self::Unplug { host } => underlay::unplug(lab.host(*host), course),
+            Self::Underlay { host, how } => underlay::strike(lab, lab.host(*host), *how, course, verdict),
             Self::ContainerGone { host, again } => container_gone(lab.host(*host), scene, *again, course),
             Self::Mtu { host, mtu } => {
-                set_mtu(lab.host(*host), *mtu)?;
+                underlay::set_mtu(lab.host(*host), *mtu)?;
                 course.rest();
-                set_mtu(lab.host(*host), u16::try_from(lab.record().mtu)?)
+                underlay::set_mtu(lab.host(*host), u16::try_from(lab.record().mtu)?)
             }
         }
     }
@@ -86,28 +94,18 @@ pub(crate) fn persist<T>(what: &dyn fmt::Display, job: impl FnMut() -> Result<T>
     eventually(WHILE_ALL_IS_DOWN, &what.to_string(), job)
 }
 
-/// One more agent with the same configuration: it refuses to run, whatever else is down.
-fn second_agent(host: &Host, verdict: &Verdict) -> Result<()> {
-    runs(host, verdict);
-    let weftd = host.weft_path()?.with_file_name("weftd");
-    let mut command = host.netns().command("timeout");
-    command.args(["--signal=KILL", REFUSAL]);
-    let output = command
-        .arg(weftd)
-        .arg("--config")
-        .arg(host.config_path())
-        .output()
-        .context("starting a second agent")?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let refused = output.status.code().is_some_and(|code| (1..100).contains(&code));
-    if !refused || said.contains("panicked") {
-        verdict.violated(format!(
-            "a second agent on {} ended with {}: {said}",
-            host.node(),
-            output.status
-        ));
-    }
-    Ok(())
+/// As [`persist`] for what weft has to do by itself: that it does not is told, as is all that does not hold.
+pub(crate) fn promised<T>(verdict: &Verdict, what: &str, mut job: impl FnMut() -> Result<T>) -> Option<T> {
+    let done = eventually(WHILE_ALL_IS_DOWN, what, || {
+        if verdict.is_over() {
+            return Ok(None);
+        }
+        job().map(Some)
+    });
+    done.unwrap_or_else(|error| {
+        verdict.violated(format!("{error:#}"));
+        None
+    })
 }
 
 /// Power goes and comes back: everything in the kernel is gone, what is on disk is there.
@@ -121,55 +119,6 @@ fn reboot(host: &Host, course: &Course<'_>, verdict: &Verdict) -> Result<()> {
     }
     course.rest();
     host.spawn_weftd(&[])
-}
-
-/// The cable is out for a while.
-///
-/// The host remembers its neighbours meanwhile. It would ask for them anew for a second, and keep that long all answers of its
-/// containers to echo requests: hosts of a lab share one kernel, which answers from one socket for all of them (a
-/// processor, a family), and with that one's buffer full no container of any host is answered any more.
-fn unplug(host: &Host, course: &Course<'_>) -> Result<()> {
-    let known = host.netns().ip_json(&["neigh", "show", "dev", "eth0"])?;
-    let keep = |state: &str| -> Result<()> {
-        for entry in known.as_array().into_iter().flatten() {
-            let (Some(address), Some(mac)) = (entry["dst"].as_str(), entry["lladdr"].as_str()) else {
-                continue;
-            };
-            let command = format!("ip neigh replace {address} lladdr {mac} dev eth0 nud {state}");
-            host.exec(&command.split(' ').collect::<Vec<_>>())?;
-        }
-        Ok(())
-    };
-    keep("permanent")?;
-    host.unplug()?;
-    course.rest();
-    host.plug()?;
-    keep("reachable")
-}
-
-/// Up to what the witness has seen, so that it goes on seeing everything.
-fn compact(scene: &Scene<'_>) {
-    let revision = scene.witness.revision().to_string();
-    let args = ["compaction", &revision, "--command-timeout=2s"];
-    let word = match scene.cluster.etcdctl(&args) {
-        Ok(_) => "compactions",
-        // No etcd, or compacted up to there already.
-        Err(_) => "compactions that etcd refused",
-    };
-    scene.verdict.count("faults", word, 1);
-}
-
-fn revoke_leases(lab: &Lab, verdict: &Verdict) {
-    let listed = lab.etcdctl(&["lease", "list", "--command-timeout=2s"]);
-    for lease in listed.unwrap_or_default().lines().skip(1) {
-        let done = lab.etcdctl(&["lease", "revoke", lease.trim(), "--command-timeout=2s"]);
-        let word = if done.is_ok() {
-            "lease revoked"
-        } else {
-            "lease not revoked"
-        };
-        verdict.count("faults", word, 1);
-    }
 }
 
 /// A container of its own is attached and ends; whoever made it detaches it later.
@@ -217,10 +166,4 @@ fn container_gone(host: &Host, scene: &Scene<'_>, again: bool, course: &Course<'
         container.remove()?;
     }
     Ok(())
-}
-
-fn set_mtu(host: &Host, mtu: u16) -> Result<()> {
-    let mtu = mtu.to_string();
-    host.exec(&["ip", "link", "set", "dev", "eth0", "mtu", &mtu])
-        .map(drop)
 }

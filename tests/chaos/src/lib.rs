@@ -9,15 +9,18 @@
 //! 3. no agent has ended by itself, panicked, flooded its log or grown ([`health`]);
 //! 4. the steady traffic has lost nothing, but on paths that a fault of the round concerned ([`choice::Kind::concerns`]).
 
+mod agents;
 pub mod choice;
 pub mod deal;
 mod drift;
 mod faults;
 pub mod health;
+mod slip;
 pub mod steady;
+mod store;
+mod underlay;
 mod writes;
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -41,7 +44,11 @@ pub fn chaos(seed: u64, lasts: Duration) -> Storm {
         networks: vec![Network::small(1, 5), Network::small(2, 6)],
         containers: 4,
         workers: 1,
-        by_hand: BTreeSet::from([steady::NETWORK.to_owned()]),
+        by_hand: slip::NETWORKS
+            .into_iter()
+            .chain([steady::NETWORK])
+            .map(str::to_owned)
+            .collect(),
         sample: usize::MAX,
         evidence: evidence("chaos", seed),
         ..Storm::long(seed, lasts)
@@ -53,13 +60,32 @@ pub fn chaos(seed: u64, lasts: Duration) -> Storm {
 /// # Errors
 /// When something that must hold did not, with everything known about it; or when the chaos itself failed.
 pub fn run(chaos: &Storm, verdict: &Verdict, say: &(dyn Fn(&str) + Sync)) -> Result<()> {
-    pass_over(chaos, verdict, say, &rounds)
+    run_only(chaos, &[], verdict, say)
 }
 
-fn rounds(scene: &Scene<'_>) -> Result<()> {
+/// As [`run`], with no faults but those of these names, among [`names`]; none for all.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_only(
+    chaos: &Storm,
+    only: &[String],
+    verdict: &Verdict,
+    say: &(dyn Fn(&str) + Sync),
+) -> Result<()> {
+    pass_over(chaos, verdict, say, &|scene| rounds(scene, only))
+}
+
+/// Names of all kinds of faults.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    choice::KINDS.into_iter().chain(weft_storm::choice::KINDS)
+}
+
+fn rounds(scene: &Scene<'_>, only: &[String]) -> Result<()> {
     let (chaos, verdict) = (scene.storm, scene.verdict);
-    let mut dealer = Dealer::new(chaos.seed, chaos.hosts, MEMBERS);
+    let mut dealer = Dealer::new(chaos.seed, chaos.hosts, MEMBERS).only(only);
     let mut health = Health::default();
+    underlay::know_all_neighbours(scene.cluster)?;
     let mut steady = Steady::start(scene.cluster)?;
     settled::check(scene)?;
     health.check(scene.cluster, verdict)?;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use weft_chaos::{chaos, run};
+use weft_chaos::{chaos, names, run_only};
 use weft_storm::{Storm, command};
 
 /// Lets every kind of fault strike a cluster of agents, several at once, while many attach and detach and steady traffic
@@ -17,6 +17,9 @@ struct Args {
     /// Number of hosts.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(2..=20))]
     hosts: u8,
+    /// Faults of this name alone; may be repeated.
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(names()))]
+    only: Vec<String>,
 }
 
 fn main() -> ExitCode {
@@ -26,7 +29,7 @@ fn main() -> ExitCode {
             hosts: usize::from(args.hosts),
             ..chaos(seed, lasts)
         };
-        run(&chaos, verdict, say)
+        run_only(&chaos, &args.only, verdict, say)
     })
 }
 

@@ -1,30 +1,12 @@
-//! The time of day jumps by hours under an agent. Its own time only: the machine's clock is not touched. libfaketime, which
-//! is loaded before the C library, answers the agent's questions for the time of day with another one; what counts from
-//! boot is left as it is, as it is when a clock is set.
-
-use std::path::{Path, PathBuf};
+//! The time of day jumps by hours under an agent: its own time only, the machine's clock is not touched.
 
 use anyhow::{Context, Result, ensure};
 use weft_e2e::{Cluster, SOON, attach, status, writes};
 use weft_faults::{between, caught_up, log_lines, one_each};
-use weft_lab::{Host, eventually};
+use weft_lab::{Clock, Host, eventually};
 
 /// How far the clock is off, as libfaketime is told it, one after another.
 const JUMPS: [&str; 4] = ["+7h", "-30h", "+10y", "+0"];
-
-fn libfaketime() -> Result<PathBuf> {
-    let dirs = std::fs::read_dir("/usr/lib").context("/usr/lib")?;
-    let candidates = dirs.filter_map(|dir| Some(dir.ok()?.path().join("faketime/libfaketimeMT.so.1")));
-    let found = candidates.into_iter().find(|path| path.is_file());
-    found.context("libfaketime is not there: run `make setup` (package libfaketime)")
-}
-
-fn set(clock: &Path, offset: &str) -> Result<()> {
-    // At once or not at all: the agent may read it at any moment.
-    let new = clock.with_extension("new");
-    std::fs::write(&new, format!("{offset}\n"))?;
-    std::fs::rename(&new, clock).context("setting the clock")
-}
 
 /// The hour of day and the day that an agent reckons its connection to stand since: of its clock, a moment and a stretch.
 fn since(host: &Host) -> Result<String> {
@@ -39,19 +21,9 @@ fn the_clock_jumps() -> Result<()> {
     let stations = one_each(&cluster)?;
     let (hosts, etcd) = (cluster.hosts(), cluster.etcd(1));
     let host = &hosts[0];
-    let clock = host.dir().join("clock");
-    set(&clock, "+0")?;
     host.stop()?;
-    let (library, file) = (libfaketime()?, clock.display().to_string());
-    let env = [
-        ("LD_PRELOAD", library.to_str().context("a path that is no text")?),
-        ("FAKETIME_TIMESTAMP_FILE", &file),
-        ("FAKETIME_NO_CACHE", "1"),
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-        ("DONT_FAKE_MONOTONIC", "1"),
-        ("FAKETIME_DONT_RESET", "1"),
-    ];
-    host.spawn_weftd_in(&[], &env)?;
+    let clock = Clock::of(host)?;
+    host.spawn_weftd_in(&[], &clock.env())?;
     host.wait_ready()?;
     let lease = || -> Result<i64> {
         let alive = cluster.get_kv("/weft/v1/alive/host1")?;
@@ -63,7 +35,7 @@ fn the_clock_jumps() -> Result<()> {
         let (before, lines) = (writes(host)?, log_lines(host));
         let (reads, streams) = (etcd.requests("Range")?, etcd.requests("Watch")?);
         let hour = since(host)?;
-        set(&clock, jump)?;
+        clock.set(jump)?;
         eventually(SOON, "the agent's clock has jumped", || {
             ensure!(since(host)? != hour, "it is still {hour}");
             Ok(())

@@ -609,41 +609,17 @@ fn the_hosts_rules_flushed_and_its_underlay_flapping_or_made_again() -> Result<(
     traffic.wait_more(20)?;
     traffic.nothing_lost()?;
 
-    let addresses = host.addresses();
-    let restore = || -> Result<()> {
-        host.exec(&["ip", "link", "set", "eth0", "up"])?;
-        for address in &addresses {
-            let (net, more) = match address.is_ipv4() {
-                true => (format!("{address}/24"), &[][..]),
-                false => (format!("{address}/64"), &["nodad"][..]),
-            };
-            let argv = [&["ip", "addr", "replace", &net, "dev", "eth0"][..], more].concat();
-            host.exec(&argv)?;
-        }
-        Ok(())
-    };
-    // Down, an interface loses its IPv6 addresses, and its routes.
-    host.exec(&["ip", "link", "set", "eth0", "down"])?;
-    restore()?;
+    host.lower_underlay()?;
+    host.raise_underlay()?;
     eventually(SOON, "it talks", || matrix.scene.attached())?;
 
-    let switch = Namespace::named(&format!("{}sw", matrix.scene.cluster.lab_record().prefix()));
-    let bridge = weft_e2e::link(&switch, "h1")?["master"]
-        .as_str()
-        .context("the switch")?
-        .to_owned();
-    host.exec(&["ip", "link", "del", "eth0"])?;
-    let netns = switch.path().display().to_string();
+    host.remove_underlay()?;
     eventually(SOON, "it is told", || {
         let problems = weft_e2e::status(host)?["problems"].to_string();
         ensure!(problems.contains("no interface eth0"), "{problems}");
         Ok(())
     })?;
-    host.exec(&[
-        "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "h1", "netns", &netns,
-    ])?;
-    switch.exec(&["ip", "link", "set", "h1", "up", "master", &bridge])?;
-    restore()?;
+    host.make_underlay()?;
     eventually(SOON, "it talks", || matrix.scene.attached())?;
     eventually(SOON, "it is as it was", || {
         same(&matrix.scene.pictures()?, &matrix.wanted)?;

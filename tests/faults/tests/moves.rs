@@ -306,8 +306,7 @@ fn a_vtep_address_that_changes_is_followed() -> Result<()> {
     cluster.put("/mark", "now")?;
     let revision = cluster.get_kv("/mark")?.context("no mark")?.mod_revision;
     let watch = cluster.etcd(1).watch("/weft/v1/", revision + 1)?;
-    moved.exec(&["ip", "address", "del", "10.99.0.3/24", "dev", "eth0"])?;
-    moved.exec(&["ip", "address", "add", "10.99.0.33/24", "dev", "eth0"])?;
+    moved.renumber_underlay(&moved.addresses(), &["10.99.0.33".parse()?])?;
     eventually(SOON, "the record says so", || {
         let record = cluster.get_json("/weft/v1/peers/host3")?.context("no record")?;
         ensure!(record["vteps"] == json!(["10.99.0.33"]), "{record}");

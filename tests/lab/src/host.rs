@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// One host of a lab.
 #[derive(Debug)]
 pub struct Host {
-    lab: LabRecord,
+    pub(crate) lab: LabRecord,
     number: usize,
     netns: Namespace,
     process: Process,
@@ -359,29 +359,6 @@ impl Host {
     /// When it fails.
     pub fn exec(&self, argv: &[&str]) -> Result<String> {
         self.netns.exec(argv)
-    }
-
-    /// Pulls the cable: the host keeps its addresses and reaches nobody.
-    ///
-    /// # Errors
-    /// When ip fails.
-    pub fn unplug(&self) -> Result<()> {
-        self.set_port("down")
-    }
-
-    /// Puts the cable back.
-    ///
-    /// # Errors
-    /// When ip fails.
-    pub fn plug(&self) -> Result<()> {
-        self.set_port("up")
-    }
-
-    fn set_port(&self, state: &str) -> Result<()> {
-        let switch = Namespace::named(&format!("{}sw", self.lab.prefix()));
-        switch
-            .exec(&["ip", "link", "set", &format!("h{}", self.number), state])
-            .map(drop)
     }
 
     /// Whether this host reaches an address of the underlay.

@@ -27,6 +27,7 @@
 //! process left is removed by [`sweep`], which every new lab calls first.
 
 mod build;
+mod clock;
 mod container;
 mod etcd;
 mod host;
@@ -39,11 +40,13 @@ mod record;
 mod teardown;
 mod tools;
 mod traffic;
+mod underlay;
 mod wait;
 mod watch;
 mod writer;
 
 pub use build::LabBuilder;
+pub use clock::Clock;
 pub use container::Container;
 pub use etcd::{EtcdMember, KeyValue, MemberStatus, Reading};
 pub use host::Host;

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::Namespace;
 
@@ -41,7 +42,8 @@ impl Writer {
             format!(r#"{{"requestPut":{{"key":"{key}","value":"{value}"}}}}"#)
         });
         let puts = puts.collect::<Vec<_>>().join(",");
-        self.post("/v3/kv/txn", &format!(r#"{{"success":[{puts}]}}"#))
+        let answer = self.post("/v3/kv/txn", &format!(r#"{{"success":[{puts}]}}"#))?;
+        revision(&answer)
     }
 
     /// Deletes a key. Answers the revision.
@@ -50,10 +52,21 @@ impl Writer {
     /// When etcd refuses or does not answer.
     pub fn delete(&mut self, key: &str) -> Result<i64> {
         let key = base64(key.as_bytes());
-        self.post("/v3/kv/deleterange", &format!(r#"{{"key":"{key}"}}"#))
+        let answer = self.post("/v3/kv/deleterange", &format!(r#"{{"key":"{key}"}}"#))?;
+        revision(&answer)
     }
 
-    fn post(&mut self, path: &str, body: &str) -> Result<i64> {
+    /// Raises the alarm that a member's database is full: as long as it stands, no member takes anything that needs space.
+    /// `etcdctl alarm disarm` takes it back.
+    ///
+    /// # Errors
+    /// When etcd refuses or does not answer.
+    pub fn raise_no_space(&mut self, member: u64) -> Result<()> {
+        let alarm = format!(r#"{{"action":"ACTIVATE","memberID":"{member}","alarm":"NOSPACE"}}"#);
+        self.post("/v3/maintenance/alarm", &alarm).map(drop)
+    }
+
+    fn post(&mut self, path: &str, body: &str) -> Result<Value> {
         let request = format!(
             "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             self.to,
@@ -61,11 +74,15 @@ impl Writer {
         );
         self.connection.get_mut().write_all(request.as_bytes())?;
         let answer = answer(&mut self.connection).with_context(|| path.to_owned())?;
-        let answer: serde_json::Value = serde_json::from_str(&answer)?;
-        let revision = answer["header"]["revision"].as_str();
-        let revision = revision.with_context(|| format!("{path}: {answer}"))?;
-        Ok(revision.parse()?)
+        serde_json::from_str(&answer).with_context(|| format!("{path}: {answer:?}"))
     }
+}
+
+fn revision(answer: &Value) -> Result<i64> {
+    let revision = answer["header"]["revision"].as_str();
+    Ok(revision
+        .with_context(|| format!("no revision in {answer}"))?
+        .parse()?)
 }
 
 /// Asks for a page.

@@ -20,6 +20,11 @@ pub trait Strikes: Display + Sync {
     /// What it is counted as.
     fn name(&self) -> &'static str;
 
+    /// Whether workers rest in a round that has it.
+    fn needs_rest(&self) -> bool {
+        false
+    }
+
     /// Happens, lasts for its time, and is healed.
     ///
     /// # Errors

@@ -30,6 +30,8 @@ pub struct Ledger {
     revisions: u64,
     lives: BTreeMap<String, Vec<Life>>,
     changes: VecDeque<String>,
+    /// From which revision to which, both included, records are mended by hand.
+    mended: Vec<(i64, i64)>,
 }
 
 impl Ledger {
@@ -73,7 +75,7 @@ impl Ledger {
             }
             self.revision = number;
             self.revisions += 1;
-            let violations = self.records.violations(&self.by_hand);
+            let violations = self.violations(number, &self.records);
             wrong.extend(
                 violations
                     .into_iter()
@@ -81,6 +83,37 @@ impl Ledger {
             );
         }
         wrong
+    }
+
+    /// What does not hold of the records of a revision.
+    #[must_use]
+    pub fn violations(&self, revision: i64, records: &Records) -> Vec<String> {
+        if self.is_mended(revision, revision) {
+            records.doubles()
+        } else {
+            records.violations(&self.by_hand)
+        }
+    }
+
+    /// From here on somebody deletes records that are in use, of any network, and writes them again. All that is held of
+    /// them meanwhile is that no address is of two.
+    pub fn begin_mending(&mut self) {
+        self.mended.push((self.revision, i64::MAX));
+    }
+
+    /// At this revision all records are again what agents go by.
+    pub fn end_mending(&mut self, revision: i64) {
+        if let Some((_, until)) = self.mended.last_mut() {
+            *until = revision;
+        }
+    }
+
+    /// Whether records were mended by hand at any revision from `from` to `to`.
+    #[must_use]
+    pub fn is_mended(&self, from: i64, to: i64) -> bool {
+        self.mended
+            .iter()
+            .any(|(begin, end)| *begin <= to && from <= *end)
     }
 
     fn apply(&mut self, event: &KeyEvent) {
@@ -206,6 +239,21 @@ mod tests {
         assert!(!ledger.held("red", "/run/netns/c", address, 5, 5));
         assert!(!ledger.held("blue", "/run/netns/d", address, 5, 5));
         assert_eq!(ledger.about(&["host1/b".to_owned()], 9).len(), 2);
+    }
+
+    #[test]
+    fn while_records_are_mended_only_doubles_are_wrong() {
+        let mut ledger = Ledger::default();
+        ledger.take(&attach(5, "a"));
+        ledger.begin_mending();
+        assert_eq!(ledger.take(&detach(6, "a")[..1]), Vec::<String>::new());
+        assert_eq!(ledger.take(&attach(7, "a")[..1]), Vec::<String>::new());
+        assert!(ledger.take(&attach(8, "b"))[0].contains("of both"));
+        ledger.take(&detach(9, "b")[..1]);
+        ledger.end_mending(9);
+        assert!(ledger.is_mended(1, 5) && ledger.is_mended(9, 12) && !ledger.is_mended(10, 12));
+        assert!(!ledger.is_mended(1, 4));
+        assert!(ledger.take(&attach(10, "c")[..1])[0].contains("of both"));
     }
 
     #[test]

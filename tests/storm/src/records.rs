@@ -204,13 +204,10 @@ impl Records {
         let bad = self.bad.iter().filter(|_| by_hand.is_empty());
         let mut wrong: Vec<String> = bad
             .map(|(key, why)| format!("{key} cannot be read: {why}"))
+            .chain(self.doubles())
             .collect();
-        let mut named: BTreeMap<(&str, IpAddr), &Name> = BTreeMap::new();
         for (name, endpoint) in &self.endpoints {
             for address in &endpoint.addresses {
-                if let Some(other) = named.insert((&name.network, *address), name) {
-                    wrong.push(format!("{address} is in the records of both {other} and {name}"));
-                }
                 let mine = format!("{}/{}", name.node, name.id);
                 match self.claims.get(&(name.network.clone(), *address)) {
                     Some(Some(holder)) if *holder == mine => {}
@@ -250,6 +247,21 @@ impl Records {
                 wrong.push(format!(
                     "network {network} has VNI {vni}, which {holder:?} has claimed"
                 ));
+            }
+        }
+        wrong
+    }
+
+    /// Addresses that two endpoints of a network name: that is wrong whoever has written the records.
+    #[must_use]
+    pub fn doubles(&self) -> Vec<String> {
+        let mut named: BTreeMap<(&str, IpAddr), &Name> = BTreeMap::new();
+        let mut wrong = Vec::new();
+        for (name, endpoint) in &self.endpoints {
+            for address in &endpoint.addresses {
+                if let Some(other) = named.insert((&name.network, *address), name) {
+                    wrong.push(format!("{address} is in the records of both {other} and {name}"));
+                }
             }
         }
         wrong

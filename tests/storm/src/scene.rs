@@ -39,7 +39,7 @@ pub struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    /// A round: faults strike while workers work, all is healed, and what then must hold is checked. Answers whether there
+    /// A round: faults strike while workers work (unless a fault needs them at rest), all is healed, and what then must hold is checked. Answers whether there
     /// is any point in going on.
     ///
     /// # Errors
@@ -49,7 +49,9 @@ impl Scene<'_> {
         let told = format!("round {number}: {}", told.join(", "));
         (self.say)(&told);
         self.verdict.note(&told);
-        self.gate.open();
+        if !faults.iter().any(|fault| fault.kind.needs_rest()) {
+            self.gate.open();
+        }
         fault::strike(self, faults)?;
         fault::all_run(self.cluster, self.verdict);
         self.gate.close();

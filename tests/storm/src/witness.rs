@@ -8,7 +8,8 @@
 //!    record and its claims first and the address on the interface after; they take it off first and give the record
 //!    and its claims up after. So this holds through the death, the pause and the isolation of an agent: whatever it
 //!    left in a container is still claimed for it, as nobody but itself gives up what it holds. (An operator who
-//!    deletes an endpoint's record by hand, or removes a dead node, breaks this on purpose; no storm does that.)
+//!    deletes records of endpoints by hand, or removes a dead node, breaks this on purpose; who does that in a storm
+//!    says so: [`Ledger::begin_mending`].)
 //!
 //! What need not hold before everything is healed: that a held address is on an interface (its agent may be dead, or at
 //! it), that a detached endpoint's record is gone (detaching works without the store), that what is on other hosts
@@ -20,7 +21,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -64,7 +65,6 @@ struct Look {
 pub struct Witness<'a> {
     lab: &'a Lab,
     places: &'a [Place],
-    by_hand: BTreeSet<String>,
     verdict: &'a Verdict,
     /// Every revision so far.
     pub ledger: Mutex<Ledger>,
@@ -79,8 +79,7 @@ impl<'a> Witness<'a> {
         Self {
             lab,
             places,
-            ledger: Mutex::new(Ledger::new(by_hand.clone())),
-            by_hand,
+            ledger: Mutex::new(Ledger::new(by_hand)),
             verdict,
             newest: Mutex::default(),
             looks: Mutex::default(),
@@ -152,7 +151,8 @@ impl<'a> Witness<'a> {
         for kv in &reading.keys {
             records.put(&kv.key, &kv.value, kv.create_revision);
         }
-        for why in records.violations(&self.by_hand) {
+        let wrong = lock(&self.ledger).violations(reading.revision, &records);
+        for why in wrong {
             self.verdict
                 .violated(format!("read at revision {}: {why}", reading.revision));
         }
@@ -219,6 +219,11 @@ impl<'a> Witness<'a> {
                 return;
             };
             drop(looks);
+            self.verdict.count("looks", JUDGED, 1);
+            // Records that are deleted by a slip are held by agents until they come back.
+            if ledger.is_mended(look.from, newest.revision) {
+                continue;
+            }
             let wrong: Vec<_> = look
                 .found
                 .iter()
@@ -229,7 +234,6 @@ impl<'a> Witness<'a> {
                 })
                 .collect();
             drop(ledger);
-            self.verdict.count("looks", JUDGED, 1);
             self.verdict
                 .count("looks", "addresses judged", look.found.len() as u64);
             for (number, address) in wrong {
@@ -248,6 +252,11 @@ impl<'a> Witness<'a> {
     #[must_use]
     pub fn revision(&self) -> i64 {
         lock(&self.ledger).revision()
+    }
+
+    /// What it has followed so far.
+    pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        lock(&self.ledger)
     }
 
     /// How many looks were made.
