@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use weft_lab::{EtcdMember, Host, Lab, eventually};
+use weft_lab::{EtcdMember, Host, Lab, Namespace, eventually};
 use weft_storm::fault::{Course, Strikes, runs};
 use weft_storm::scene::Scene;
 use weft_storm::verdict::Verdict;
@@ -114,7 +114,10 @@ fn reboot(host: &Host, course: &Course<'_>, verdict: &Verdict) -> Result<()> {
     host.kill9()?;
     for entry in std::fs::read_dir(host.dir().join("netns"))? {
         let path = entry?.path();
-        host.exec(&["umount", "--lazy", &path.display().to_string()])?;
+        // Killed while it made one, the agent has left an empty file.
+        if Namespace::at(&path).exists() {
+            host.exec(&["umount", "--lazy", &path.display().to_string()])?;
+        }
         std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
     }
     course.rest();

@@ -1,12 +1,17 @@
 //! The steady traffic: one endpoint on each host in a network of its own, each pair talking all the time. It needs
 //! neither agents nor etcd, so only faults of the paths themselves may cost packets, and only on their own paths.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use weft_e2e::{Cluster, SOON, Station, link};
 use weft_lab::{Container, FlowSummary, Traffic, eventually};
+use weft_storm::containers;
 use weft_storm::verdict::Verdict;
 
 /// The network.
@@ -31,6 +36,7 @@ pub fn key(host: usize) -> String {
 pub struct Steady {
     stations: Vec<Station>,
     traffic: Traffic,
+    _keeper: Keeper,
 }
 
 impl Steady {
@@ -46,7 +52,12 @@ impl Steady {
             .collect::<Result<Vec<_>>>()?;
         cluster.up(&mut stations)?;
         let traffic = begin(&stations)?;
-        Ok(Self { stations, traffic })
+        let keeper = Keeper::start(&stations)?;
+        Ok(Self {
+            stations,
+            traffic,
+            _keeper: keeper,
+        })
     }
 
     /// Starts traffic for the next round, and only then ends that of the last one and judges it: all flows that no fault
@@ -102,7 +113,7 @@ fn begin(stations: &[Station]) -> Result<Traffic> {
                 ensure!(from.container.ping(address), "no answer");
                 Ok(())
             })?;
-            keep_neighbour(&from.container, &to.container, address)?;
+            keep_neighbour(&from.container, &mac(&to.container)?, address)?;
         }
     }
     Traffic::start(pairs(stations).into_iter().map(|(from, to)| {
@@ -111,12 +122,67 @@ fn begin(stations: &[Station]) -> Result<Traffic> {
     }))
 }
 
+fn mac(container: &Container) -> Result<String> {
+    let mac = link(container.netns(), "eth0")?["address"].clone();
+    mac.as_str().map(str::to_owned).context("no MAC address")
+}
+
+/// Tells a container that got its interface anew its neighbours at once. It would ask for them, and where it is not
+/// answered at once ask again after a second, and keep that long its answers to the echo requests of all others: the kernel
+/// answers for all namespaces of a machine from one socket (a processor, a family), and with that one's buffer full no
+/// container of any host is answered any more.
+#[derive(Debug)]
+struct Keeper {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    fn start(stations: &[Station]) -> Result<Self> {
+        let stations = stations
+            .iter()
+            .map(|station| Ok((station.clone(), mac(&station.container)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let over = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&over);
+        let thread = std::thread::spawn(move || {
+            let mut known = BTreeMap::new();
+            while !ended.load(Ordering::Relaxed) {
+                for (from, _) in &stations {
+                    let now = containers::look(&from.container).ok().flatten();
+                    let now = now.filter(|now| !now.addresses.is_empty()).map(|now| now.index);
+                    let before = known.insert(from.id.clone(), now);
+                    if now.is_some() && before.is_some_and(|before| before != now) {
+                        // It may be gone again; then it is told when it is back.
+                        for (to, mac) in stations.iter().filter(|(to, _)| to.host != from.host) {
+                            let addresses = to.addresses.iter();
+                            addresses.for_each(|a| drop(keep_neighbour(&from.container, mac, *a)));
+                        }
+                    }
+                }
+                // Not a wait for anything: how soon it is seen.
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        Ok(Self {
+            over,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        // A panic of it has been told.
+        self.thread.take().map(JoinHandle::join);
+    }
+}
+
 /// Has a container not forget a neighbour before its time. The kernel's table of neighbours is one for all namespaces of
 /// a machine: when that is full (1024 of a family), also those that are in use are forgotten, and asking for them anew
 /// fails; that would be a loss of this machine's own. The entry ages and is asked for as before.
-fn keep_neighbour(from: &Container, to: &Container, address: IpAddr) -> Result<()> {
-    let mac = link(to.netns(), "eth0")?["address"].clone();
-    let mac = mac.as_str().unwrap_or_default();
+fn keep_neighbour(from: &Container, mac: &str, address: IpAddr) -> Result<()> {
     let command = format!("ip neigh replace {address} lladdr {mac} dev eth0 nud stale extern_learn");
     from.exec(&command.split(' ').collect::<Vec<_>>()).map(drop)
 }
