@@ -6,7 +6,8 @@
 #   docker.sh containers DIR CACHE HOST COUNT    running containers h<HOST>c0, h<HOST>c1, ... on host 1 or 2, in no network
 #   docker.sh down DIR               ends and removes all of it
 #
-# The API of the daemon on host N is at DIR/hN/d.sock. DIR has to be on a disk that overlayfs can be put on.
+# The API of the daemon on host N is at DIR/hN/d.sock, the network namespaces of host N and of the switch between them are at
+# DIR/netns/N and DIR/netns/sw. DIR has to be on a disk that overlayfs can be put on.
 set -euo pipefail
 
 say() { echo "docker.sh: $*" >&2; }
@@ -36,12 +37,14 @@ up() { # DIR CACHE
         [[ -n $(find "$cache/root/usr" -name "$tool" -type f) ]] || { say "no $tool in $cache"; return 1; }
     done
     [[ -d /sys/fs/cgroup/pids ]] || { say "needs version 1 control groups mounted at /sys/fs/cgroup"; return 1; }
-    mkdir -p "$dir"
+    mkdir -p "$dir/netns"
     ip netns add "$ns-sw"
     ip -n "$ns-sw" link add br0 type bridge
     ip -n "$ns-sw" link set br0 up
+    ln -s "/run/netns/$ns-sw" "$dir/netns/sw"
     for host in 1 2 100; do
         ip netns add "$ns-$host"
+        ln -s "/run/netns/$ns-$host" "$dir/netns/$host"
         ip -n "$ns-$host" link set lo up
         ip -n "$ns-$host" link add eth0 type veth peer name "p$host" netns "$ns-sw"
         ip -n "$ns-sw" link set "p$host" master br0 up
@@ -145,5 +148,5 @@ command=${1:-}
 shift || :
 case $command in
     fetch | up | containers | down) "$command" "$@" ;;
-    *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

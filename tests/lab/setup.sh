@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building, testing and the demonstration need, and only what is missing (Debian and its kin).
+#
+#   setup.sh [PROGRAM...]     programs that only the caller needs, each in a package of the same name
 set -euo pipefail
 
 needed=()
@@ -26,6 +28,7 @@ need jq jq
 need libfaketime "$(compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' | head -n 1 || true)"
 need make make
 need build-essential cc
+for program in "$@"; do need "$program" "$program"; done
 
 if ((${#needed[@]})); then
     mapfile -t needed < <(printf '%s\n' "${needed[@]}" | sort -u)

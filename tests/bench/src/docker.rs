@@ -3,6 +3,7 @@
 
 use std::{
     io::{Read as _, Write as _},
+    net::IpAddr,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
@@ -11,6 +12,7 @@ use std::{
 
 use crate::{Figure, Progress};
 use anyhow::{Context, Result, bail, ensure};
+use weft_lab::Namespace;
 
 /// Docker 20.10 on two hosts, with running containers that are in no network; dropping it ends all of it.
 #[derive(Debug)]
@@ -82,6 +84,46 @@ impl Docker {
         self.ask(host, container, "disconnect")
     }
 
+    /// Where a running container is, and its address in the overlay network, which it has to be in.
+    ///
+    /// # Errors
+    /// When the daemon does not know, or the container is not in the network.
+    pub fn whereabouts(&self, host: usize, container: usize) -> Result<(Namespace, IpAddr)> {
+        let socket = self.dir.join(format!("h{host}/d.sock"));
+        let said = ask(
+            &socket,
+            "GET",
+            &format!("/containers/h{host}c{container}/json"),
+            "",
+        )?;
+        let said: serde_json::Value = serde_json::from_str(&said)?;
+        let pid = said["State"]["Pid"].as_u64().context("a container's process")?;
+        let address = said["NetworkSettings"]["Networks"]["ov"]["IPAddress"]
+            .as_str()
+            .context("a container's address in the overlay network")?;
+        let namespace = Namespace::at(format!("/proc/{pid}/ns/net"));
+        Ok((
+            namespace,
+            address.parse().with_context(|| format!("address {address:?}"))?,
+        ))
+    }
+
+    /// The namespace of the switch between both hosts.
+    #[must_use]
+    pub fn switch(&self) -> Namespace {
+        self.place("sw")
+    }
+
+    /// The namespace of a host.
+    #[must_use]
+    pub fn host(&self, host: usize) -> Namespace {
+        self.place(&host.to_string())
+    }
+
+    fn place(&self, name: &str) -> Namespace {
+        Namespace::at(self.dir.join("netns").join(name))
+    }
+
     fn ask(&self, host: usize, container: usize, what: &str) -> Result<Duration> {
         let started = Instant::now();
         let socket = self.dir.join(format!("h{host}/d.sock"));
@@ -134,12 +176,17 @@ impl Docker {
 
 /// One request by hand: no more than that is needed here, and a client program's start would count as Docker's time.
 fn post(socket: &Path, path: &str, body: &str) -> Result<()> {
+    ask(socket, "POST", path, body).map(drop)
+}
+
+/// The answer's body.
+fn ask(socket: &Path, method: &str, path: &str, body: &str) -> Result<String> {
     let mut stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    // HTTP 1.0: an answer in one piece.
     write!(
         stream,
-        "POST {path} HTTP/1.1\r\nHost: d\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-         Connection: close\r\n\r\n{body}",
+        "{method} {path} HTTP/1.0\r\nHost: d\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )?;
     let mut answer = String::new();
@@ -147,9 +194,9 @@ fn post(socket: &Path, path: &str, body: &str) -> Result<()> {
         .read_to_string(&mut answer)
         .with_context(|| format!("{path}: no answer"))?;
     let status = answer.split(' ').nth(1).unwrap_or_default();
-    let said = answer.trim().lines().last().unwrap_or_default();
+    let said = answer.split_once("\r\n\r\n").map_or("", |(_, said)| said.trim());
     ensure!(status == "200", "{path} {body} is answered with {status}: {said}");
-    Ok(())
+    Ok(said.to_owned())
 }
 
 fn script(path: &Path, args: &[&str]) -> Result<()> {
