@@ -22,6 +22,8 @@ pub(crate) struct Hand {
     pub(crate) mtu: u32,
     /// More words for `ip link add … type vxlan`.
     pub(crate) options: &'static str,
+    /// What else is done on each host, and in each container: scripts.
+    pub(crate) then: [&'static str; 2],
 }
 
 impl Hand {
@@ -35,6 +37,7 @@ impl Hand {
             port,
             mtu,
             options,
+            then: [outside, inside],
             ..
         } = self;
         let containers = [1, 2].map(|host| lab.container(&format!("hand{n}h{host}")));
@@ -57,7 +60,8 @@ impl Hand {
                  ip link set hb{n} up
                  bridge fdb replace {} dev hx{n} dst {there} self permanent
                  bridge fdb replace {} dev hx{n} master static
-                 bridge fdb replace {} dev hv{n} master static",
+                 bridge fdb replace {} dev hv{n} master static
+                 {outside}",
                 mac(host),
                 name(end)?,
                 mac(other),
@@ -65,13 +69,14 @@ impl Hand {
                 mac(host),
             );
             script(lab.host(host).netns(), &made)?;
-            let inside = format!(
+            let within = format!(
                 "ip addr add 10.200.{n}.{host}/24 dev eth0
                  ip link set eth0 up
-                 ip neigh replace 10.200.{n}.{other} lladdr {} dev eth0 nud permanent",
+                 ip neigh replace 10.200.{n}.{other} lladdr {} dev eth0 nud permanent
+                 {inside}",
                 mac(other)
             );
-            script(end.netns(), &inside)?;
+            script(end.netns(), &within)?;
         }
         Ok(Path {
             name: self.name,

@@ -94,6 +94,7 @@ const BY_HAND: Hand = Hand {
     port: 4790,
     mtu: 1450,
     options: "",
+    then: ["", ""],
 };
 
 fn underlay(lab: &Lab) -> Path {

@@ -50,7 +50,8 @@ pub(crate) fn rows(peers: &[(&'static str, Option<f64>)], series: &[Series]) -> 
             let (Some(mine), Some(figure)) = (weft.get(&quantity), other.get(&quantity)) else {
                 continue;
             };
-            let goal = goal.map(|goal| {
+            // What a datagram costs explains the rate, and has no goal of its own.
+            let goal = goal.filter(|_| quantity != Quantity::Cost).map(|goal| {
                 if quantity.is_time() {
                     // As much more as the other may be less.
                     Goal::RatioAtMost((100.0 / goal).round() / 100.0)

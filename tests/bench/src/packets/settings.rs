@@ -1,5 +1,5 @@
 //! The settings that are tried, one at a time: of devices that live, as scripts that make them and take them back; of
-//! devices for life, as two ways to make one by hand.
+//! devices for life, and what does them no good to be changed, as two ways to make one by hand.
 
 use crate::{BY_HAND, hand::Hand};
 
@@ -21,7 +21,7 @@ pub(crate) struct Setting {
 
 use Place::{Container, Host, Network, Switch};
 
-pub(crate) const SETTINGS: [Setting; 21] = [
+pub(crate) const SETTINGS: [Setting; 16] = [
     Setting {
         name: "bridge-nf-call-iptables on in the network's namespace (the kernel's default)",
         steps: &[(
@@ -47,37 +47,6 @@ table inet tracked {
 }
 END",
             "nft delete table inet tracked",
-        )],
-    },
-    Setting {
-        name: "GRO on both ends of the containers' veths",
-        steps: &[
-            (Container, "ethtool -K eth0 gro on", "ethtool -K eth0 gro off"),
-            (
-                Network,
-                "for d in /sys/class/net/ve*; do ethtool -K \"${d##*/}\" gro on; done",
-                "for d in /sys/class/net/ve*; do ethtool -K \"${d##*/}\" gro off; done",
-            ),
-        ],
-    },
-    Setting {
-        name: "GRO on the containers' ends",
-        steps: &[(Container, "ethtool -K eth0 gro on", "ethtool -K eth0 gro off")],
-    },
-    Setting {
-        name: "GRO and threaded NAPI on the containers' ends",
-        steps: &[(
-            Container,
-            "ethtool -K eth0 gro on; echo 1 >/sys/class/net/eth0/threaded",
-            "echo 0 >/sys/class/net/eth0/threaded; ethtool -K eth0 gro off",
-        )],
-    },
-    Setting {
-        name: "threaded NAPI on vx4",
-        steps: &[(
-            Network,
-            "echo 1 >/sys/class/net/vx4/threaded",
-            "echo 0 >/sys/class/net/vx4/threaded",
         )],
     },
     Setting {
@@ -119,21 +88,6 @@ END",
             "echo 2 >/sys/class/net/eth0/queues/rx-0/rps_cpus",
             "echo 0 >/sys/class/net/eth0/queues/rx-0/rps_cpus",
         )],
-    },
-    Setting {
-        name: "two queues each way in the containers' veths",
-        steps: &[
-            (
-                Container,
-                "ethtool -L eth0 rx 2 tx 2",
-                "ethtool -L eth0 rx 1 tx 1",
-            ),
-            (
-                Network,
-                "for d in /sys/class/net/ve*; do ethtool -L \"${d##*/}\" rx 2 tx 2; done",
-                "for d in /sys/class/net/ve*; do ethtool -L \"${d##*/}\" rx 1 tx 1; done",
-            ),
-        ],
     },
     Setting {
         name: "txqueuelen 10000 on veths and vx4",
@@ -232,7 +186,7 @@ END";
 pub(crate) const V6: [&str; 2] = ["fd99::1", "fd99::2"];
 
 /// A device's option for life: the device without it and with it.
-pub(crate) const OPTIONS: [(Hand, Hand); 6] = [
+pub(crate) const OPTIONS: [(Hand, Hand); 11] = [
     (
         BY_HAND_AGAIN,
         Hand {
@@ -270,6 +224,53 @@ pub(crate) const OPTIONS: [(Hand, Hand); 6] = [
             ..BY_HAND_AGAIN
         },
     ),
+    // Not switched to and fro: after the threads of a device that lives were turned off, one of its receive queues could be stuck for
+    // good (Linux 6.18).
+    (
+        BY_HAND_AGAIN,
+        Hand {
+            name: "GRO on both ends of the containers' veths",
+            number: 18,
+            then: ["ethtool -K hv18 gro on", "ethtool -K eth0 gro on"],
+            ..BY_HAND_AGAIN
+        },
+    ),
+    (
+        BY_HAND_AGAIN,
+        Hand {
+            name: "GRO on the containers' ends",
+            number: 19,
+            then: ["", "ethtool -K eth0 gro on"],
+            ..BY_HAND_AGAIN
+        },
+    ),
+    (
+        BY_HAND_AGAIN,
+        Hand {
+            name: "GRO and threaded NAPI on the containers' ends",
+            number: 20,
+            then: ["", "ethtool -K eth0 gro on; echo 1 >/sys/class/net/eth0/threaded"],
+            ..BY_HAND_AGAIN
+        },
+    ),
+    (
+        BY_HAND_AGAIN,
+        Hand {
+            name: "threaded NAPI on the VXLAN device",
+            number: 17,
+            then: ["echo 1 >/sys/class/net/hx17/threaded", ""],
+            ..BY_HAND_AGAIN
+        },
+    ),
+    (
+        BY_HAND_AGAIN,
+        Hand {
+            name: "two queues each way in the containers' veths",
+            number: 21,
+            then: ["ethtool -L hv21 rx 2 tx 2", "ethtool -L eth0 rx 2 tx 2"],
+            ..BY_HAND_AGAIN
+        },
+    ),
     (
         BY_HAND_AGAIN,
         Hand {
@@ -301,4 +302,5 @@ const OVER_V6: Hand = Hand {
     port: 4793,
     mtu: 1430,
     options: "",
+    then: ["", ""],
 };
