@@ -1,5 +1,5 @@
 //! `weftd`, the weft agent: config → wiring → the reconcile loop → status. A library only so that tests/fuzz can hand
-//! bytes to what reads requests; nothing else has a use for it.
+//! bytes to what reads requests, and tests/bench run many loops without kernels; nothing else has a use for it.
 
 mod chore_book;
 mod config;
@@ -18,6 +18,7 @@ mod own_records;
 mod problems;
 mod reconcile;
 mod repeats;
+mod simulated;
 mod sole;
 mod state_file;
 mod view;
@@ -32,6 +33,8 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::Subscr
 use config::{Args, Config, LogFormat};
 #[doc(hidden)]
 pub use control::Pretend;
+#[doc(hidden)]
+pub use simulated::{Simulated, simulate};
 
 /// What the program does.
 pub fn main() -> ExitCode {

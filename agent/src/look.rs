@@ -8,10 +8,10 @@ use weft_core::{
     dirty::Dirty,
     snapshot::Snapshot,
 };
-use weft_kernel::{Kernel, KernelError};
+use weft_kernel::KernelError;
 use weft_store_schema::{Mac, NetworkName};
 
-use crate::reconcile::Look;
+use crate::{kernel_thread::HostKernel, reconcile::Look};
 
 /// Forwarding entries and neighbours of a network, as they are now; none where there is nothing.
 pub(crate) struct Entries {
@@ -36,7 +36,12 @@ pub(crate) fn places(snapshot: &Snapshot, look: &Dirty) -> Vec<LookInto> {
 }
 
 /// Looks at a part of the kernel. Runs on the kernel's thread.
-pub(crate) fn look(kernel: &mut Kernel, look: &Dirty, places: &[LookInto], known: &[NetworkName]) -> Look {
+pub(crate) fn look(
+    kernel: &mut dyn HostKernel,
+    look: &Dirty,
+    places: &[LookInto],
+    known: &[NetworkName],
+) -> Look {
     let mut seen = Look {
         observed: Observed::default(),
         entries: Vec::new(),

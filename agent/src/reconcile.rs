@@ -198,11 +198,12 @@ pub(crate) struct Parts {
     pub(crate) ready: oneshot::Sender<()>,
 }
 
-/// Runs the loop until the token is cancelled. Forwarding stays as it is.
+/// Runs the loop until the token is cancelled. Forwarding stays as it is. A kernel that nobody else writes needs no
+/// notifications.
 pub(crate) async fn run(
     parts: Parts,
     mut store_events: Events,
-    mut notifications: Notifications,
+    mut notifications: Option<Notifications>,
     mut asks: mpsc::Receiver<Ask>,
     changed: watch::Sender<u64>,
     stop: CancellationToken,
@@ -232,7 +233,7 @@ pub(crate) async fn run(
             Some(answered) = answer_results.recv() => reconciler.on_answered(answered),
             Some(census) = censuses.recv() => reconciler.on_census(census),
             Some(seen) = others_seen.recv() => reconciler.on_alive_seen(seen),
-            notices = notifications.next() => reconciler.on_notices(notices),
+            notices = told(&mut notifications) => reconciler.on_notices(notices),
             Some(ask) = asks.recv() => ask(&mut reconciler),
             result = answered(&mut reconciler.busy) => reconciler.on_answer(result),
             Some(found) = arrived(&mut reconciler.underlay_search) => reconciler.on_underlay(found),
@@ -241,6 +242,14 @@ pub(crate) async fn run(
         }
     }
     reconciler.finish().await;
+}
+
+/// What the kernel says next; nothing ever where nobody listens.
+async fn told(notifications: &mut Option<Notifications>) -> Vec<Notice> {
+    match notifications {
+        Some(notifications) => notifications.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits for what was asked for; for ever while nothing was. None if the answer will never come.

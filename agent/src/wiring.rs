@@ -100,7 +100,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     reconcile::run(
         parts,
         store_events,
-        notifications,
+        Some(notifications),
         ask_queue,
         changed_sender,
         stop.clone(),

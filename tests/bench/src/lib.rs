@@ -13,7 +13,7 @@ mod usage;
 
 pub use docker::Docker;
 pub use machine::{Machine, file_system, on_disk};
-pub use report::Report;
+pub use report::{Report, write_section};
 pub use row::{Against, Goal, Row};
 pub use sample::{Figure, median, rotated};
 pub use usage::{Usage, resident_bytes};

@@ -128,6 +128,15 @@ fn short(value: f64) -> String {
     }
 }
 
+/// Writes a section of a document between its markers, as [`Report::publish`] does in docs/benchmarks.md.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_section(docs: &Path, name: &str, section: &str) -> Result<()> {
+    let before = std::fs::read_to_string(docs).unwrap_or_default();
+    write(docs, &with_section(&before, name, section))
+}
+
 fn markers(name: &str) -> (String, String) {
     (
         format!("<!-- bench-{name}: begin; the command writes what follows -->"),

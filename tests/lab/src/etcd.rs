@@ -1,5 +1,6 @@
 //! The lab's etcd: members that can be stopped, killed and frozen, asked how they are, and reads and writes by `etcdctl`.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
@@ -217,6 +218,23 @@ impl EtcdMember {
                 count.parse::<u64>().with_context(|| format!("metric: {line}"))
             })
             .sum()
+    }
+
+    /// All that it counts, by name with labels as it writes them: `etcd_debugging_mvcc_watcher_total`.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn metrics(&self) -> Result<BTreeMap<String, f64>> {
+        let text = writer::get(&self.netns, self.address(), "/metrics")?;
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let read = |line: &str| {
+            let (name, value) = line.rsplit_once(' ').context("no value")?;
+            Ok((
+                name.to_owned(),
+                value.parse().with_context(|| format!("metric: {line}"))?,
+            ))
+        };
+        samples.map(read).collect()
     }
 
     /// A connection for writing faster than a program can be started for each write.

@@ -191,8 +191,16 @@ impl Host {
     /// # Errors
     /// As [`Host::start_weftd`].
     pub fn wait_ready(&self) -> Result<()> {
+        self.wait_ready_within(PATIENCE)
+    }
+
+    /// As [`Host::wait_ready`], with another patience.
+    ///
+    /// # Errors
+    /// As [`Host::start_weftd`].
+    pub fn wait_ready_within(&self, patience: Duration) -> Result<()> {
         let mut heard = String::new();
-        eventually(PATIENCE, &format!("weftd on {} is ready", self.node()), || {
+        eventually(patience, &format!("weftd on {} is ready", self.node()), || {
             let mut buffer = [0_u8; 4096];
             let guard = self.notify.lock().unwrap_or_else(PoisonError::into_inner);
             let socket = guard

@@ -50,9 +50,15 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("weft-model", &["weft-core", "weft-store-schema"]),
     ("weft-storm", &["weft-e2e", "weft-lab"]),
     (
-        // Measures the parts of the agent without the agent.
+        // Measures the parts of the agent without the agent, and many agents' loops without kernels.
         "weft-bench",
-        &["weft-core", "weft-lab", "weft-store", "weft-store-schema"],
+        &[
+            "weft-core",
+            "weft-lab",
+            "weft-store",
+            "weft-store-schema",
+            "weftd",
+        ],
     ),
     ("weft-workspace-tests", &[]),
 ];

@@ -1,0 +1,178 @@
+//! `make bench-growth`: what delay, CPU time, memory and starts cost as networks, hosts, endpoints and agents grow in number,
+//! as curves; and what many agents do to one etcd.
+
+mod crowd;
+mod curve;
+mod ears;
+mod fleet;
+mod process;
+mod proxy;
+mod real;
+mod records;
+mod server;
+mod told;
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use weft_bench::{Form, Machine, Progress, Report, on_disk, write_section};
+
+use crate::{fleet::Interest, real::Size};
+
+/// Networks of the simulated cluster; each agent is in two of them.
+const NETWORKS: usize = 50;
+/// Changes behind a percentile.
+const CHANGES: [u32; 2] = [100, 400];
+
+/// What is let grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Grows {
+    /// Networks per host, two hosts.
+    Networks,
+    /// Hosts in one network.
+    Hosts,
+    /// Endpoints of other hosts in one network.
+    Endpoints,
+}
+
+impl Grows {
+    const ALL: [Self; 3] = [Self::Networks, Self::Hosts, Self::Endpoints];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Networks => "networks",
+            Self::Hosts => "hosts",
+            Self::Endpoints => "endpoints",
+        }
+    }
+
+    fn sizes(self, form: Form) -> Vec<Size> {
+        let sizes = match self {
+            Self::Networks => form.pick(&[1, 10, 100][..], &[1, 10, 100, 500][..]),
+            Self::Hosts => form.pick(&[3, 10][..], &[3, 10, 30][..]),
+            Self::Endpoints => form.pick(&[100, 1_000, 10_000][..], &[100, 1_000, 10_000, 100_000][..]),
+        };
+        let of = |number: usize| match self {
+            Self::Networks => Size {
+                hosts: 2,
+                networks: number,
+                endpoints: 0,
+            },
+            Self::Hosts => Size {
+                hosts: number,
+                networks: 1,
+                endpoints: 0,
+            },
+            Self::Endpoints => Size {
+                hosts: 1,
+                networks: 1,
+                endpoints: number,
+            },
+        };
+        sizes.iter().map(|number| of(*number)).collect()
+    }
+
+    /// How much of it there is.
+    pub(crate) fn of(self, size: Size) -> f64 {
+        let number = match self {
+            Self::Networks => size.networks,
+            Self::Hosts => size.hosts,
+            Self::Endpoints => size.endpoints,
+        };
+        number as f64
+    }
+}
+
+fn main() -> Result<()> {
+    let progress = Progress::start();
+    let form = Form::wanted();
+    let machine = Machine::here();
+    progress.say(format!("{machine}; the {form:?} form"));
+    let only = std::env::var("ONLY").ok().filter(|only| !only.is_empty());
+    let known = ["networks", "hosts", "endpoints", "agents", "proxies"];
+    if let Some(only) = &only {
+        ensure!(
+            known.contains(&only.as_str()),
+            "ONLY is one of {known:?}, not {only:?}"
+        );
+    }
+    let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
+    // A connection of each agent, here and at etcd, which inherits the limit.
+    process::allow_files(1 << 16)?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let base = root.join("target/bench");
+    std::fs::create_dir_all(&base).with_context(|| format!("making {}", base.display()))?;
+    let disk = on_disk(&base)?;
+
+    let mut found = told::Found::default();
+    let changes = form.pick(CHANGES[0], CHANGES[1]);
+    for grows in Grows::ALL {
+        if !wanted(grows.name()) {
+            continue;
+        }
+        let mut points = Vec::new();
+        for size in grows.sizes(form) {
+            progress.say(format!("{} {}", grows.of(size), grows.name()));
+            points.push(real::measure(size, changes, &base)?);
+        }
+        found.real.push((grows, points));
+    }
+    let crowds: Vec<(usize, bool)> = form
+        .pick(&[10, 100][..], &[10, 100, 300, 1_000][..])
+        .iter()
+        .flat_map(|agents| [(*agents, false), (*agents, true)])
+        .collect();
+    let interest = |agents, everything| Interest {
+        agents,
+        networks: NETWORKS,
+        everything,
+    };
+    if wanted("agents") {
+        for (agents, everything) in &crowds {
+            let point = crowd::measure(interest(*agents, *everything), 0, form, &base, progress)?;
+            found.crowds.push(point);
+        }
+    }
+    if wanted("proxies") {
+        let agents = form.pick(100, 1_000);
+        for everything in [false, true] {
+            let point = crowd::measure(interest(agents, everything), 2, form, &base, progress)?;
+            found.crowds.push(point);
+        }
+    }
+    let report = Report {
+        name: "growth",
+        command: form
+            .pick("make bench-growth", "LONG=1 make bench-growth")
+            .to_owned(),
+        method: found.method(&disk, changes),
+        rows: found.rows(),
+        details: found.details(),
+    };
+    if only.is_some() {
+        // For looking closer: half a report would replace a whole one.
+        report.print();
+        println!("{}\n{}", report.details, found.scale());
+        return Ok(());
+    }
+    let pictures = root.join("docs/pictures");
+    std::fs::create_dir_all(&pictures).with_context(|| format!("making {}", pictures.display()))?;
+    for picture in found.pictures() {
+        picture.draw(&pictures)?;
+    }
+    let head = format!("{}, {machine}. `{}`", Machine::today(), report.command);
+    write_section(
+        &root.join("docs/scale.md"),
+        "growth",
+        &format!("{head}\n\n{}", found.scale()),
+    )?;
+    report.publish(&machine)
+}
+
+/// The value below which this share of the samples lies, in percent; NaN of nothing.
+pub(crate) fn percentile(samples: &[f64], percent: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let place = (percent / 100.0 * sorted.len() as f64).ceil() as usize;
+    sorted.get(place.max(1) - 1).copied().unwrap_or(f64::NAN)
+}
