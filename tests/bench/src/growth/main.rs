@@ -97,8 +97,8 @@ fn main() -> Result<()> {
         );
     }
     let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
-    // A connection of each agent, here and at etcd, which inherits the limit.
-    process::allow_files(1 << 16)?;
+    // A few connections of each agent, here and at etcd, which inherits the limit.
+    process::allow_files(form.pick(2_000, 8_000))?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let base = root.join("target/bench");
     std::fs::create_dir_all(&base).with_context(|| format!("making {}", base.display()))?;

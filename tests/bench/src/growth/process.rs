@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
     time::{ClockId, clock_gettime},
@@ -35,13 +35,19 @@ pub(crate) fn resident(pid: u32) -> Result<f64> {
     Ok(kib / 1024.0)
 }
 
-/// Allows this process, and those that it starts, as many open files as may be allowed.
+/// Allows this process, and those that it starts, as many open files as may be.
 ///
 /// # Errors
-/// When that is fewer than `needed`.
+/// When those are fewer than `needed`.
 pub(crate) fn allow_files(needed: u64) -> Result<()> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("asking how many files may be open")?;
-    let wanted = needed.max(most);
-    setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted)
-        .with_context(|| format!("allowing {wanted} open files"))
+    // More than the limit says only with rights that root in a container has not.
+    if most >= needed || setrlimit(Resource::RLIMIT_NOFILE, needed, needed).is_err() {
+        setrlimit(Resource::RLIMIT_NOFILE, most, most).context("allowing more open files")?;
+        ensure!(
+            most >= needed,
+            "only {most} files may be open, {needed} have to be: raise `ulimit -Hn`"
+        );
+    }
+    Ok(())
 }
