@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo lab-up lab-down clean-lab test model fuzz storm chaos faults bench bench-addresses bench-packets bench-growth fmt lint check install
+.PHONY: help setup build release demo lab-up lab-down clean-lab test model fuzz storm chaos faults bench bench-addresses bench-packets bench-growth bench-programming fmt lint check install
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -72,7 +72,7 @@ faults: setup ## the failure table: restarts, crashes, drift, trouble with etcd;
 	cargo test --locked -p weft-faults --no-run
 	$(AS_ROOT) $(if $(LONG),env WEFT_FAULTS_LONG=1 )cargo test --locked -p weft-faults --no-fail-fast -- --test-threads 2 $(ROW)
 
-bench: bench-addresses bench-packets bench-growth ## all benchmarks, beside their peers and limits (LONG=1: steady figures)
+bench: bench-addresses bench-packets bench-growth bench-programming ## all benchmarks, beside their peers and limits (LONG=1: steady figures)
 
 bench-addresses: setup ## claims of addresses per second beside etcd's bare rate, and Docker's (LONG=1, ONLY=empty/16)
 	cargo build --release --locked -p weft-bench
@@ -86,6 +86,10 @@ bench-packets: setup ## TCP, packets a second and round trips beside a hand-made
 bench-growth: setup ## what networks, hosts, endpoints and 1,000 agents on one etcd cost as they grow in number (LONG=1, ONLY=networks|hosts|endpoints|agents|proxies)
 	cargo build --release --locked -p weftd -p weft-bench
 	@$(AS_ROOT) LONG='$(LONG)' ONLY='$(ONLY)' $(TARGET)/release/bench-growth
+
+bench-programming: setup ## starts, restarts, single changes, memory and CPU with 100k endpoints (LONG=1, ONLY=apply, start, change or memory)
+	cargo build --release --locked -p weftd -p weft-cli -p weft-bench
+	@$(AS_ROOT) LONG='$(LONG)' ONLY='$(ONLY)' $(TARGET)/release/bench-programming
 
 fmt: ## format
 	cargo fmt --all

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Figure, Progress};
+use crate::{Figure, Memory, Process, Progress};
 use anyhow::{Context, Result, bail, ensure};
 use weft_lab::Namespace;
 
@@ -122,6 +122,16 @@ impl Docker {
 
     fn place(&self, name: &str) -> Namespace {
         Namespace::at(self.dir.join("netns").join(name))
+    }
+
+    /// Memory of the first host's daemon, without its containerd.
+    ///
+    /// # Errors
+    /// When it does not run any more.
+    pub fn memory(&self) -> Result<Memory> {
+        let path = self.dir.join("h1/pid");
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        Process(text.trim().parse().with_context(|| path.display().to_string())?).memory()
     }
 
     fn ask(&self, host: usize, container: usize, what: &str) -> Result<Duration> {

@@ -16,7 +16,7 @@ pub use machine::{Machine, file_system, on_disk};
 pub use report::{Report, write_section};
 pub use row::{Against, Goal, Row};
 pub use sample::{Figure, median, rotated};
-pub use usage::{Usage, resident_bytes};
+pub use usage::{Memory, Process, Usage, resident_bytes};
 
 use std::time::Instant;
 

@@ -84,6 +84,59 @@ pub fn resident_bytes() -> Result<u64> {
     Ok(pages * page)
 }
 
+/// Another process, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process(pub u32);
+
+/// Memory of a process, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// In RAM, whoever shares it.
+    pub resident: u64,
+    /// The same with each page divided by the number of processes that share it.
+    pub proportional: u64,
+}
+
+impl Process {
+    /// CPU time of all threads that run now, to the nanosecond: ticks are too coarse for little work.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn cpu(&self) -> Result<Duration> {
+        let tasks = format!("/proc/{}/task", self.0);
+        let mut nanos = 0;
+        for task in std::fs::read_dir(&tasks).with_context(|| tasks.clone())? {
+            // One that ends just now is counted no more.
+            let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else {
+                continue;
+            };
+            let ran = text.split_ascii_whitespace().next();
+            nanos += ran
+                .and_then(|field| field.parse::<u64>().ok())
+                .with_context(|| format!("a schedstat in {tasks} holds {text:?}"))?;
+        }
+        Ok(Duration::from_nanos(nanos))
+    }
+
+    /// What it has in RAM now.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn memory(&self) -> Result<Memory> {
+        let path = format!("/proc/{}/smaps_rollup", self.0);
+        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let bytes = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            let kib = line.and_then(|line| line.split_ascii_whitespace().next()?.parse::<u64>().ok());
+            kib.map(|kib| kib << 10).with_context(|| format!("{path} has no {name}"))
+        };
+        Ok(Memory {
+            resident: bytes("Rss:")?,
+            proportional: bytes("Pss:")?,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,5 +156,8 @@ mod tests {
             sum = (0..10_000).fold(sum, u64::wrapping_add);
         }
         assert!(sum > 0 && resident_bytes().unwrap() > 0);
+        let process = Process(std::process::id());
+        let memory = process.memory().unwrap();
+        assert!(process.cpu().unwrap() > Duration::ZERO && memory.proportional <= memory.resident);
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::Signal;
@@ -228,6 +228,28 @@ impl Host {
             }
         })
         .with_context(|| format!("its log ends:\n{}", self.process.log_tail()))
+    }
+
+    /// As [`Host::wait_ready`], to the moment: when it was heard. For what measures.
+    ///
+    /// # Errors
+    /// When it is not ready in time; the text holds the end of its log.
+    pub fn await_ready(&self, patience: Duration) -> Result<Instant> {
+        let guard = self.notify.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = guard.as_ref().context("it was not started by this lab handle")?;
+        socket.set_nonblocking(false)?;
+        socket.set_read_timeout(Some(patience))?;
+        let mut buffer = [0_u8; 4096];
+        loop {
+            let length = socket
+                .recv(&mut buffer)
+                .with_context(|| format!("weftd is not ready; its log ends:\n{}", self.process.log_tail()))?;
+            let now = Instant::now();
+            let heard = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default());
+            if heard.lines().any(|line| line == "READY=1") {
+                return Ok(now);
+            }
+        }
     }
 
     fn fault_path(&self) -> PathBuf {

@@ -54,6 +54,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
         "weft-bench",
         &[
             "weft-core",
+            "weft-kernel",
             "weft-lab",
             "weft-store",
             "weft-store-schema",
