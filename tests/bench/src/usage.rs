@@ -128,7 +128,8 @@ impl Process {
         let bytes = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name));
             let kib = line.and_then(|line| line.split_ascii_whitespace().next()?.parse::<u64>().ok());
-            kib.map(|kib| kib << 10).with_context(|| format!("{path} has no {name}"))
+            kib.map(|kib| kib << 10)
+                .with_context(|| format!("{path} has no {name}"))
         };
         Ok(Memory {
             resident: bytes("Rss:")?,

@@ -62,7 +62,9 @@ impl<'l> Site<'l> {
         };
         site.host.spawn_weftd(&[])?;
         site.host.await_ready(Duration::from_secs(60))?;
-        eventually(Duration::from_secs(60), "everything is in the kernel", || site.check())?;
+        eventually(Duration::from_secs(60), "everything is in the kernel", || {
+            site.check()
+        })?;
         site.settle()?;
         Ok(site)
     }
@@ -77,7 +79,11 @@ impl<'l> Site<'l> {
 
     /// Checks that the kernel holds exactly what it should.
     pub(crate) fn check(&self) -> Result<()> {
-        check(&self.wire(false)?.rows()?, &self.remotes, index(&self.netns(), "vx4")?)
+        check(
+            &self.wire(false)?.rows()?,
+            &self.remotes,
+            index(&self.netns(), "vx4")?,
+        )
     }
 
     /// Waits until the agent owes the store nothing.
@@ -118,7 +124,10 @@ impl<'l> Site<'l> {
         self.check()?;
         let (_, keys) = bare.written_since(before)?;
         let node = self.host.node();
-        let presence = [format!("/weft/v1/alive/{node}"), format!("/weft/v1/status/{node}")];
+        let presence = [
+            format!("/weft/v1/alive/{node}"),
+            format!("/weft/v1/status/{node}"),
+        ];
         let others: Vec<_> = keys.iter().filter(|key| !presence.contains(key)).collect();
         ensure!(others.is_empty(), "a restart wrote {others:?}");
         Ok(took)
@@ -134,6 +143,16 @@ impl<'l> Site<'l> {
     /// How long the kernel takes to tell all that the agent asks for at a start.
     pub(crate) fn time_dump(&self) -> Result<Duration> {
         Ok(self.wire(false)?.time_dump()?.0)
+    }
+
+    /// What the start has cost so far, for whoever looks on.
+    pub(crate) fn spent(&self) -> Result<String> {
+        let (cpu, memory) = (self.process()?.cpu()?, self.process()?.memory()?);
+        let overruns = self.host.metrics()?.get("weft_netlink_overruns_total")?;
+        Ok(format!(
+            "the agent has used {cpu:.0?} of CPU time and {:.1} MB; notifications overrun: {overruns}",
+            memory.resident as f64 / 1e6
+        ))
     }
 
     pub(crate) fn process(&self) -> Result<Process> {
@@ -185,9 +204,11 @@ impl<'l> Site<'l> {
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
         }
         let used = (process.cpu()? - before).as_secs_f64() / started.elapsed().as_secs_f64() * 100.0;
-        eventually(Duration::from_secs(10), "the last change is in the kernel", || {
-            self.check()
-        })?;
+        eventually(
+            Duration::from_secs(10),
+            "the last change is in the kernel",
+            || self.check(),
+        )?;
         Ok(used)
     }
 
@@ -198,7 +219,9 @@ impl<'l> Site<'l> {
                 bare.detach(&self.network, remote)?;
             }
         }
-        eventually(Duration::from_secs(10), "what was attached is gone", || self.check())
+        eventually(Duration::from_secs(10), "what was attached is gone", || {
+            self.check()
+        })
     }
 }
 
@@ -225,7 +248,12 @@ pub(crate) fn percentile(samples: &[f64], share: f64) -> f64 {
 
 /// A figure from durations, in milliseconds.
 pub(crate) fn millis(durations: &[Duration]) -> Figure {
-    Figure::from(durations.iter().map(|d| d.as_secs_f64() * 1e3).collect::<Vec<_>>())
+    Figure::from(
+        durations
+            .iter()
+            .map(|d| d.as_secs_f64() * 1e3)
+            .collect::<Vec<_>>(),
+    )
 }
 
 /// Where a lab's benchmark keeps its files.

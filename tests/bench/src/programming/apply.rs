@@ -88,7 +88,10 @@ impl Bed {
         let started = Instant::now();
         let outcome = self.kernel.apply(plan);
         let took = started.elapsed();
-        ensure!(outcome.failed.is_empty() && outcome.held_back.is_empty(), "{outcome:?}");
+        ensure!(
+            outcome.failed.is_empty() && outcome.held_back.is_empty(),
+            "{outcome:?}"
+        );
         Ok(took)
     }
 
@@ -155,14 +158,19 @@ fn carry_out(kernel: &mut Kernel, network: &NetworkName, ops: Vec<Op>) -> Result
         networks: [(network.clone(), ops)].into(),
     };
     let outcome = kernel.apply(&plan);
-    ensure!(outcome.failed.is_empty() && outcome.held_back.is_empty(), "{outcome:?}");
+    ensure!(
+        outcome.failed.is_empty() && outcome.held_back.is_empty(),
+        "{outcome:?}"
+    );
     Ok(())
 }
 
 /// The index of a device in a namespace.
 pub(crate) fn index(netns: &Namespace, name: &str) -> Result<u32> {
     let shown = netns.ip_json(&["link", "show", name])?;
-    let index = shown[0]["ifindex"].as_u64().with_context(|| format!("no {name}: {shown}"))?;
+    let index = shown[0]["ifindex"]
+        .as_u64()
+        .with_context(|| format!("no {name}: {shown}"))?;
     Ok(u32::try_from(index)?)
 }
 

@@ -59,10 +59,7 @@ impl Remote {
             r#"{{"addresses":["{address}"],"attachment":{{"netns":"/run/netns/container-{number:06}"}},"mac":"{mac}","name":"web-{number}"}}"#
         );
         let held = format!(r#"{{"endpoint":"{node}/container-{number:06}"}}"#);
-        [
-            TxnOp::put(endpoint, record, None),
-            TxnOp::put(claim, held, None),
-        ]
+        [TxnOp::put(endpoint, record, None), TxnOp::put(claim, held, None)]
     }
 }
 
@@ -120,7 +117,9 @@ impl Bare {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let client = runtime.block_on(Client::connect([url], None)).context(url.to_owned())?;
+        let client = runtime
+            .block_on(Client::connect([url], None))
+            .context(url.to_owned())?;
         Ok(Self {
             runtime,
             kv: client.kv_client().max_decoding_message_size(MESSAGE),
@@ -149,7 +148,11 @@ impl Bare {
             async move { kv.txn(Txn::new().and_then(ops)).await }
         });
         self.runtime
-            .block_on(stream::iter(sending).buffer_unordered(8).try_for_each(|_| async { Ok(()) }))
+            .block_on(
+                stream::iter(sending)
+                    .buffer_unordered(8)
+                    .try_for_each(|_| async { Ok(()) }),
+            )
             .context("filling etcd")
     }
 
@@ -213,7 +216,13 @@ impl Bare {
             .with_min_mod_revision(revision + 1);
         let mut kv = self.kv.clone();
         let answer = self.runtime.block_on(kv.get("/weft/v1/", Some(options)))?;
-        let keys = answer.kvs().iter().map(|kv| String::from_utf8_lossy(kv.key()).into_owned());
-        Ok((answer.header().map_or(0, |header| header.revision()), keys.collect()))
+        let keys = answer
+            .kvs()
+            .iter()
+            .map(|kv| String::from_utf8_lossy(kv.key()).into_owned());
+        Ok((
+            answer.header().map_or(0, |header| header.revision()),
+            keys.collect(),
+        ))
     }
 }

@@ -134,7 +134,11 @@ impl Wire {
         put: bool,
     ) -> Result<Duration> {
         let started = Instant::now();
-        let (kind, flags) = if put { (NEW, REPLACE_OR_CREATE) } else { (DELETE, 0) };
+        let (kind, flags) = if put {
+            (NEW, REPLACE_OR_CREATE)
+        } else {
+            (DELETE, 0)
+        };
         for forwarding in [true, false] {
             for some in remotes.chunks(BATCH) {
                 for (i, remote) in some.iter().enumerate() {
