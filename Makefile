@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo lab-up lab-down clean-lab test model fuzz storm chaos faults bench bench-addresses bench-packets bench-growth bench-programming fmt lint check install
+.PHONY: help setup build release demo lab-up lab-down clean-lab test model fuzz storm chaos faults bench bench-addresses bench-packets bench-growth bench-programming bench-reach fmt lint check install
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -72,7 +72,7 @@ faults: setup ## the failure table: restarts, crashes, drift, trouble with etcd;
 	cargo test --locked -p weft-faults --no-run
 	$(AS_ROOT) $(if $(LONG),env WEFT_FAULTS_LONG=1 )cargo test --locked -p weft-faults --no-fail-fast -- --test-threads 2 $(ROW)
 
-bench: bench-addresses bench-packets bench-growth bench-programming ## all benchmarks, beside their peers and limits (LONG=1: steady figures)
+bench: bench-addresses bench-packets bench-growth bench-programming bench-reach ## all benchmarks, beside their peers and limits (LONG=1: steady figures)
 
 bench-addresses: setup ## claims of addresses per second beside etcd's bare rate, and Docker's (LONG=1, ONLY=empty/16)
 	cargo build --release --locked -p weft-bench
@@ -90,6 +90,10 @@ bench-growth: setup ## what networks, hosts, endpoints and 1,000 agents on one e
 bench-programming: setup ## starts, restarts, single changes, memory and CPU with 100k endpoints (LONG=1, ONLY=apply, start, change or memory)
 	cargo build --release --locked -p weftd -p weft-cli -p weft-bench
 	@$(AS_ROOT) LONG='$(LONG)' ONLY='$(ONLY)' $(TARGET)/release/bench-programming
+
+bench-reach: setup ## how soon a change is in every kernel and an endpoint reachable, beside bare watchers and Docker (LONG=1, ONLY=convergence|attach|storm)
+	cargo build --release --locked -p weftd -p weft-cli -p weft-bench
+	@$(AS_ROOT) LONG='$(LONG)' ONLY='$(ONLY)' $(TARGET)/release/bench-reach
 
 fmt: ## format
 	cargo fmt --all

@@ -84,28 +84,35 @@ impl Docker {
         self.ask(host, container, "disconnect")
     }
 
-    /// Where a running container is, and its address in the overlay network, which it has to be in.
+    /// A running container's network namespace.
     ///
     /// # Errors
-    /// When the daemon does not know, or the container is not in the network.
-    pub fn whereabouts(&self, host: usize, container: usize) -> Result<(Namespace, IpAddr)> {
-        let socket = self.dir.join(format!("h{host}/d.sock"));
-        let said = ask(
-            &socket,
-            "GET",
-            &format!("/containers/h{host}c{container}/json"),
-            "",
-        )?;
-        let said: serde_json::Value = serde_json::from_str(&said)?;
-        let pid = said["State"]["Pid"].as_u64().context("a container's process")?;
-        let address = said["NetworkSettings"]["Networks"]["ov"]["IPAddress"]
-            .as_str()
-            .context("a container's address in the overlay network")?;
-        let namespace = Namespace::at(format!("/proc/{pid}/ns/net"));
-        Ok((
-            namespace,
-            address.parse().with_context(|| format!("address {address:?}"))?,
-        ))
+    /// When the daemon does not tell.
+    pub fn netns(&self, host: usize, container: usize) -> Result<Namespace> {
+        let told = self.inspect(host, container)?;
+        let pid = told["State"]["Pid"].as_u64().context("it has no process")?;
+        Ok(Namespace::at(format!("/proc/{pid}/ns/net")))
+    }
+
+    /// A container's address in the overlay network.
+    ///
+    /// # Errors
+    /// When it is not in the network.
+    pub fn address(&self, host: usize, container: usize) -> Result<IpAddr> {
+        let told = self.inspect(host, container)?;
+        let address = told["NetworkSettings"]["Networks"]["ov"]["IPAddress"].as_str();
+        let address = address.with_context(|| format!("h{host}c{container} is not in the network"))?;
+        Ok(address.parse()?)
+    }
+
+    fn inspect(&self, host: usize, container: usize) -> Result<serde_json::Value> {
+        let path = format!("/containers/h{host}c{container}/json");
+        let answer = request(&self.socket(host), "GET", &path, "")?;
+        serde_json::from_str(&answer).with_context(|| format!("{path}: {answer}"))
+    }
+
+    fn socket(&self, host: usize) -> PathBuf {
+        self.dir.join(format!("h{host}/d.sock"))
     }
 
     /// The namespace of the switch between both hosts.
@@ -136,9 +143,8 @@ impl Docker {
 
     fn ask(&self, host: usize, container: usize, what: &str) -> Result<Duration> {
         let started = Instant::now();
-        let socket = self.dir.join(format!("h{host}/d.sock"));
         let body = format!(r#"{{"Container":"h{host}c{container}"}}"#);
-        post(&socket, &format!("/networks/ov/{what}"), &body)?;
+        request(&self.socket(host), "POST", &format!("/networks/ov/{what}"), &body)?;
         Ok(started.elapsed())
     }
 
@@ -184,16 +190,12 @@ impl Docker {
     }
 }
 
-/// One request by hand: no more than that is needed here, and a client program's start would count as Docker's time.
-fn post(socket: &Path, path: &str, body: &str) -> Result<()> {
-    ask(socket, "POST", path, body).map(drop)
-}
-
-/// The answer's body.
-fn ask(socket: &Path, method: &str, path: &str, body: &str) -> Result<String> {
+/// One request by hand, and the body of its answer: no more than that is needed here, and a client program's start
+/// would count as Docker's time.
+fn request(socket: &Path, method: &str, path: &str, body: &str) -> Result<String> {
     let mut stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    // HTTP 1.0: an answer in one piece.
+    // HTTP 1.0: the body ends with the connection, in one piece.
     write!(
         stream,
         "{method} {path} HTTP/1.0\r\nHost: d\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
@@ -204,8 +206,12 @@ fn ask(socket: &Path, method: &str, path: &str, body: &str) -> Result<String> {
         .read_to_string(&mut answer)
         .with_context(|| format!("{path}: no answer"))?;
     let status = answer.split(' ').nth(1).unwrap_or_default();
-    let said = answer.split_once("\r\n\r\n").map_or("", |(_, said)| said.trim());
-    ensure!(status == "200", "{path} {body} is answered with {status}: {said}");
+    let (_, said) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    ensure!(
+        status == "200",
+        "{path} {body} is answered with {status}: {}",
+        said.trim()
+    );
     Ok(said.to_owned())
 }
 

@@ -4,18 +4,24 @@
 //! and the benchmark's section in `docs/benchmarks.md`. Nothing here knows what is measured, and nothing
 //! fails because a figure is bad: a goal that is missed is a row that says so.
 
+mod bare;
+mod claimer;
 mod docker;
 mod machine;
+mod pace;
 mod report;
 mod row;
 mod sample;
 mod usage;
 
+pub use bare::{BARE, Bare, Request, Shape};
+pub use claimer::{Claimed, Claimer, endpoint};
 pub use docker::Docker;
 pub use machine::{Machine, file_system, on_disk};
+pub use pace::{Pace, Paced};
 pub use report::{Report, write_section};
 pub use row::{Against, Goal, Row};
-pub use sample::{Figure, median, rotated};
+pub use sample::{Figure, median, quantile, rotated};
 pub use usage::{Memory, Process, Usage, resident_bytes};
 
 use std::time::Instant;

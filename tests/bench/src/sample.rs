@@ -13,6 +13,16 @@ pub fn median(samples: &[f64]) -> f64 {
     }
 }
 
+/// The smallest sample that at least this share of all, 0 to 1, does not exceed; NaN of nothing.
+#[must_use]
+pub fn quantile(samples: &[f64], share: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    let place = rank.clamp(1, sorted.len().max(1)) - 1;
+    sorted.get(place).copied().unwrap_or(f64::NAN)
+}
+
 /// The indexes of `count` peers in the order of this round: each round begins with another one, so that what
 /// grows or shrinks during a run falls on all of them alike.
 pub fn rotated(count: usize, round: usize) -> impl Iterator<Item = usize> {
@@ -89,6 +99,15 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
         assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn quantiles() {
+        let hundred: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        assert_eq!(quantile(&hundred, 0.99), 99.0);
+        assert_eq!((quantile(&hundred, 0.0), quantile(&hundred, 1.0)), (1.0, 100.0));
+        assert_eq!(quantile(&[7.0], 0.99), 7.0);
+        assert!(quantile(&[], 0.5).is_nan());
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub use etcd::{EtcdMember, KeyValue, MemberStatus, Reading};
 pub use host::Host;
 pub use metrics::Metrics;
 pub use namespace::{Cut, Namespace};
-pub use probe::{PingStream, PingSummary};
+pub use probe::{PingStream, PingSummary, Pinger};
 pub use proxy::{Mode, Proxy};
 pub use record::{LabRecord, Underlay, labs};
 pub use teardown::{Swept, down, sweep};

@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
 
-use crate::tools;
+use crate::{Pinger, tools};
 
 /// The nftables table that cuts connections: not a name of the product's.
 const CUT: &str = "weft-lab-cut";
@@ -127,6 +127,14 @@ impl Namespace {
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// Opens a socket here for single echo requests to addresses of this one's family.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or the socket cannot be made.
+    pub fn pinger(&self, target: IpAddr) -> Result<Pinger> {
+        self.within(|| Pinger::open(target))?
     }
 
     /// Drops every packet to and from these addresses, silently, as a broken path does: connections stay open and

@@ -209,30 +209,38 @@ fn receive_loop(pinger: &Pinger, shared: &Shared) {
 
 /// Sends one request and waits for its answer.
 pub(crate) fn once(netns: &Namespace, target: IpAddr, patience: Duration) -> Result<bool> {
-    let pinger = netns.within(|| Pinger::open(target))??;
-    if pinger.send(0).is_err() {
-        return Ok(false);
-    }
-    let deadline = Instant::now() + patience;
-    while Instant::now() < deadline {
-        if pinger.receive() == Some(0) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let mut pinger = netns.within(|| Pinger::open(target))??;
+    Ok(pinger.ask(target, patience).is_some())
 }
 
-/// A raw ICMP socket and what tells its answers from those of others.
+/// Single echo requests from a namespace: a raw ICMP socket that stays open between them.
 #[derive(Debug)]
-struct Pinger {
+pub struct Pinger {
     socket: OwnedFd,
     target: IpAddr,
     identifier: u16,
+    asked: u64,
 }
 
 impl Pinger {
+    /// Sends one request to an address of the family that it was opened for; how long the answer took. None without
+    /// one within `patience`, or without a route.
+    pub fn ask(&mut self, target: IpAddr, patience: Duration) -> Option<Duration> {
+        self.target = target;
+        // A late answer to an earlier one is none to this one.
+        self.asked += 1;
+        let sent = Instant::now();
+        self.send(self.asked).ok()?;
+        while sent.elapsed() < patience {
+            if self.receive() == Some(self.asked) {
+                return Some(sent.elapsed());
+            }
+        }
+        None
+    }
+
     /// Opens the socket in the namespace of the calling thread.
-    fn open(target: IpAddr) -> Result<Self> {
+    pub(crate) fn open(target: IpAddr) -> Result<Self> {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let (family, protocol) = match target {
             IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
@@ -251,6 +259,7 @@ impl Pinger {
         Ok(Self {
             socket,
             target,
+            asked: 0,
             identifier,
         })
     }

@@ -50,12 +50,13 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("weft-model", &["weft-core", "weft-store-schema"]),
     ("weft-storm", &["weft-e2e", "weft-lab"]),
     (
-        // Measures the parts of the agent without the agent, and many agents' loops without kernels.
+        // Measures the agent from outside, its parts without it, and many agents' loops without kernels.
         "weft-bench",
         &[
             "weft-core",
             "weft-kernel",
             "weft-lab",
+            "weft-proto",
             "weft-store",
             "weft-store-schema",
             "weftd",

@@ -19,7 +19,7 @@ use weft_store_schema::{
     encode,
 };
 
-use crate::claimer::endpoint;
+use weft_bench::endpoint;
 
 /// One in this many of the /8 is free: 95 % are used.
 const FREE: u64 = 20;

@@ -1,11 +1,8 @@
 //! `make bench-addresses`: claims of addresses per second and attempts per claim, beside the same etcd's bare
 //! rate in the same run.
 
-mod bare;
 mod choice;
-mod claimer;
 mod network;
-mod pace;
 mod rates;
 
 use std::{path::Path, time::Duration};
@@ -32,16 +29,18 @@ fn main() -> Result<()> {
         Some(_) => Vec::new(),
     };
     let lab = Lab::builder().hosts(1).data_base(&base).build()?;
-    // Before the runtime: all of its threads begin here then.
-    lab.host(1).netns().enter()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("starting the runtime")?;
     let url = lab.etcd_endpoints().swap_remove(0);
     let etcd = lab.etcd(1).pid().context("etcd has ended")?;
-    let found = runtime.block_on(rates::measure(&url, etcd, form, only, progress))?;
-    runtime.shutdown_timeout(Duration::from_secs(5));
+    // All threads of the runtime begin on the host then; this one stays where Docker can be downloaded.
+    let found = lab.host(1).netns().within(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("starting the runtime")?;
+        let found = runtime.block_on(rates::measure(&url, etcd, form, only, progress));
+        runtime.shutdown_timeout(Duration::from_secs(5));
+        found
+    })??;
     let mut report = Report {
         name: "addresses",
         command: form

@@ -14,7 +14,7 @@ use weft_store_schema::{
     PeerDocument, Prefix, ReleasedDocument, encode,
 };
 
-use crate::claimer::endpoint;
+use weft_bench::endpoint;
 
 /// etcd takes this many operations in one transaction.
 const MOST_OPERATIONS: usize = 128;

@@ -9,16 +9,14 @@ use std::{
 
 use anyhow::{Context, Result};
 use tokio::task::JoinSet;
-use weft_bench::{Against, Figure, Form, Goal, Machine, Progress, Row, Usage, rotated};
+use weft_bench::{
+    Against, Bare, Claimer, Figure, Form, Goal, Machine, Pace, Paced, Progress, Request, Row, Shape, Usage,
+    rotated,
+};
 use weft_core::record::Transaction;
 use weft_store_schema::Prefix;
 
-use crate::{
-    bare::{Bare, Request, Shape},
-    claimer::Claimer,
-    network::{self, Layout, Network, SIZE},
-    pace::{Pace, Paced},
-};
+use crate::network::{self, Layout, Network, SIZE};
 
 /// On how many hosts how many claim at a time, the fewest hosts first: each host watches what all of them write.
 const STAGES: [Stand; 5] = [

@@ -114,8 +114,8 @@ fn overlay(base: &FilePath, progress: Progress) -> Result<(Docker, Path)> {
     }
     // What the daemon sets on its hosts stays as it is.
     bridges_alone(&docker.switch())?;
-    let (from, _) = docker.whereabouts(1, 0)?;
-    let (to, address) = docker.whereabouts(2, 0)?;
+    let (from, to) = (docker.netns(1, 0)?, docker.netns(2, 0)?);
+    let address = docker.address(2, 0)?;
     let path = Path {
         name: "Docker 20.10 overlay",
         from,

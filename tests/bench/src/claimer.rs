@@ -34,7 +34,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 const COMMIT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// One agent's claiming half.
-pub(crate) struct Claimer {
+pub struct Claimer {
     store: Store,
     view: Arc<Mutex<Snapshot>>,
     seen: watch::Receiver<u64>,
@@ -49,11 +49,11 @@ pub(crate) struct Claimer {
 
 /// A claim that succeeded.
 #[derive(Debug)]
-pub(crate) struct Claimed {
+pub struct Claimed {
     /// Transactions sent for it.
-    pub(crate) attempts: u64,
+    pub attempts: u64,
     /// The transaction that did it.
-    pub(crate) transaction: Transaction,
+    pub transaction: Transaction,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -74,7 +74,7 @@ impl Claimer {
     ///
     /// # Errors
     /// When the URL cannot be used.
-    pub(crate) async fn open(url: &str, node: NodeName, network: NetworkName) -> Result<Self> {
+    pub async fn open(url: &str, node: NodeName, network: NetworkName) -> Result<Self> {
         let prefix = Prefix::default();
         let stop = CancellationToken::new();
         let config = Config::new(vec![url.to_owned()], prefix.clone(), node.clone());
@@ -108,7 +108,7 @@ impl Claimer {
     ///
     /// # Errors
     /// When it does not within a minute.
-    pub(crate) async fn informed(&self, count: usize, released: usize, peers: usize) -> Result<()> {
+    pub async fn informed(&self, count: usize, released: usize, peers: usize) -> Result<()> {
         let (network, view) = (self.network.clone(), Arc::clone(&self.view));
         let is_informed = |_: &u64| {
             let view = lock(&view);
@@ -139,7 +139,7 @@ impl Claimer {
     ///
     /// # Errors
     /// When the view shows that it cannot be.
-    pub(crate) fn example(&self) -> Result<Transaction> {
+    pub fn example(&self) -> Result<Transaction> {
         self.choose(self.next.load(Ordering::Relaxed), 0)
     }
 
@@ -165,7 +165,7 @@ impl Claimer {
     ///
     /// # Errors
     /// When the network is full, or etcd does not answer.
-    pub(crate) async fn claim(&self) -> Result<Claimed> {
+    pub async fn claim(&self) -> Result<Claimed> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let mut lost = 0;
         let mut pause = FIRST_PAUSE;
@@ -204,7 +204,7 @@ impl Claimer {
     ///
     /// # Errors
     /// When nothing can be chosen.
-    pub(crate) fn time_to_choose(&self) -> Result<Duration> {
+    pub fn time_to_choose(&self) -> Result<Duration> {
         let mut fastest = Duration::MAX;
         for _ in 0..100 {
             let started = Instant::now();
@@ -215,7 +215,7 @@ impl Claimer {
     }
 
     /// Ends the connection and all tasks.
-    pub(crate) async fn close(self) {
+    pub async fn close(self) {
         self.stop.cancel();
         self.store.closed().await;
         // It ends with its store.
@@ -251,7 +251,7 @@ fn take_in(view: &mut Snapshot, event: StoreEvent) {
 }
 
 /// An endpoint's record as the API makes it.
-pub(crate) fn endpoint(number: u64) -> EndpointDocument {
+pub fn endpoint(number: u64) -> EndpointDocument {
     EndpointDocument {
         version: None,
         name: Some(format!("web-{number}")),

@@ -22,22 +22,27 @@ use tokio::task::JoinSet;
 use weft_core::record::{Guard, Transaction, Write};
 use weft_store_schema::Prefix;
 
-use crate::pace::{Pace, Paced};
+use crate::{Pace, Paced};
 
 /// Where the bare keys lie: as long as weft's own prefix.
-pub(crate) const BARE: &str = "/bare/v1/";
+pub const BARE: &str = "/bare/v1/";
 
 /// Clients of etcd, one for each that may be asked to work at a time.
-pub(crate) struct Bare {
+pub struct Bare {
     clients: Vec<Client>,
     counter: Arc<AtomicU64>,
 }
 
 /// What is asked.
 #[derive(Debug, Clone)]
-pub(crate) enum Request {
+pub enum Request {
     /// A put of a value of this many bytes under a key of that many.
-    Put { key: usize, value: usize },
+    Put {
+        /// Length of the key.
+        key: usize,
+        /// Length of the value.
+        value: usize,
+    },
     /// A transaction of the form of this one.
     Transaction(Arc<Shape>),
 }
@@ -61,7 +66,7 @@ impl Request {
 
 /// The form of a transaction: lengths only.
 #[derive(Debug)]
-pub(crate) struct Shape {
+pub struct Shape {
     /// Keys that must be absent, with the length of the value they get, if they are written.
     fresh: Vec<(usize, Option<usize>)>,
     /// Keys that must be unchanged.
@@ -75,7 +80,7 @@ impl Shape {
     ///
     /// # Errors
     /// When it holds something that a claim in an empty network does not.
-    pub(crate) fn of(transaction: &Transaction, prefix: &Prefix) -> Result<Self> {
+    pub fn of(transaction: &Transaction, prefix: &Prefix) -> Result<Self> {
         let mut shape = Self {
             fresh: Vec::new(),
             unchanged: Vec::new(),
@@ -109,7 +114,7 @@ impl Shape {
     }
 
     /// In words.
-    pub(crate) fn text(&self) -> String {
+    pub fn text(&self) -> String {
         let puts: Vec<_> = self.fresh.iter().filter_map(|(_, value)| *value).collect();
         let guards = self.fresh.len() + self.unchanged.len();
         format!(
@@ -122,7 +127,7 @@ impl Shape {
     }
 
     /// Length of the longest key and value that are written.
-    pub(crate) fn largest(&self) -> (usize, usize) {
+    pub fn largest(&self) -> (usize, usize) {
         let written = self
             .fresh
             .iter()
@@ -169,7 +174,7 @@ impl Bare {
     ///
     /// # Errors
     /// When etcd does not answer.
-    pub(crate) async fn connect(url: &str, clients: usize) -> Result<Self> {
+    pub async fn connect(url: &str, clients: usize) -> Result<Self> {
         let mut all = Vec::new();
         for _ in 0..clients {
             let client = Client::connect([url], None).await.context("connecting to etcd")?;
@@ -187,7 +192,7 @@ impl Bare {
     }
 
     /// One of the clients, for preparations.
-    pub(crate) fn kv(&self) -> KvClient {
+    pub fn kv(&self) -> KvClient {
         self.clients[0].kv_client().max_decoding_message_size(1 << 30)
     }
 
@@ -196,13 +201,7 @@ impl Bare {
     ///
     /// # Errors
     /// When one fails, or a transaction is refused.
-    pub(crate) async fn run(
-        &self,
-        request: &Request,
-        at_a_time: usize,
-        watched: bool,
-        pace: Pace,
-    ) -> Result<Paced> {
+    pub async fn run(&self, request: &Request, at_a_time: usize, watched: bool, pace: Pace) -> Result<Paced> {
         let mut kv = self.kv();
         let constants = match request {
             Request::Put { .. } => Vec::new(),
@@ -289,7 +288,7 @@ impl Bare {
     ///
     /// # Errors
     /// When etcd does not answer.
-    pub(crate) async fn clear(&self) -> Result<()> {
+    pub async fn clear(&self) -> Result<()> {
         let options = DeleteOptions::new().with_prefix();
         self.kv()
             .delete(BARE, Some(options))
@@ -302,7 +301,7 @@ impl Bare {
     ///
     /// # Errors
     /// When etcd does not answer, or takes longer than a minute.
-    pub(crate) async fn forget_history(&self) -> Result<()> {
+    pub async fn forget_history(&self) -> Result<()> {
         let mut kv = self.kv();
         let answer = kv.get(BARE, None).await.context("asking for the revision")?;
         let revision = answer.header().map_or(0, ResponseHeader::revision);

@@ -1,0 +1,118 @@
+//! `make bench-reach`: how soon what changes is reachable from every host. Convergence beside bare watchers of the same
+//! etcd; attaching, one at a time and many, beside Docker 20.10 and the bare transaction.
+
+mod agent;
+mod attach;
+mod convergence;
+mod ears;
+mod hosts;
+mod storm;
+mod tally;
+mod watchers;
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use weft_bench::{Docker, Form, Machine, Progress, Report, Row, on_disk};
+use weft_lab::Lab;
+
+use hosts::Hosts;
+
+/// The parts, as they are written after `ONLY=`.
+const PARTS: [&str; 4] = ["convergence", "convergence/3", "attach", "storm"];
+
+fn main() -> Result<()> {
+    let progress = Progress::start();
+    let form = Form::wanted();
+    let machine = Machine::here();
+    progress.say(format!("{machine}; the {form:?} form"));
+    let only = std::env::var("ONLY").unwrap_or_default();
+    ensure!(
+        only.is_empty() || PARTS.contains(&&*only),
+        "ONLY={only} is none of {}",
+        PARTS.join(", ")
+    );
+    let wanted = |part: &str| only.is_empty() || only.split('/').next() == Some(part);
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
+    std::fs::create_dir_all(&base).with_context(|| format!("making {}", base.display()))?;
+    let disk = on_disk(&base)?;
+
+    let mut report = Report {
+        name: "reach",
+        command: form
+            .pick("make bench-reach", "LONG=1 make bench-reach")
+            .to_owned(),
+        method: vec![format!(
+            "Hosts are network namespaces with a real agent each; one real etcd with default fsync, its data on {disk}."
+        )],
+        rows: Vec::new(),
+        details: String::new(),
+    };
+    if wanted("convergence") {
+        for hosts in convergence::HOSTS {
+            if only.ends_with("/3") && hosts != 3 {
+                continue;
+            }
+            let found = convergence::measure(hosts, &base, form, progress)?;
+            report.rows.extend(found.rows());
+            report.method.push(found.method());
+        }
+    }
+    if wanted("attach") || wanted("storm") {
+        let docker = match Docker::start(&base, 10, progress) {
+            Ok(docker) => Some(docker),
+            Err(why) => {
+                progress.say(format!("Docker 20.10 is left out: {why:#}"));
+                report.method.push(format!("Docker 20.10 was left out: {why:#}."));
+                None
+            }
+        };
+        let lab = Hosts::build(&base)?;
+        // All threads of the runtime begin on the first host then.
+        let netns = lab.host(1).netns().clone();
+        let parts = [wanted("attach"), wanted("storm")];
+        let (rows, method) = netns.within(|| attaching(lab, docker.as_ref(), parts, form, progress))??;
+        report.rows.extend(rows);
+        report.method.extend(method);
+    }
+    if only.is_empty() {
+        return report.publish(&machine);
+    }
+    // For looking closer: half a report would replace a whole one.
+    report.print();
+    Ok(())
+}
+
+fn attaching(
+    lab: Lab,
+    docker: Option<&Docker>,
+    [attach, storm]: [bool; 2],
+    form: Form,
+    progress: Progress,
+) -> Result<(Vec<Row>, Vec<String>)> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    progress.say("two hosts with agents");
+    let mut hosts = runtime.block_on(Hosts::start(lab))?;
+    let (mut rows, mut method) = (Vec::new(), Vec::new());
+    if attach {
+        let found = attach::measure(&runtime, &mut hosts, docker, form, progress)?;
+        rows.extend(found.rows());
+        method.extend(found.method());
+    }
+    if storm {
+        let connects = match docker {
+            Some(docker) => Some(docker.connects_a_second(form.pick(3, 7), progress)?),
+            None => None,
+        };
+        let found = storm::measure(&runtime, &mut hosts, form, progress)?;
+        rows.extend(found.rows(connects.as_ref()));
+        method.push(found.method());
+    }
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    hosts.lab.close()?;
+    Ok((rows, method))
+}
