@@ -1,6 +1,7 @@
 //! Faults of a host's way to the others: its cable, its interface, its addresses.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use weft_e2e::link;
@@ -32,8 +33,8 @@ pub(crate) fn strike(lab: &Lab, host: &Host, how: Way, course: &Course<'_>, verd
         Way::MadeAnew => {
             host.remove_underlay()?;
             course.rest();
-            host.make_underlay()?;
-            know_all_neighbours(lab)
+            host.make_underlay(Some(&mac(host)?))?;
+            know_neighbours(lab, host)
         }
         Way::Renumbered => renumbered(lab, host, course, verdict),
     }
@@ -68,19 +69,24 @@ pub(crate) fn unplug(host: &Host, course: &Course<'_>) -> Result<()> {
     host.plug()
 }
 
-/// As [`know_neighbours`] on each host.
+/// Takes down the MAC address of each host, which its underlay keeps, and has all know all.
 ///
 /// # Errors
 /// When ip fails.
 pub(crate) fn know_all_neighbours(lab: &Lab) -> Result<()> {
-    lab.hosts().iter().try_for_each(|host| {
-        let known = know_neighbours(lab, host);
-        // One whose interface is away is told when it is back.
-        if link(host.netns(), "eth0").is_err() {
-            return Ok(());
-        }
-        known
-    })
+    for host in lab.hosts() {
+        let mac = link(host.netns(), "eth0")?["address"].clone();
+        std::fs::write(note(host), mac.as_str().context("no MAC address")?)?;
+    }
+    lab.hosts().iter().try_for_each(|host| know_neighbours(lab, host))
+}
+
+fn note(host: &Host) -> PathBuf {
+    host.dir().join("underlay-mac")
+}
+
+fn mac(host: &Host) -> Result<String> {
+    std::fs::read_to_string(note(host)).context("the MAC address that was taken down")
 }
 
 /// Has a host know for good which MAC address every other one has, under all addresses that it may be given.
@@ -91,11 +97,7 @@ pub(crate) fn know_all_neighbours(lab: &Lab) -> Result<()> {
 pub(crate) fn know_neighbours(lab: &Lab, host: &Host) -> Result<()> {
     let mut script = String::new();
     for other in lab.hosts().iter().filter(|other| other.number() != host.number()) {
-        // Without an interface just now: it tells all when it is made.
-        let Ok(link) = link(other.netns(), "eth0") else {
-            continue;
-        };
-        let mac = link["address"].as_str().context("no MAC address")?;
+        let mac = mac(other)?;
         let elsewhere = lab.record().host_addresses(other.number() + ELSEWHERE);
         for address in other.addresses().iter().chain(&elsewhere) {
             script.push_str(&format!(

@@ -619,7 +619,7 @@ fn the_hosts_rules_flushed_and_its_underlay_flapping_or_made_again() -> Result<(
         ensure!(problems.contains("no interface eth0"), "{problems}");
         Ok(())
     })?;
-    host.make_underlay()?;
+    host.make_underlay(None)?;
     eventually(SOON, "it talks", || matrix.scene.attached())?;
     eventually(SOON, "it is as it was", || {
         same(&matrix.scene.pictures()?, &matrix.wanted)?;

@@ -64,14 +64,17 @@ impl Host {
         self.exec(&["ip", "link", "del", "eth0"]).map(drop)
     }
 
-    /// Makes `eth0` anew after [`Host::remove_underlay`]: another device with another MAC address, in the same place.
+    /// Makes `eth0` anew after [`Host::remove_underlay`]: another device in the same place, with this MAC address or one of
+    /// its own.
     ///
     /// # Errors
     /// When ip fails.
-    pub fn make_underlay(&self) -> Result<()> {
+    pub fn make_underlay(&self, mac: Option<&str>) -> Result<()> {
         let (switch, port) = (self.switch(), self.port());
         let (mtu, path) = (self.lab.mtu, switch.path().display());
-        let command = format!("ip link add eth0 mtu {mtu} type veth peer name {port} netns {path} mtu {mtu}");
+        let mac = mac.map_or_else(String::new, |mac| format!(" address {mac}"));
+        let command =
+            format!("ip link add eth0{mac} mtu {mtu} type veth peer name {port} netns {path} mtu {mtu}");
         self.exec(&command.split(' ').collect::<Vec<_>>())?;
         switch.exec(&["ip", "link", "set", &port, "master", "br0", "up"])?;
         self.raise_underlay()
