@@ -118,6 +118,7 @@ pub(crate) fn found(there: Option<&ObservedNetwork>, op: &Op) -> String {
                 ),
                 differs("ipv6", &found.ipv6, &wanted.ipv6),
                 differs("link_local", &found.link_local, &wanted.link_local),
+                differs("bridge-nf-call", &found.filtered, &wanted.filtered),
             ])
         }),
         Op::PutTunnel(family, wanted) => {

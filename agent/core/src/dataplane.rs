@@ -26,6 +26,9 @@ pub struct Bridge {
     /// An automatic link-local address on the device (`addr_gen_mode` other than none); off, so that the
     /// bridge itself never speaks.
     pub link_local: bool,
+    /// Frames go through a packet filter that is meant for routed traffic (`bridge-nf-call-*` in the network's
+    /// namespace, which the kernel turns on in each new one): off, as there are no rules, and asking costs.
+    pub filtered: bool,
 }
 
 /// A VXLAN device of a network on this host, one for each underlay family.

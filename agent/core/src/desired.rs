@@ -304,6 +304,7 @@ impl<'a> Pass<'a> {
                 multicast_snooping: false,
                 ipv6: true,
                 link_local: false,
+                filtered: false,
             },
             tunnels: Family::ALL
                 .into_iter()

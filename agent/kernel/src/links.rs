@@ -162,6 +162,7 @@ impl Link {
         u16::try_from(self.mtu).unwrap_or(u16::MAX)
     }
 
+    /// The bridge, as far as a link tells: whether frames are filtered is the namespace's.
     pub(crate) fn to_bridge(&self) -> Bridge {
         let mut snooping = true;
         if let Some(InfoData::Bridge(attributes)) = &self.data {
@@ -177,6 +178,7 @@ impl Link {
             multicast_snooping: snooping,
             ipv6: self.ipv6,
             link_local: self.link_local,
+            filtered: false,
         }
     }
 

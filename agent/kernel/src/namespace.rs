@@ -9,7 +9,7 @@ use std::{
     io,
     os::{
         fd::AsFd,
-        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+        unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     thread,
@@ -96,6 +96,8 @@ pub(crate) struct Namespace {
     pub(crate) channel: Channel,
     /// Whether its notifications are listened to.
     pub(crate) heard: bool,
+    /// [`BRIDGE_FILTERS`], open: whoever reads or writes them has not to be in the namespace. None where the kernel has none (yet).
+    filters: Vec<File>,
     /// MACs that a tunnel's table (by the tunnel's index) had as somebody else's when it was last looked at.
     pub(crate) foreign: HashSet<(u32, Mac)>,
 }
@@ -104,16 +106,66 @@ impl Namespace {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = open(path)?;
         let identity = identity(&file)?;
-        let channel = within(&file, Channel::open)??;
+        let (channel, filters) = within(&file, || (Channel::open(), open_filters()))?;
         Ok(Self {
             file,
             identity,
-            channel,
+            channel: channel?,
             heard: false,
+            filters,
             foreign: HashSet::new(),
         })
     }
+
+    /// Whether bridged frames pass the packet filter here.
+    pub(crate) fn is_filtered(&mut self) -> bool {
+        // Made for all namespaces at once, when `br_netfilter` is loaded.
+        if self.filters.is_empty() && Path::new(SYSCTL_DIR).join(BRIDGE_FILTERS[0]).exists() {
+            self.filters = within(&self.file, open_filters).unwrap_or_default();
+        }
+        let is_on = self.filters.iter().map(is_on).collect::<io::Result<Vec<_>>>();
+        is_on.map_or_else(
+            |_| {
+                // They went with the module.
+                self.filters.clear();
+                false
+            },
+            |is_on| is_on.contains(&true),
+        )
+    }
+
+    /// Lets bridged frames pass unfiltered; returns how much there was to change.
+    pub(crate) fn unfilter(&mut self) -> io::Result<u64> {
+        let mut changed = 0;
+        if self.is_filtered() {
+            for filter in &self.filters {
+                if is_on(filter)? {
+                    fault::change()?;
+                    filter.write_at(b"0", 0)?;
+                    changed += 1;
+                }
+            }
+        }
+        Ok(changed)
+    }
 }
+
+/// Those of the calling thread's namespace.
+fn open_filters() -> Vec<File> {
+    let open = |name: &&str| {
+        let path = Path::new(SYSCTL_DIR).join(name);
+        OpenOptions::new().read(true).write(true).open(path).ok()
+    };
+    BRIDGE_FILTERS.iter().filter_map(open).collect()
+}
+
+fn is_on(filter: &File) -> io::Result<bool> {
+    let mut text = [0; 16];
+    let length = filter.read_at(&mut text, 0)?;
+    Ok(text[..length].trim_ascii() != b"0")
+}
+
+const SYSCTL_DIR: &str = "/proc/sys";
 
 /// Settings inside a network's namespace. Those of a kernel without the feature are passed over.
 const SYSCTLS: &[(&str, &str)] = &[
@@ -126,10 +178,14 @@ const SYSCTLS: &[(&str, &str)] = &[
     // Neighbours stay when a bridge has no port that is up.
     ("net/ipv4/conf/default/arp_evict_nocarrier", "0"),
     ("net/ipv6/conf/default/ndisc_evict_nocarrier", "0"),
-    // Bridged frames pass no packet filter here.
-    ("net/bridge/bridge-nf-call-iptables", "0"),
-    ("net/bridge/bridge-nf-call-ip6tables", "0"),
-    ("net/bridge/bridge-nf-call-arptables", "0"),
+];
+
+/// Whether bridged frames pass the packet filter: nobody's rules are in our namespaces, and asking costs. The kernel has these
+/// on in each new namespace, and in all that are there when `br_netfilter` is loaded, as Docker does.
+pub(crate) const BRIDGE_FILTERS: [&str; 3] = [
+    "net/bridge/bridge-nf-call-iptables",
+    "net/bridge/bridge-nf-call-ip6tables",
+    "net/bridge/bridge-nf-call-arptables",
 ];
 
 /// Makes a namespace and binds it to a file. A file that is left from a crash half-way is used. Returns whether
@@ -168,8 +224,9 @@ pub(crate) fn create(path: &Path) -> Result<bool, KernelError> {
     let made = thread::scope(|scope| {
         let inside = scope.spawn(|| -> io::Result<()> {
             unshare(CloneFlags::CLONE_NEWNET)?;
-            for (name, value) in SYSCTLS {
-                match fs::write(Path::new("/proc/sys").join(name), value) {
+            let unfiltered = BRIDGE_FILTERS.map(|name| (name, "0"));
+            for (name, value) in SYSCTLS.iter().copied().chain(unfiltered) {
+                match fs::write(Path::new(SYSCTL_DIR).join(name), value) {
                     Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                     _ => {}
                 }

@@ -164,6 +164,9 @@ impl Kernel {
         };
         let all = links::dump(&mut namespace.channel, &place)?;
         let mut links = sort(&all);
+        if let Some(bridge) = &mut links.network.bridge {
+            bridge.filtered = namespace.is_filtered();
+        }
         self.registry.know_devices(network, &links.devices);
         // Whose container nobody named, it was not looked into: that is not to be taken for its end being gone.
         let named = |id: &EndpointId| look_into.iter().any(|at| at.id == *id);

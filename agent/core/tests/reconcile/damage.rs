@@ -201,6 +201,7 @@ impl Damage {
                 },
                 _ => Bridge {
                     link_local: true,
+                    filtered: true,
                     ..bridge.clone()
                 },
             };

@@ -156,6 +156,7 @@ impl Here<'_> {
                 multicast_snooping: false,
                 ipv6: true,
                 link_local: false,
+                filtered: false,
             }),
             ..ObservedNetwork::default()
         };

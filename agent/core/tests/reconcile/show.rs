@@ -18,6 +18,7 @@ fn bridge(b: &Bridge) -> String {
         multicast_snooping: false,
         ipv6: true,
         link_local: false,
+        filtered: false,
     };
     assert_eq!(*b, usual, "a bridge is never wanted otherwise");
     format!("bridge mtu {}", b.mtu)

@@ -38,11 +38,27 @@ impl Site<'_> {
             // Of devices that are there; for one to be made the default counts.
             self.sysctl(&format!("net/ipv6/conf/{}/disable_ipv6", ownership::BRIDGE), "0")?;
         }
+        if !bridge.filtered {
+            self.unfilter()?;
+        }
         let mut messages = vec![(links::set_bridge(bridge), 0)];
         if !self.exists(ownership::BRIDGE)? {
             messages.insert(0, (links::new_bridge(bridge), NLM_F_CREATE | NLM_F_EXCL));
         }
         self.send(&what, messages)
+    }
+
+    fn unfilter(&mut self) -> Result<(), KernelError> {
+        let what = format!("set net.bridge.bridge-nf-call-* to 0 in {}", self.place);
+        let Some(namespace) = self.kernel.enter(self.network)? else {
+            return Ok(());
+        };
+        self.writes += namespace.unfilter().map_err(|source| KernelError::Refused {
+            what,
+            hint: None,
+            source,
+        })?;
+        Ok(())
     }
 
     fn sysctl(&mut self, name: &str, value: &str) -> Result<(), KernelError> {

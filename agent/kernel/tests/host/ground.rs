@@ -149,6 +149,7 @@ pub(crate) fn bridge(mtu: u16) -> Bridge {
         multicast_snooping: false,
         ipv6: true,
         link_local: false,
+        filtered: false,
     }
 }
 

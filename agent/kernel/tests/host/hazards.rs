@@ -3,7 +3,7 @@
 use weft_core::plan::Op;
 
 use crate::ground::{
-    bind, chain, create, devices, id, inside, local, network, on_host, plan, remove_namespace, run,
+    bind, bridge, chain, create, devices, id, inside, local, network, on_host, plan, remove_namespace, run,
 };
 
 #[test]
@@ -68,6 +68,33 @@ fn a_container_with_ipv6_off_gets_its_addresses() {
         ground.assert_as_modelled(&blue, "attaching a container with IPv6 off");
         let other = run(&inside(&c1, "sysctl -n net.ipv6.conf.f0.disable_ipv6"));
         assert_eq!(other.trim(), "1", "only the endpoint's own interface has IPv6");
+    });
+}
+
+#[test]
+fn bridged_frames_pass_no_packet_filter_whoever_turns_it_on() {
+    on_host(|ground| {
+        let blue = network("blue");
+        ground.apply(&blue, devices(100));
+        let namespace = ground.namespace(&blue);
+        let files = ["iptables", "ip6tables", "arptables"]
+            .map(|kind| format!("/proc/sys/net/bridge/bridge-nf-call-{kind}"));
+        let all = || run(&inside(&namespace, &format!("cat {}", files.join(" "))));
+        if !std::path::Path::new(&files[0]).exists() {
+            // Without br_netfilter there is nothing that could be turned on.
+            return;
+        }
+        assert_eq!(all(), "0\n0\n0\n");
+        // So does loading br_netfilter, in every namespace.
+        run(&inside(
+            &namespace,
+            "sysctl -qw net.bridge.bridge-nf-call-iptables=1",
+        ));
+        let seen = ground.kernel.observe_links(&blue, &[]).unwrap().unwrap();
+        assert!(seen.bridge.unwrap().filtered);
+        ground.apply(&blue, vec![Op::PutBridge(bridge(1430))]);
+        assert_eq!(all(), "0\n0\n0\n");
+        ground.assert_as_modelled(&blue, "a packet filter for the bridge");
     });
 }
 
