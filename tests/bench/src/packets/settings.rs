@@ -224,8 +224,8 @@ pub(crate) const OPTIONS: [(Hand, Hand); 11] = [
             ..BY_HAND_AGAIN
         },
     ),
-    // Not switched to and fro: after the threads of a device that lives were turned off, one of its receive queues could be stuck for
-    // good (Linux 6.18).
+    // Not switched to and fro: a VXLAN device that had threads was seen to let no datagrams through any more, also after they
+    // were turned off again (Linux 6.18, a busy machine).
     (
         BY_HAND_AGAIN,
         Hand {

@@ -82,20 +82,33 @@ pub(crate) fn measure(
     for (without, with) in &OPTIONS {
         progress.say(with.name);
         let mut tried = Tried::new(with.name);
+        let both = [&made[&without.number], &made[&with.number]];
         for round in 0..rounds {
-            for load in LOADS {
-                for which in rotated(2, round) {
-                    let (hand, series) = [(without, &mut tried.without), (with, &mut tried.with)]
-                        .into_iter()
-                        .nth(which)
-                        .context("one of two")?;
-                    add(series, made[&hand.number].measure(load, turn(load))?);
-                }
+            if let Err(why) = turns(both, round, &mut tried) {
+                progress.say(format!("{why:#}"));
+                tried.failed = Some(format!("{}", why.root_cause()));
+                break;
             }
         }
         all.push(tried);
     }
     Ok(table(&all, rounds))
+}
+
+/// A turn of each of two devices with each load: the one without the option, and the one with it.
+fn turns(both: [&Peer; 2], round: usize, tried: &mut Tried) -> Result<()> {
+    for load in LOADS {
+        for which in rotated(2, round) {
+            let found = both[which].measure(load, turn(load))?;
+            let series = if which == 0 {
+                &mut tried.without
+            } else {
+                &mut tried.with
+            };
+            add(series, found);
+        }
+    }
+    Ok(())
 }
 
 /// Gives both containers each other's MAC for good.
