@@ -51,6 +51,7 @@ impl Bed {
             multicast_snooping: false,
             ipv6: true,
             link_local: false,
+            filtered: false,
         };
         let tunnel = Tunnel {
             vni: Vni::new(99).context("a VNI")?,
