@@ -84,8 +84,10 @@ bench-packets: setup ## TCP, packets a second and round trips beside a hand-made
 	@$(AS_ROOT) LONG='$(LONG)' ONLY='$(ONLY)' $(TARGET)/release/bench-packets
 
 bench-growth: setup ## what networks, hosts, endpoints and 1,000 agents on one etcd cost as they grow in number (LONG=1, ONLY=networks|hosts|endpoints|agents|proxies)
+
+bench-growth: setup ## what networks, hosts, endpoints and 1,000 agents on one etcd cost as they grow in number (LONG=1, ONLY=networks|hosts|endpoints|agents|proxies, AGENTS=300)
 	cargo build --release --locked -p weftd -p weft-bench
-	@$(AS_ROOT) LONG='$(LONG)' ONLY='$(ONLY)' $(TARGET)/release/bench-growth
+	@$(AS_ROOT) LONG='$(LONG)' ONLY='$(ONLY)' AGENTS='$(AGENTS)' $(TARGET)/release/bench-growth
 
 bench-programming: setup ## starts, restarts, single changes, memory and CPU with 100k endpoints (LONG=1, ONLY=apply, start, change or memory)
 	cargo build --release --locked -p weftd -p weft-cli -p weft-bench

@@ -13,7 +13,6 @@ use weft_store_schema::Mac;
 use crate::{
     fleet::{Arrived, Board, Fleet, Interest},
     percentile, process,
-    proxy::Proxy,
     records::{self, Endpoint},
     server::Reading,
 };
@@ -22,6 +21,8 @@ use crate::{
 const CHANGING: usize = 20;
 /// Changes a second while one at a time is measured.
 const QUIET_RATE: u32 = 10;
+/// Everybody waits this long at most until all are there.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(900);
 /// The rates that are tried, changes a second.
 const RATES: [u32; 7] = [25, 50, 100, 200, 400, 800, 1600];
 /// A rate is sustained while the 99th percentile of the delay stays below this.
@@ -32,20 +33,20 @@ const LATE: Duration = Duration::from_millis(500);
 pub(crate) struct Point {
     /// Who takes part in what.
     pub(crate) interest: Interest,
-    /// Proxies between agents and etcd.
-    pub(crate) proxies: usize,
     /// Agents that a change concerns, on average.
     pub(crate) interested: f64,
     /// Watches at etcd.
     pub(crate) watchers: f64,
+    /// Watches that etcd had fallen behind with after the highest rate that was tried.
+    pub(crate) slow: f64,
     /// etcd's memory with the records and without agents, and with them.
     pub(crate) etcd_resident: [f64; 2],
     /// Memory of this process for each agent.
     pub(crate) resident: f64,
-    /// Seconds until all had joined that were never there before, and what etcd used, CPU seconds.
-    pub(crate) join: [f64; 2],
+    /// Seconds until all had joined that were never there before, and the CPU seconds of etcd and of all agents for it.
+    pub(crate) join: [f64; 3],
     /// The same when all are started anew at once, records and state being there.
-    pub(crate) anew: [f64; 2],
+    pub(crate) anew: [f64; 3],
     /// Reads that etcd answered for that.
     pub(crate) anew_reads: f64,
     /// Share of a core at rest, in percent: etcd, each agent.
@@ -68,38 +69,28 @@ pub(crate) struct Point {
     pub(crate) sustained: f64,
     /// Each rate that was tried: changes a second, median and 99th percentile of the delay, those that did not come.
     pub(crate) rates: Vec<(u32, f64, f64, usize)>,
-    /// Of the proxies, all together: memory, and CPU for a change.
-    pub(crate) proxy: Option<(f64, f64)>,
 }
 
 /// Builds a lab with one etcd, measures, and takes it down.
 ///
 /// # Errors
 /// When something does not work.
-pub(crate) fn measure(
-    interest: Interest,
-    proxies: usize,
-    form: Form,
-    base: &Path,
-    progress: Progress,
-) -> Result<Point> {
+pub(crate) fn measure(interest: Interest, form: Form, base: &Path, progress: Progress) -> Result<Point> {
     // A thread of its own: it goes into the lab's namespace for good.
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| on_lab(interest, proxies, form, base, progress));
+        let thread = scope.spawn(|| on_lab(interest, form, base, progress));
         match thread.join() {
             Ok(point) => point,
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
-    .with_context(|| format!("{interest:?}, {proxies} proxies"))
+    .with_context(|| format!("{interest:?}"))
 }
 
-fn on_lab(interest: Interest, proxies: usize, form: Form, base: &Path, progress: Progress) -> Result<Point> {
+fn on_lab(interest: Interest, form: Form, base: &Path, progress: Progress) -> Result<Point> {
     let lab = Lab::builder().hosts(1).data_base(base).build()?;
     records::write(&lab, prepared(interest))?;
     lab.host(1).netns().enter()?;
-    let numbers = 0..u16::try_from(proxies)?;
-    let proxies: Vec<Proxy> = numbers.map(|n| Proxy::start(&lab, n)).collect::<Result<_>>()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -107,13 +98,11 @@ fn on_lab(interest: Interest, proxies: usize, form: Form, base: &Path, progress:
     let crowd = Crowd {
         lab: &lab,
         interest,
-        proxies: &proxies,
         form,
         progress,
     };
     let point = runtime.block_on(crowd.measure())?;
     runtime.shutdown_timeout(Duration::from_secs(5));
-    drop(proxies);
     lab.close()?;
     Ok(point)
 }
@@ -152,7 +141,6 @@ fn changing(network: usize, number: usize) -> Endpoint {
 struct Crowd<'a> {
     lab: &'a Lab,
     interest: Interest,
-    proxies: &'a [Proxy],
     form: Form,
     progress: Progress,
 }
@@ -160,29 +148,29 @@ struct Crowd<'a> {
 impl Crowd<'_> {
     async fn measure(&self) -> Result<Point> {
         let etcd = self.lab.etcd(1);
-        let urls: Vec<String> = match self.proxies {
-            [] => vec![etcd.endpoint()],
-            proxies => proxies.iter().map(|proxy| proxy.url.clone()).collect(),
-        };
+        let url = etcd.endpoint();
         let agents = self.interest.agents;
         // In memory: they are as many disks elsewhere.
         let states = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?;
         let (board, mut arrived) = Board::new();
-        let (empty, memory) = (Reading::take(etcd)?, resident_bytes()?);
+        let (empty, memory, own) = (Reading::take(etcd)?, resident_bytes()?, self.own()?);
+        let own_since =
+            |before: Duration| -> Result<f64> { Ok(self.own()?.saturating_sub(before).as_secs_f64()) };
         self.say("all join");
-        let fleet = Fleet::start(self.interest, &urls, states.path(), &board).await?;
+        let fleet = Fleet::start(self.interest, &url, states.path(), &board).await?;
         let joined = fleet.ready.last().copied().unwrap_or_default();
+        let own_join = own_since(own)?;
         let after_join = self.settled().await?;
         let resident = resident_bytes()?.saturating_sub(memory);
         let rest = self.rest().await?;
         self.say("one change at a time");
         let mut changes = Changes::new(self, board.clone()).await?;
-        let before = (Reading::take(etcd)?, self.own()?, self.of_proxies()?);
+        let before = (Reading::take(etcd)?, self.own()?);
         let number = self.form.pick(30, 100);
         let (first, last) = changes.one_by_one(number, &mut arrived).await?;
         // What agents tell of themselves comes within a second.
         tokio::time::sleep(Duration::from_millis(1200)).await;
-        let now = (Reading::take(etcd)?, self.own()?, self.of_proxies()?);
+        let now = (Reading::take(etcd)?, self.own()?);
         let spent = now.0.since(&before.0);
         let each = |all: f64| all / f64::from(number);
         self.say("more and more changes");
@@ -196,25 +184,26 @@ impl Crowd<'_> {
                 break;
             }
         }
+        let slow = Reading::take(etcd)?.slow_watchers();
         let sustained = rates.iter().take_while(|rate| kept_up(rate)).last();
         fleet.end().await?;
         self.settled().await?;
         self.say("all start anew");
-        let before_anew = Reading::take(etcd)?;
-        let fleet = Fleet::start(self.interest, &urls, states.path(), &board).await?;
+        let (before_anew, own) = (Reading::take(etcd)?, self.own()?);
+        let fleet = Fleet::start(self.interest, &url, states.path(), &board).await?;
         let anew = fleet.ready.last().copied().unwrap_or_default();
-        let spent_anew = Reading::take(etcd)?.since(&before_anew);
+        let (spent_anew, own_anew) = (Reading::take(etcd)?.since(&before_anew), own_since(own)?);
         fleet.end().await?;
         let interested: usize = changes.networks.iter().map(|(_, interested)| interested).sum();
         Ok(Point {
             interest: self.interest,
-            proxies: self.proxies.len(),
             interested: interested as f64 / changes.networks.len() as f64,
             watchers: after_join.watchers(),
+            slow,
             etcd_resident: [empty.resident, after_join.resident],
             resident: resident as f64 / agents as f64 / f64::from(1 << 20),
-            join: [joined.as_secs_f64(), after_join.since(&empty).cpu],
-            anew: [anew.as_secs_f64(), spent_anew.cpu],
+            join: [joined.as_secs_f64(), after_join.since(&empty).cpu, own_join],
+            anew: [anew.as_secs_f64(), spent_anew.cpu, own_anew],
             anew_reads: spent_anew.ranges,
             rest,
             first,
@@ -226,10 +215,6 @@ impl Crowd<'_> {
             puts: each(spent.puts),
             sustained: sustained.map_or(0.0, |rate| f64::from(rate.0)),
             rates,
-            proxy: (!self.proxies.is_empty()).then(|| {
-                let used = now.2.0.saturating_sub(before.2.0).as_secs_f64() * 1000.0;
-                (now.2.1, each(used))
-            }),
         })
     }
 
@@ -242,25 +227,12 @@ impl Crowd<'_> {
         } else {
             "their networks"
         };
-        let proxies = match self.proxies.len() {
-            0 => String::new(),
-            n => format!(", {n} proxies"),
-        };
         self.progress
-            .say(format!("{agents} agents on {interest}{proxies}: {what}"));
+            .say(format!("{agents} agents on {interest}: {what}"));
     }
 
     fn own(&self) -> Result<Duration> {
         process::cpu(std::process::id())
-    }
-
-    fn of_proxies(&self) -> Result<(Duration, f64)> {
-        let mut all = (Duration::ZERO, 0.0);
-        for proxy in self.proxies {
-            let (cpu, resident) = proxy.used()?;
-            all = (all.0 + cpu, all.1 + resident);
-        }
-        Ok(all)
     }
 
     /// Waits until etcd has nothing more to send, half a minute at most.

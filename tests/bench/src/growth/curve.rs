@@ -33,12 +33,6 @@ impl Line {
             points: points.into_iter().filter(drawn).collect(),
         }
     }
-
-    /// By which power of x it grows between its ends: 1 is linear, less is less. None with fewer than two points.
-    pub(crate) fn exponent(&self) -> Option<f64> {
-        let ((x0, y0), (x1, y1)) = (self.points.first()?, self.points.last()?);
-        (x1 > x0).then(|| (y1 / y0).ln() / (x1 / x0).ln())
-    }
 }
 
 /// A picture.

@@ -19,10 +19,7 @@ use weft_core::plan::{Op, Plan};
 use weft_store_schema::{Mac, NetworkName};
 use weftd::{Simulated, simulate};
 
-use crate::records;
-
-/// Longest time until all are ready.
-const PATIENCE: Duration = Duration::from_secs(300);
+use crate::{crowd::PATIENCE, records};
 
 /// Who takes part in what.
 #[derive(Debug, Clone, Copy)]
@@ -149,16 +146,11 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Starts all at once and waits until each has finished its first pass. `urls` are where they find etcd, in turns.
+    /// Starts all at once and waits until each has finished its first pass. `url` is where they find etcd.
     ///
     /// # Errors
-    /// When one ends, or is not ready within five minutes.
-    pub(crate) async fn start(
-        interest: Interest,
-        urls: &[String],
-        states: &Path,
-        board: &Board,
-    ) -> Result<Self> {
+    /// When one ends, or is not ready within [`PATIENCE`].
+    pub(crate) async fn start(interest: Interest, url: &str, states: &Path, board: &Board) -> Result<Self> {
         let stop = CancellationToken::new();
         let everything = (0..interest.networks).map(|n| records::network(n).parse());
         let everything: BTreeSet<NetworkName> = everything.collect::<Result<_, _>>()?;
@@ -169,7 +161,7 @@ impl Fleet {
             std::fs::create_dir_all(&state_dir).with_context(|| state_dir.display().to_string())?;
             let (ready, is_ready) = oneshot::channel();
             let host = Simulated {
-                etcd: vec![urls[agent % urls.len()].clone()],
+                etcd: vec![url.to_owned()],
                 node: node(agent).parse()?,
                 vtep: vtep(agent),
                 state_dir,

@@ -4,6 +4,7 @@
 mod crowd;
 mod curve;
 mod ears;
+mod fanout;
 mod fleet;
 mod process;
 mod proxy;
@@ -96,6 +97,10 @@ fn main() -> Result<()> {
             "ONLY is one of {known:?}, not {only:?}"
         );
     }
+    let exactly: Option<usize> = match std::env::var("AGENTS").as_deref() {
+        Ok("") | Err(_) => None,
+        Ok(number) => Some(number.parse().with_context(|| format!("AGENTS={number}"))?),
+    };
     let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
     // A few connections of each agent, here and at etcd, which inherits the limit.
     process::allow_files(form.pick(2_000, 8_000))?;
@@ -117,27 +122,42 @@ fn main() -> Result<()> {
         }
         found.real.push((grows, points));
     }
-    let crowds: Vec<(usize, bool)> = form
-        .pick(&[10, 100][..], &[10, 100, 300, 1_000][..])
-        .iter()
-        .flat_map(|agents| [(*agents, false), (*agents, true)])
-        .collect();
+    let sizes = match exactly {
+        Some(number) => vec![number],
+        None => form.pick(vec![10, 100], vec![10, 100, 300, 1_000]),
+    };
     let interest = |agents, everything| Interest {
         agents,
         networks: NETWORKS,
         everything,
     };
+    let mut crowds: Vec<(usize, bool)> = Vec::new();
     if wanted("agents") {
-        for (agents, everything) in &crowds {
-            let point = crowd::measure(interest(*agents, *everything), 0, form, &base, progress)?;
-            found.crowds.push(point);
+        crowds.extend(
+            sizes
+                .iter()
+                .flat_map(|agents| [(*agents, false), (*agents, true)]),
+        );
+    }
+    for (agents, everything) in crowds {
+        let interest = interest(agents, everything);
+        match crowd::measure(interest, form, &base, progress) {
+            Ok(point) => found.crowds.push(point),
+            // That so many cannot be served is a finding, too.
+            Err(why) => {
+                progress.say(format!("{why:#}"));
+                found.beyond.push(format!("{why:#}"));
+            }
         }
     }
     if wanted("proxies") {
-        let agents = form.pick(100, 1_000);
-        for everything in [false, true] {
-            let point = crowd::measure(interest(agents, everything), 2, form, &base, progress)?;
-            found.crowds.push(point);
+        for watches in &sizes {
+            for proxies in [0, 2] {
+                progress.say(format!("{watches} bare watches, {proxies} proxies"));
+                found
+                    .fanout
+                    .push(fanout::measure(*watches, proxies, form.pick(50, 300), &base)?);
+            }
         }
     }
     let report = Report {
@@ -149,17 +169,14 @@ fn main() -> Result<()> {
         rows: found.rows(),
         details: found.details(),
     };
-    if only.is_some() {
+    if only.is_some() || exactly.is_some() {
         // For looking closer: half a report would replace a whole one.
         report.print();
         println!("{}\n{}", report.details, found.scale());
+        draw(&found, &base.join("pictures"))?;
         return Ok(());
     }
-    let pictures = root.join("docs/pictures");
-    std::fs::create_dir_all(&pictures).with_context(|| format!("making {}", pictures.display()))?;
-    for picture in found.pictures() {
-        picture.draw(&pictures)?;
-    }
+    draw(&found, &root.join("docs/pictures"))?;
     let head = format!("{}, {machine}. `{}`", Machine::today(), report.command);
     write_section(
         &root.join("docs/scale.md"),
@@ -167,6 +184,11 @@ fn main() -> Result<()> {
         &format!("{head}\n\n{}", found.scale()),
     )?;
     report.publish(&machine)
+}
+
+fn draw(found: &told::Found, dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    found.pictures().iter().try_for_each(|picture| picture.draw(dir))
 }
 
 /// The value below which this share of the samples lies, in percent; NaN of nothing.

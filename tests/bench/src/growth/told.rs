@@ -7,7 +7,7 @@ use weft_bench::{Against, Figure, Goal, Row};
 use crate::{
     Grows, NETWORKS, crowd,
     curve::{Line, Picture},
-    real,
+    fanout, real,
 };
 
 /// All that was measured.
@@ -17,6 +17,10 @@ pub(crate) struct Found {
     pub(crate) real: Vec<(Grows, Vec<real::Point>)>,
     /// With simulated ones.
     pub(crate) crowds: Vec<crowd::Point>,
+    /// Bare watches.
+    pub(crate) fanout: Vec<fanout::Point>,
+    /// Crowds that could not be measured, and why.
+    pub(crate) beyond: Vec<String>,
 }
 
 /// A figure of a point: its name, its unit, how it is read.
@@ -49,8 +53,8 @@ const CROWD: [Of<crowd::Point>; 9] = [
 
 impl Found {
     /// Simulated agents of one kind, by number.
-    fn crowd(&self, everything: bool, proxies: bool) -> Vec<&crowd::Point> {
-        let of_kind = |p: &&crowd::Point| p.interest.everything == everything && (p.proxies > 0) == proxies;
+    fn crowd(&self, everything: bool) -> Vec<&crowd::Point> {
+        let of_kind = |p: &&crowd::Point| p.interest.everything == everything;
         self.crowds.iter().filter(of_kind).collect()
     }
 
@@ -88,7 +92,7 @@ impl Found {
             }
         }
         for everything in [false, true] {
-            let points = self.crowd(everything, false);
+            let points = self.crowd(everything);
             let what = if everything {
                 "agents on all networks"
             } else {
@@ -157,15 +161,22 @@ impl Found {
 
     /// The tables and pictures of docs/scale.md: one etcd and its agents.
     pub(crate) fn scale(&self) -> String {
+        let proxies = match &self.fanout[..] {
+            [] => String::new(),
+            points => fanout::table(points),
+        };
+        if self.crowds.is_empty() {
+            return proxies;
+        }
         let mut text = String::from(
             "Each agent in 2 of 50 networks. *All*: each follows all networks besides. A change concerns as many agents as it \
              says; delays are from the put until the first and the last of them.\n\n",
         );
         text.push_str(
-            "| agents | follow | proxies | watches | concerned | first p50, ms | last p50, ms | last p99, ms | etcd's CPU a change, \
+            "| agents | follow | watches | concerned | first p50, ms | last p50, ms | last p99, ms | etcd's CPU a change, \
              ms | agents' CPU a change, ms | sent a change, KiB | events a change | keys put a change | changes a second sustained |\n|",
         );
-        text.push_str(&"---|".repeat(14));
+        text.push_str(&"---|".repeat(13));
         text.push('\n');
         for p in &self.crowds {
             let _ = writeln!(
@@ -186,23 +197,25 @@ impl Found {
             );
         }
         text.push_str(
-            "\n| agents | follow | proxies | etcd without agents, MiB | with, MiB | an agent here, MiB | all join, s | etcd's CPU for \
-             that, s | all start anew, s | etcd's CPU, s | reads | etcd at rest, % of a core | an agent at rest, % |\n|",
+            "\n| agents | follow | etcd without agents, MiB | with, MiB | an agent here, MiB | all join, s | CPU for that: etcd's, \
+             s | agents', s | all start anew, s | etcd's, s | agents', s | reads | etcd at rest, % of a core | an agent at rest, % |\n|",
         );
-        text.push_str(&"---|".repeat(13));
+        text.push_str(&"---|".repeat(14));
         text.push('\n');
         for p in &self.crowds {
             let _ = writeln!(
                 text,
-                "| {} | {:.0} | {:.0} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.0} | {:.2} | {:.3} |",
+                "| {} | {:.0} | {:.0} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.0} | {:.2} | {:.3} |",
                 who(p),
                 p.etcd_resident[0],
                 p.etcd_resident[1],
                 p.resident,
                 p.join[0],
                 p.join[1],
+                p.join[2],
                 p.anew[0],
                 p.anew[1],
+                p.anew[2],
                 p.anew_reads,
                 p.rest[0],
                 p.rest[1]
@@ -218,22 +231,25 @@ impl Found {
                     lost => format!("{rate}/s: {p50:.0} / {p99:.0} ({lost} late)"),
                 })
                 .collect();
-            let proxies = p.proxy.map_or_else(String::new, |(memory, cpu)| {
-                format!("; the proxies take {memory:.0} MiB, and {cpu:.1} ms of CPU a change")
-            });
             let follow = if p.interest.everything { "all" } else { "their" };
+            let slow = match p.slow {
+                0.0 => String::new(),
+                slow => format!("; etcd was behind with {slow} watches then"),
+            };
             let _ = writeln!(
                 text,
-                "- {} agents on {follow} networks, {} proxies: {}{proxies}",
+                "- {} agents on {follow} networks: {}{slow}",
                 p.interest.agents,
-                p.proxies,
                 rates.join(", ")
             );
+        }
+        for why in &self.beyond {
+            let _ = writeln!(text, "- not measured: {why}");
         }
         for name in ["delay", "cost", "memory", "starts"] {
             let _ = write!(text, "\n![{name}]({})\n", file(&format!("growth-agents-{name}")));
         }
-        text
+        text + &proxies
     }
 
     /// The curves.
@@ -277,7 +293,7 @@ impl Found {
             });
         }
         let line = |name: &str, everything: bool, of: fn(&crowd::Point) -> f64| {
-            let of_it = self.crowd(everything, false);
+            let of_it = self.crowd(everything);
             let points = of_it.into_iter().map(|p| (p.interest.agents as f64, of(p)));
             let follow = if everything {
                 "all networks"
@@ -346,7 +362,7 @@ fn row(name: &str, unit: &str, what: &str, values: &[(f64, f64)]) -> Option<Row>
 
 fn who(p: &crowd::Point) -> String {
     let follow = if p.interest.everything { "all" } else { "their" };
-    format!("{} | {follow} | {}", p.interest.agents, p.proxies)
+    format!("{} | {follow}", p.interest.agents)
 }
 
 fn file(name: &str) -> String {
