@@ -39,6 +39,8 @@ pub(crate) struct Point {
     pub(crate) size: Size,
     /// From the put of an endpoint until the last kernel has it: each change.
     pub(crate) delays: Vec<f64>,
+    /// Of that, until etcd had answered the put: each change.
+    pub(crate) answers: Vec<f64>,
     /// CPU time of the first host's agent for one change (half of them puts, half deletions).
     pub(crate) cpu: f64,
     /// CPU time of etcd for one change.
@@ -106,31 +108,37 @@ fn on_lab(size: Size, changes: u32, base: &Path) -> Result<Point> {
         starts[1].push(timed_start(first)?);
     }
     lab.host(1).netns().enter()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
         .enable_all()
         .build()
         .context("starting a runtime")?;
     let mut client = runtime.block_on(Client::connect([lab.etcd(1).endpoint()], None))?;
     let ears = Ears::open(&places(&lab))?;
     let pid = first.pid().context("weftd has ended")?;
-    let mut one = |number: u32| -> Result<f64> {
+    let mut one = |number: u32| -> Result<(f64, f64)> {
         let endpoint = Endpoint::outside(0, 0, CHANGING + number);
         let [record, claim] = [endpoint.record(), endpoint.claim()];
         let put = |(key, value): &Record| TxnOp::put(key.as_str(), value.as_str(), None);
         let begun = Instant::now();
         runtime.block_on(client.txn(Txn::new().and_then([put(&record), put(&claim)])))?;
+        let answer = begun.elapsed();
         let last = ears.all_have(endpoint.mac)?.into_iter().max();
         let delay = last.unwrap_or(begun).saturating_duration_since(begun);
         let delete = |(key, _): &Record| TxnOp::delete(key.as_str(), None);
         runtime.block_on(client.txn(Txn::new().and_then([delete(&record), delete(&claim)])))?;
         ears.all_lost(endpoint.mac)?;
-        Ok(delay.as_secs_f64() * 1000.0)
+        Ok((delay.as_secs_f64() * 1000.0, answer.as_secs_f64() * 1000.0))
     };
     for number in 0..10 {
         one(number)?;
     }
     let (before, used) = (server::Reading::take(lab.etcd(1))?, process::cpu(pid)?);
-    let delays: Vec<f64> = (10..10 + changes).map(&mut one).collect::<Result<_>>()?;
+    let (delays, answers) = (10..10 + changes)
+        .map(&mut one)
+        .collect::<Result<Vec<_>>>()?
+        .into_iter()
+        .unzip();
     // What agents tell of themselves comes within a second.
     std::thread::sleep(Duration::from_millis(1200));
     let (after, used_now) = (server::Reading::take(lab.etcd(1))?, process::cpu(pid)?);
@@ -140,6 +148,7 @@ fn on_lab(size: Size, changes: u32, base: &Path) -> Result<Point> {
     let point = Point {
         size,
         delays,
+        answers,
         cpu: each(used_now.saturating_sub(used).as_secs_f64()),
         etcd_cpu: each(spent.cpu),
         puts: spent.puts / f64::from(2 * changes),

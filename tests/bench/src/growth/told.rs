@@ -122,18 +122,19 @@ impl Found {
         for (grows, points) in &self.real {
             let _ = writeln!(
                 text,
-                "\n| {} | delay p50, ms | p99, ms | agent's CPU a change, ms | etcd's CPU a change, ms | keys put a change | agent, \
+                "\n| {} | delay p50, ms | p99, ms | put alone p50, ms | agent's CPU a change, ms | etcd's CPU a change, ms | keys put a change | agent, \
                  MiB | etcd, MiB | its database, MiB | watches | start, ms | restart, ms |\n|{}",
                 grows.name(),
-                "---|".repeat(12)
+                "---|".repeat(13)
             );
             for p in points {
                 let _ = writeln!(
                     text,
-                    "| {} | {:.2} | {:.2} | {:.2} | {:.2} | {:.1} | {:.1} | {:.0} | {:.1} | {} | {:.0} | {:.0} |",
+                    "| {} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.1} | {:.1} | {:.0} | {:.1} | {} | {:.0} | {:.0} |",
                     grows.of(p.size),
                     p.p50(),
                     p.p99(),
+                    crate::percentile(&p.answers, 50.0),
                     p.cpu,
                     p.etcd_cpu,
                     p.puts,
