@@ -18,6 +18,8 @@ use crate::{
 const OUTSIDERS: usize = 64;
 /// The first of the changing endpoints.
 const CHANGING: u32 = 0x80_0000;
+/// Between two changes.
+const PAUSE: Duration = Duration::from_millis(25);
 /// Longest start.
 const PATIENCE: Duration = Duration::from_secs(240);
 
@@ -120,6 +122,8 @@ fn on_lab(size: Size, changes: u32, base: &Path) -> Result<Point> {
         let endpoint = Endpoint::outside(0, 0, CHANGING + number);
         let [record, claim] = [endpoint.record(), endpoint.claim()];
         let put = |(key, value): &Record| TxnOp::put(key.as_str(), value.as_str(), None);
+        // One at a time: what the last one left to be done is over.
+        std::thread::sleep(PAUSE);
         let begun = Instant::now();
         runtime.block_on(client.txn(Txn::new().and_then([put(&record), put(&claim)])))?;
         let answer = begun.elapsed();
