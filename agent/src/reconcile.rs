@@ -40,7 +40,7 @@ use weft_core::{
     record::{Change, Connection, Scope, StoreEvent},
     snapshot::Snapshot,
 };
-use weft_kernel::{KernelError, Notice, Notifications};
+use weft_kernel::{KernelError, Notice, Notifications, memory};
 use weft_proto::v1::{self, EventKind};
 use weft_store::{Events, Store};
 use weft_store_schema::{EndpointRef, NetworkName};
@@ -70,6 +70,11 @@ pub(crate) use weft_core::problem::chain;
 
 /// How long a plan that is under way is waited for at the end.
 const LAST_PLAN: Duration = Duration::from_secs(5);
+
+/// Taking in this much at once leaves so much memory behind that giving it back is worth the time.
+const MUCH: usize = 500;
+/// When that is done: what one piece of news leads to as a rule comes to rest before.
+const REST: Duration = Duration::from_millis(500);
 
 /// A question or request to the loop, answered by whatever the closure does.
 pub(crate) type Ask = Box<dyn FnOnce(&mut Reconciler) + Send>;
@@ -166,6 +171,8 @@ pub(crate) struct Reconciler {
     /// The last pass was made for what happened in the kernel.
     look_was_last: bool,
     adopted: bool,
+    /// When to give back memory that is not needed any more.
+    give_back_at: Option<Instant>,
     failures: BTreeMap<FailureOf, Failure>,
     states: BTreeMap<EndpointRef, v1::EndpointState>,
     next_full: Instant,
@@ -330,6 +337,7 @@ impl Reconciler {
             looked: false,
             look_was_last: false,
             adopted: false,
+            give_back_at: None,
             failures: BTreeMap::new(),
             states: BTreeMap::new(),
             next_full,
@@ -356,6 +364,7 @@ impl Reconciler {
                 if !self.scopes.contains(&scope) {
                     return;
                 }
+                self.took_much(entries.len());
                 let before = self.snapshot.position();
                 let went_back = |now: (u64, i64)| before.is_some_and(|b| b.0 != now.0 || b.1 > now.1);
                 let dirty = if continues {
@@ -377,6 +386,7 @@ impl Reconciler {
                 if !self.scopes.contains(&scope) {
                     return;
                 }
+                self.took_much(changes.len());
                 let dirty = self.snapshot.apply_changes(&changes);
                 self.announce(&changes);
                 dirty
@@ -409,6 +419,13 @@ impl Reconciler {
         };
         self.note_arrival(&dirty, arrived);
         self.take_in(dirty);
+    }
+
+    /// Notes that so many things were taken in at once.
+    pub(super) fn took_much(&mut self, count: usize) {
+        if count >= MUCH {
+            self.give_back_at = Some(Instant::now() + REST);
+        }
     }
 
     /// Measures how long it takes until the kernel has what an event asks for.
@@ -476,6 +493,11 @@ impl Reconciler {
             self.look_because = self.look_because.max(Because::Routine);
             self.underlay_due = Some(now);
         }
+        if self.give_back_at.is_some_and(|at| at <= now) {
+            self.give_back_at = None;
+            // There, so that nobody who asks the loop waits for it. Nothing depends on when it is done.
+            drop(self.kernel.run(|_| memory::give_back()));
+        }
         let due: Vec<FailureOf> = self
             .failures
             .iter()
@@ -529,6 +551,7 @@ impl Reconciler {
             dead,
             self.trust_due(),
             others,
+            self.give_back_at,
             self.repeats.next_due(),
             self.problems.next_due(),
         ]

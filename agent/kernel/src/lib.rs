@@ -14,6 +14,7 @@ mod fault;
 #[doc(hidden)]
 pub mod fuzzing;
 mod links;
+pub mod memory;
 mod mounts;
 mod namespace;
 mod notice;

@@ -18,6 +18,7 @@ const MOST_TOLD: usize = 1 << 16;
 
 impl Reconciler {
     pub(super) fn on_notices(&mut self, notices: Vec<Notice>) {
+        self.took_much(notices.len());
         for notice in notices {
             match notice {
                 Notice::Overrun => {

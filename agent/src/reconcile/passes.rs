@@ -291,6 +291,7 @@ impl Reconciler {
         applied: Applied,
     ) {
         let Applied { plan, outcome } = applied;
+        self.took_much(plan.len());
         let undone = |network: &NetworkName, op: &Op| {
             outcome.failed.iter().any(|(n, o, _)| n == network && o == op)
                 || outcome.held_back.iter().any(|(n, o)| n == network && o == op)
