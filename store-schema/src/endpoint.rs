@@ -1,11 +1,11 @@
 //! `endpoints/<network>/<node>/<id>`: one interface of one container in one network.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::LazyLock};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{IfName, Mac, RecordError, document};
+use crate::{IfName, Mac, NameError, RecordError, document};
 
 /// The interface's name inside the container when the record gives none.
 pub const DEFAULT_IFNAME: &str = "eth0";
@@ -130,8 +130,13 @@ impl AttachmentDocument {
             );
             return Err(RecordError::field(field, why));
         }
-        let ifname = self.ifname.as_deref().unwrap_or(DEFAULT_IFNAME);
-        let ifname = IfName::new(ifname).map_err(|e| RecordError::field("attachment.ifname", e))?;
+        // Nearly every record has the same one: one text for all of them.
+        static USUAL: LazyLock<Result<IfName, NameError>> = LazyLock::new(|| IfName::new(DEFAULT_IFNAME));
+        let ifname = match self.ifname.as_deref() {
+            None | Some(DEFAULT_IFNAME) => USUAL.clone(),
+            Some(other) => IfName::new(other),
+        };
+        let ifname = ifname.map_err(|e| RecordError::field("attachment.ifname", e))?;
         Ok(Attachment {
             netns: self.netns.into(),
             ifname,

@@ -78,10 +78,15 @@ impl Snapshot {
             dirty.merge(self.suspect_missing(scope, entries, revision));
         }
         let missing = self.keys_of(scope, entries);
+        let whole = self.seen_as_a_whole(scope);
         for entry in entries {
             // It may have been read before a transaction of ours deleted the key.
             if !self.is_undone(entry) {
-                dirty.merge(self.put(entry, trouble.is_some()));
+                let mut of_entry = self.put(entry, trouble.is_some());
+                if let Some(network) = whole {
+                    self.leave_to_the_whole(network, &mut of_entry);
+                }
+                dirty.merge(of_entry);
             }
         }
         for (key, known_at, held) in missing {
@@ -124,6 +129,36 @@ impl Snapshot {
         }
         dirty.merge(self.end_trouble());
         dirty
+    }
+
+    /// The network that is looked at as a whole because of a listing, the scope's first.
+    fn seen_as_a_whole<'s>(&self, scope: &'s Scope) -> Option<&'s NetworkName> {
+        match scope {
+            Scope::Endpoints(network) | Scope::Addresses(network) if !self.listed.contains(scope) => {
+                Some(network)
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes out what is looked at anyway when a network is as a whole: other nodes' endpoints that are there, and what
+    /// a record names. It would be gathered, sorted and compared by the hundred thousand. What no record names stays: who
+    /// looks at the whole says nothing of it.
+    fn leave_to_the_whole(&self, network: &NetworkName, dirty: &mut Dirty) {
+        let Some(members) = self.members.get(network) else {
+            return;
+        };
+        dirty.endpoints.retain(|endpoint| {
+            endpoint.network != *network || endpoint.node == self.node || self.endpoint(endpoint).is_none()
+        });
+        if let Some(macs) = dirty.macs.get_mut(network) {
+            macs.retain(|mac| members.with_mac(*mac).next().is_none());
+        }
+        if let Some(addresses) = dirty.addresses.get_mut(network) {
+            addresses.retain(|address| members.with_address(*address).next().is_none());
+        }
+        dirty.macs.retain(|_, macs| !macs.is_empty());
+        dirty.addresses.retain(|_, addresses| !addresses.is_empty());
     }
 
     /// Why a listing does not go on from what is known, if it does not.

@@ -44,66 +44,70 @@ impl<T> Default for Slot<T> {
     }
 }
 
-/// The members that a key of an index leads to: nearly always one.
+/// Some things: nearly always one, which takes no memory of its own then.
 #[derive(Debug, Clone)]
-enum Holders {
-    One(Member),
-    Many(BTreeSet<Member>),
+enum Few<T> {
+    One(T),
+    Many(BTreeSet<T>),
 }
 
-#[derive(Debug, Clone)]
-struct Index<K>(HashMap<K, Holders>);
+impl<T: Clone + Ord> Few<T> {
+    fn insert(&mut self, item: &T) {
+        match self {
+            Self::One(one) if one == item => {}
+            Self::One(one) => *self = Self::Many(BTreeSet::from([one.clone(), item.clone()])),
+            Self::Many(many) => drop(many.insert(item.clone())),
+        }
+    }
 
-impl<K> Default for Index<K> {
+    /// Answers whether anything is left.
+    fn remove(&mut self, item: &T) -> bool {
+        match self {
+            Self::One(one) => one != item,
+            Self::Many(many) => {
+                many.remove(item);
+                !many.is_empty()
+            }
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &T> + use<'_, T> {
+        let (one, many) = match self {
+            Self::One(one) => (Some(one), None),
+            Self::Many(many) => (None, Some(many)),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+}
+
+/// What each key leads to.
+#[derive(Debug, Clone)]
+struct Index<K, V = Member>(HashMap<K, Few<V>>);
+
+impl<K, V> Default for Index<K, V> {
     fn default() -> Self {
         Self(HashMap::new())
     }
 }
 
-impl<K: Copy + Eq + Hash> Index<K> {
-    fn insert(&mut self, key: K, member: &Member) {
+impl<K: Eq + Hash, V: Clone + Ord> Index<K, V> {
+    fn insert(&mut self, key: K, item: &V) {
         match self.0.entry(key) {
-            std::collections::hash_map::Entry::Vacant(slot) => {
-                slot.insert(Holders::One(member.clone()));
-            }
-            std::collections::hash_map::Entry::Occupied(mut slot) => {
-                let many = match slot.get_mut() {
-                    Holders::One(one) if one == member => return,
-                    Holders::One(one) => BTreeSet::from([one.clone(), member.clone()]),
-                    Holders::Many(many) => {
-                        many.insert(member.clone());
-                        return;
-                    }
-                };
-                slot.insert(Holders::Many(many));
-            }
+            std::collections::hash_map::Entry::Vacant(slot) => drop(slot.insert(Few::One(item.clone()))),
+            std::collections::hash_map::Entry::Occupied(mut slot) => slot.get_mut().insert(item),
         }
     }
 
-    fn remove(&mut self, key: K, member: &Member) {
-        let std::collections::hash_map::Entry::Occupied(mut slot) = self.0.entry(key) else {
-            return;
-        };
-        let left = match slot.get_mut() {
-            Holders::One(one) if one == member => 0,
-            Holders::One(_) => 1,
-            Holders::Many(many) => {
-                many.remove(member);
-                many.len()
-            }
-        };
-        if left == 0 {
-            slot.remove();
+    fn remove(&mut self, key: &K, item: &V) {
+        if let Some(few) = self.0.get_mut(key)
+            && !few.remove(item)
+        {
+            self.0.remove(key);
         }
     }
 
-    fn get(&self, key: K) -> impl Iterator<Item = &Member> + use<'_, K> {
-        let (one, many) = match self.0.get(&key) {
-            Some(Holders::One(one)) => (Some(one), None),
-            Some(Holders::Many(many)) => (None, Some(many)),
-            None => (None, None),
-        };
-        one.into_iter().chain(many.into_iter().flatten())
+    fn get(&self, key: &K) -> impl Iterator<Item = &V> + use<'_, K, V> {
+        self.0.get(key).into_iter().flat_map(Few::iter)
     }
 }
 
@@ -113,12 +117,12 @@ pub struct Members {
     endpoints: BTreeMap<NodeName, BTreeMap<EndpointId, Slot<Endpoint>>>,
     claims: HashMap<IpAddr, Slot<AddressClaim>>,
     /// What each member holds by claims, whatever its record says.
-    claimed: HashMap<Member, BTreeSet<IpAddr>>,
+    claimed: Index<Member, IpAddr>,
     by_mac: Index<Mac>,
     by_address: Index<IpAddr>,
     by_wish: Index<IpAddr>,
     /// What reservations hold.
-    reserved: HashMap<Member, BTreeSet<IpAddr>>,
+    reserved: Index<Member, IpAddr>,
     /// Addresses that were given up, the oldest first, by the revision at which that was.
     released: BTreeSet<(i64, IpAddr)>,
     released_at: HashMap<IpAddr, i64>,
@@ -194,7 +198,7 @@ impl Members {
 
     /// What a reservation holds.
     pub fn reserved_by(&self, reservation: &Member) -> BTreeSet<IpAddr> {
-        self.reserved.get(reservation).cloned().unwrap_or_default()
+        self.reserved.get(reservation).copied().collect()
     }
 
     /// The addresses that were given up, each with the revision at which that was, the oldest first.
@@ -219,7 +223,7 @@ impl Members {
 
     /// What a member holds by claims, whatever its record says.
     pub fn claimed_by(&self, member: &Member) -> BTreeSet<IpAddr> {
-        self.claimed.get(member).cloned().unwrap_or_default()
+        self.claimed.get(member).copied().collect()
     }
 
     /// Whether there are endpoints of which it is not known what they have.
@@ -227,7 +231,7 @@ impl Members {
         self.undetermined.iter().any(|member| {
             let slot = self.endpoint(member);
             // One that was never understood tells no more when the store has lost it.
-            slot.is_some_and(|slot| slot.bad || slot.value.is_none()) || self.claimed.contains_key(member)
+            slot.is_some_and(|slot| slot.bad || slot.value.is_none()) || self.claimed.0.contains_key(member)
         })
     }
 
@@ -258,17 +262,17 @@ impl Members {
 
     /// Every member whose record names the MAC.
     pub fn with_mac(&self, mac: Mac) -> impl Iterator<Item = &Member> {
-        self.by_mac.get(mac)
+        self.by_mac.get(&mac)
     }
 
     /// Every member whose record names the address.
     pub fn with_address(&self, address: IpAddr) -> impl Iterator<Item = &Member> {
-        self.by_address.get(address)
+        self.by_address.get(&address)
     }
 
     /// Every member whose record wishes for the address.
     pub fn wishing(&self, address: IpAddr) -> impl Iterator<Item = &Member> {
-        self.by_wish.get(address)
+        self.by_wish.get(&address)
     }
 
     /// What a member's record says, or said when it was last valid.
@@ -318,6 +322,7 @@ impl Members {
 
     pub(crate) fn put_endpoint(&mut self, member: Member, slot: Slot<Endpoint>) {
         self.unindex(&member);
+        let member = self.shared(member);
         match &slot.value {
             Some(endpoint) => {
                 if let Some(mac) = endpoint.mac {
@@ -361,14 +366,14 @@ impl Members {
             return;
         };
         if let Some(mac) = endpoint.mac {
-            self.by_mac.remove(mac, member);
+            self.by_mac.remove(&mac, member);
         }
         for address in &endpoint.requested {
-            self.by_wish.remove(*address, member);
+            self.by_wish.remove(address, member);
         }
         let addresses = endpoint.addresses.clone();
         for address in addresses {
-            self.by_address.remove(address, member);
+            self.by_address.remove(&address, member);
             self.recount(address);
         }
     }
@@ -402,10 +407,12 @@ impl Members {
         self.endpoints.get_mut(node)?.get_mut(id)
     }
 
-    pub(crate) fn put_claim(&mut self, address: IpAddr, slot: Slot<AddressClaim>) {
+    pub(crate) fn put_claim(&mut self, address: IpAddr, mut slot: Slot<AddressClaim>) {
         self.remove_claim(address);
-        if let Some(claim) = &slot.value {
-            self.held_by(claim).insert(address);
+        if let Some(claim) = &mut slot.value {
+            let member = self.shared((claim.node.clone(), claim.id.clone()));
+            self.held_by(claim.holder).insert(member.clone(), &address);
+            (claim.node, claim.id) = member;
         }
         self.claims.insert(address, slot);
         self.used.insert(address);
@@ -415,26 +422,27 @@ impl Members {
     pub(crate) fn remove_claim(&mut self, address: IpAddr) -> Option<Slot<AddressClaim>> {
         let slot = self.claims.remove(&address)?;
         if let Some(claim) = &slot.value {
-            let addresses = self.held_by(claim);
-            addresses.remove(&address);
-            if addresses.is_empty() {
-                let member = (claim.node.clone(), claim.id.clone());
-                match claim.holder {
-                    Holder::Endpoint => self.claimed.remove(&member),
-                    Holder::Reservation => self.reserved.remove(&member),
-                };
-            }
+            let member = (claim.node.clone(), claim.id.clone());
+            self.held_by(claim.holder).remove(&member, &address);
         }
         self.recount(address);
         Some(slot)
     }
 
-    fn held_by(&mut self, claim: &AddressClaim) -> &mut BTreeSet<IpAddr> {
-        let index = match claim.holder {
+    fn held_by(&mut self, holder: Holder) -> &mut Index<Member, IpAddr> {
+        match holder {
             Holder::Endpoint => &mut self.claimed,
             Holder::Reservation => &mut self.reserved,
+        }
+    }
+
+    /// The same names, with the texts that are there already: every record that is read has texts of its own.
+    fn shared(&self, (node, id): Member) -> Member {
+        let Some((known, there)) = self.endpoints.get_key_value(&node) else {
+            return (node, id);
         };
-        index.entry((claim.node.clone(), claim.id.clone())).or_default()
+        let id = there.get_key_value(&id).map_or(id, |(known, _)| known.clone());
+        (known.clone(), id)
     }
 }
 
