@@ -104,9 +104,14 @@ fn attaching(
         method.extend(found.method());
     }
     if storm {
-        let connects = match docker {
-            Some(docker) => Some(docker.connects_a_second(form.pick(3, 7), progress)?),
-            None => None,
+        let connects = docker.map(|docker| docker.connects_a_second(form.pick(3, 7), progress));
+        let connects = match connects.transpose() {
+            Ok(connects) => connects,
+            Err(why) => {
+                progress.say(format!("Docker 20.10: {why:#}"));
+                method.push(format!("Docker 20.10 was left out of the storm: {why:#}."));
+                None
+            }
         };
         let found = storm::measure(&runtime, &mut hosts, form, progress)?;
         rows.extend(found.rows(connects.as_ref()));
