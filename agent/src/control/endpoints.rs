@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -157,24 +158,35 @@ impl AgentControl {
         let wanted = name.clone();
         // Where the answer to the transaction was lost, it takes a while until the watch tells of the record.
         let seen = Arc::new(AtomicBool::new(false));
-        let arrived = self
-            .wait(call.deadline, move |r| match r.state_of(&wanted) {
-                _ if r.snapshot.endpoint(&wanted).is_none() => {
-                    seen.load(Ordering::Relaxed).then_some(Ok(None))
-                }
-                (v1::EndpointState::Ready, _) => Some(Ok(view::endpoint_by_name(r, &wanted))),
-                (v1::EndpointState::Failed, why) => Some(Err(why)),
-                _ => {
-                    seen.store(true, Ordering::Relaxed);
-                    None
-                }
-            })
-            .await?;
+        let arriving = self.wait(call.deadline, move |r| match r.state_of(&wanted) {
+            _ if r.snapshot.endpoint(&wanted).is_none() => seen.load(Ordering::Relaxed).then_some(Ok(None)),
+            (v1::EndpointState::Ready, _) => Some(Ok(view::endpoint_by_name(r, &wanted))),
+            (v1::EndpointState::Failed, why) => Some(Err(why)),
+            _ => {
+                seen.store(true, Ordering::Relaxed);
+                None
+            }
+        });
+        // The others are asked at once: they need not wait until the veth pair is made here.
+        let mut converging = pin!(async {
+            match wait {
+                true => self.converge_attached(&call, &name).await.map(Some),
+                false => Ok(None),
+            }
+        });
+        let mut arriving = pin!(arriving);
+        let mut converged = None;
+        let arrived = loop {
+            tokio::select! {
+                arrived = &mut arriving => break arrived?,
+                done = &mut converging, if converged.is_none() => converged = Some(done),
+            }
+        };
         match arrived {
             Some(Ok(Some(endpoint))) => {
-                let converged = match wait {
-                    true => Some(self.converge_attached(&call, &name).await?),
-                    false => None,
+                let converged = match converged {
+                    Some(done) => done?,
+                    None => converging.await?,
                 };
                 drop(pin);
                 Ok(v1::AttachEndpointResponse {
