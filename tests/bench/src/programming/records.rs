@@ -197,7 +197,7 @@ impl Bare {
                 let answer = self.runtime.block_on(kv.get(from, Some(options)))?;
                 count += answer.kvs().len();
                 if revision == 0 {
-                    revision = answer.header().map_or(0, |header| header.revision());
+                    revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
                 }
                 match answer.kvs().last() {
                     Some(last) if answer.more() => from = [last.key(), &[0]].concat(),
@@ -221,7 +221,7 @@ impl Bare {
             .iter()
             .map(|kv| String::from_utf8_lossy(kv.key()).into_owned());
         Ok((
-            answer.header().map_or(0, |header| header.revision()),
+            answer.header().map_or(0, etcd_client::ResponseHeader::revision),
             keys.collect(),
         ))
     }
