@@ -8,17 +8,17 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::AsRawFd as _,
 };
 
-use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, sendto, socket};
+use nix::sys::socket::{LinkAddr, MsgFlags, SockaddrLike as _, sendto};
 use weft_core::{
     announce::{Announcement, Announcements},
     ownership,
 };
 use weft_store_schema::{IfName, Mac, NetworkName};
 
-use crate::{Kernel, KernelError, links, namespace, namespace::Namespace};
+use crate::{Kernel, KernelError, links};
 
 const ETH_ARP: u16 = 0x0806;
 const ETH_IPV6: u16 = 0x86dd;
@@ -58,7 +58,7 @@ impl Kernel {
             .into_iter()
             .filter(|link| link.is_veth() && ownership::is_port_name(&link.name))
             .collect();
-        let packets = packet_socket(namespace).map_err(error)?;
+        let packets = namespace.packets().map_err(error)?;
         for announcement in changed {
             let (frame, protocol) = frame(announcement.address, announcement.mac);
             let others = ends
@@ -74,12 +74,6 @@ impl Kernel {
         }
         Ok(())
     }
-}
-
-/// A socket in the namespace that sends whole frames and, being of no protocol, hears none.
-fn packet_socket(namespace: &Namespace) -> io::Result<OwnedFd> {
-    let open = || socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None);
-    Ok(namespace::within(&namespace.file, open)??)
 }
 
 /// The address of a link as something to send out of.

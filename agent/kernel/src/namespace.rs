@@ -8,7 +8,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::AsFd,
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
@@ -20,6 +20,7 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
     sys::{
+        socket::{AddressFamily, SockFlag, SockType, socket},
         stat::Mode,
         statfs::{fstatfs, statfs},
     },
@@ -98,11 +99,26 @@ pub(crate) struct Namespace {
     pub(crate) heard: bool,
     /// [`BRIDGE_FILTERS`], open: whoever reads or writes them has not to be in the namespace. None where the kernel has none (yet).
     filters: Vec<File>,
+    /// For announcements; see [`Namespace::packets`].
+    packets: Option<OwnedFd>,
     /// MACs that a tunnel's table (by the tunnel's index) had as somebody else's when it was last looked at.
     pub(crate) foreign: HashSet<(u32, Mac)>,
 }
 
 impl Namespace {
+    /// A socket in the namespace that sends whole frames and, being of no protocol, hears none. It stays open: closing one
+    /// waits for all processors to pass a quiet state (`synchronize_net`), tens of milliseconds.
+    pub(crate) fn packets(&mut self) -> io::Result<BorrowedFd<'_>> {
+        let socket = match self.packets.take() {
+            Some(socket) => socket,
+            None => within(&self.file, || {
+                socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
+            })??,
+        };
+        let open: &OwnedFd = self.packets.insert(socket);
+        Ok(open.as_fd())
+    }
+
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = open(path)?;
         let identity = identity(&file)?;
@@ -113,6 +129,7 @@ impl Namespace {
             channel: channel?,
             heard: false,
             filters,
+            packets: None,
             foreign: HashSet::new(),
         })
     }
