@@ -3,7 +3,7 @@
 //! In: events, published by the agent's loop, which never waits for a watcher. Out: one [`EventStream`] per
 //! watcher. It must not know what the events mean.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use futures::StreamExt as _;
 use tokio::sync::broadcast;
@@ -16,7 +16,8 @@ use crate::{ApiError, EventStream};
 /// Where the agent publishes its events. Cheap to clone; all clones are one.
 #[derive(Clone, Debug)]
 pub struct EventHub {
-    sender: broadcast::Sender<Event>,
+    /// By reference: a channel has room for its whole backlog from the start, and an event itself takes half a kilobyte.
+    sender: broadcast::Sender<Arc<Event>>,
 }
 
 impl EventHub {
@@ -41,22 +42,23 @@ impl EventHub {
             event.time = Some(SystemTime::now().into());
         }
         // An error only says that nobody watches.
-        let _ = self.sender.send(event);
+        let _ = self.sender.send(Arc::new(event));
     }
 
     /// All events published from now on.
     #[must_use]
     pub fn subscribe(&self) -> EventStream {
         let stream = BroadcastStream::new(self.sender.subscribe()).map(|next| {
-            Ok(
-                next.unwrap_or_else(|BroadcastStreamRecvError::Lagged(lost)| Event {
+            Ok(match next {
+                Ok(event) => Arc::unwrap_or_clone(event),
+                Err(BroadcastStreamRecvError::Lagged(lost)) => Event {
                     time: Some(SystemTime::now().into()),
                     kind: EventKind::EventsLost.into(),
                     message: format!("{lost} events were lost: the client is too slow"),
                     subject: Some(event::Subject::Lost(lost)),
                     ..Event::default()
-                }),
-            )
+                },
+            })
         });
         Box::pin(stream)
     }
