@@ -25,6 +25,7 @@ pub mod members;
 pub mod ownership;
 pub mod plan;
 pub mod problem;
+mod puts;
 mod recall;
 pub mod record;
 pub mod removal;
