@@ -9,7 +9,7 @@ use tokio::{sync::oneshot, time::Instant};
 use weft_core::{
     barrier::Mark,
     dataplane::Observed,
-    desired::Assessment,
+    desired::{Assessment, look_into},
     diff,
     dirty::Dirty,
     plan::{Op, Outcome, Plan},
@@ -168,10 +168,17 @@ impl Reconciler {
     fn may_write(&mut self) -> bool {
         let all_known = self.looked && self.underlay.is_some() && self.is_informed();
         if !self.adopted && all_known && self.is_the_node() && self.is_compared() {
-            // Container ends could not be looked for before the records told where they are.
+            // Container ends could not be looked for before the records told where they are. The tables were seen, and
+            // what has changed in them since was told of: a second dump of them would be most of a restart.
             self.adopted = true;
-            self.look.everything = true;
-            self.dirty = Dirty::default();
+            let seen = self.observed.networks.keys().cloned();
+            let named = look_into(&self.snapshot, None)
+                .into_iter()
+                .map(|place| place.network);
+            self.look.links.extend(seen.chain(named));
+            self.dirty.everything = true;
+            self.look_was_last = false;
+            self.look_because = Because::Wanted;
         }
         self.adopted
     }
@@ -278,6 +285,11 @@ impl Reconciler {
             self.update_interest();
         }
         if self.adopted {
+            let mut look = look;
+            if self.ready.is_some() {
+                // The first pass is one.
+                look.merge(std::mem::take(&mut self.dirty));
+            }
             let covers = (look.everything || self.dirty.is_empty()).then(|| self.mark());
             self.plan(look, expected, covers);
         }

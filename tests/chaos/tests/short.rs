@@ -16,7 +16,7 @@ fn a_minute_of_chaos_breaks_nothing() -> Result<()> {
     for (group, what) in [
         ("attach", "ok"),
         ("detach", "ok"),
-        ("faults", "drift"),
+        ("settled", "rounds"),
         ("looks", "revisions followed and checked"),
         ("settled", "audits"),
         ("settled", "pairs that talked"),
