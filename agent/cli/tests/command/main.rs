@@ -163,12 +163,14 @@ async fn an_agent_that_is_not_there_is_said_so() {
 #[tokio::test]
 async fn an_agent_that_ends_before_it_has_answered_is_unavailable() {
     let dir = tempfile::tempdir().expect("a directory");
-    let socket = dir.path().join("weftd.sock");
-    let listener = tokio::net::UnixListener::bind(&socket).expect("a socket");
     // At once, and after the request was read: the two come out of the client in different ways.
     for bytes in [0, 100] {
+        let socket = dir.path().join(format!("weftd-{bytes}.sock"));
+        let listener = tokio::net::UnixListener::bind(&socket).expect("a socket");
         let agent = async {
             let (mut stream, _) = listener.accept().await.expect("a call");
+            // It ends as a whole: a client that calls again at once is not left waiting to be let in.
+            drop(listener);
             let mut request = vec![0; bytes];
             stream.read_exact(&mut request).await.expect("its beginning");
         };
