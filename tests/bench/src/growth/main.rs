@@ -15,8 +15,8 @@ mod told;
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use weft_bench::{Form, Machine, Progress, Report, on_disk, write_section};
+use anyhow::{Context, Result};
+use weft_bench::{Form, Machine, Only, Progress, Report, on_disk, write_section};
 
 use crate::{fleet::Interest, real::Size};
 
@@ -89,19 +89,12 @@ fn main() -> Result<()> {
     let form = Form::wanted();
     let machine = Machine::here();
     progress.say(format!("{machine}; the {form:?} form"));
-    let only = std::env::var("ONLY").ok().filter(|only| !only.is_empty());
-    let known = ["networks", "hosts", "endpoints", "agents", "proxies"];
-    if let Some(only) = &only {
-        ensure!(
-            known.contains(&only.as_str()),
-            "ONLY is one of {known:?}, not {only:?}"
-        );
-    }
+    let only = Only::of(&["networks", "hosts", "endpoints", "agents", "proxies"])?;
     let exactly: Option<usize> = match std::env::var("AGENTS").as_deref() {
         Ok("") | Err(_) => None,
         Ok(number) => Some(number.parse().with_context(|| format!("AGENTS={number}"))?),
     };
-    let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
+    let wanted = |name: &str| only.wants(name);
     // A few connections of each agent, here and at etcd, which inherits the limit.
     process::allow_files(form.pick(2_000, 8_000))?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -169,7 +162,7 @@ fn main() -> Result<()> {
         rows: found.rows(),
         details: found.details(),
     };
-    if only.is_some() || exactly.is_some() {
+    if !only.is_all() || exactly.is_some() {
         // For looking closer: half a report would replace a whole one.
         report.print();
         println!("{}\n{}", report.details, found.scale());

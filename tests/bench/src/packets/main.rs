@@ -13,7 +13,7 @@ mod weft;
 use std::path::Path as FilePath;
 
 use anyhow::{Context, Result};
-use weft_bench::{Docker, Form, Machine, Progress, Report};
+use weft_bench::{Docker, Form, Machine, Only, Progress, Report};
 use weft_lab::{Lab, Namespace};
 
 use hand::Hand;
@@ -28,8 +28,7 @@ fn main() -> Result<()> {
     let form = Form::wanted();
     let machine = Machine::here();
     progress.say(format!("{machine}; the {form:?} form"));
-    let only = std::env::var("ONLY").ok().filter(|only| !only.is_empty());
-    let is_wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
+    let only = Only::of(&["peers", "variants"])?;
     let base = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
     std::fs::create_dir_all(&base).with_context(|| format!("making {}", base.display()))?;
 
@@ -54,7 +53,7 @@ fn main() -> Result<()> {
         rows: Vec::new(),
         details: String::new(),
     };
-    if is_wanted("peers") {
+    if only.wants("peers") {
         let mut paths = vec![weft.clone(), BY_HAND.make(&lab)?, underlay(&lab)];
         let docker = match overlay(&base, progress) {
             Ok((docker, path)) => {
@@ -74,11 +73,11 @@ fn main() -> Result<()> {
         report.rows = rounds::rows(&names, &series);
         drop(docker);
     }
-    if only.as_deref() == Some("variants") || (only.is_none() && form == Form::Long) {
+    if only.names("variants") || (only.is_all() && form == Form::Long) {
         report.details = variants::measure(&lab, &switch, weft, form, progress)?;
     }
     lab.close()?;
-    if only.is_some() {
+    if !only.is_all() {
         // For looking closer: half a report would replace a whole one.
         report.print();
         println!("{}\n{}", report.method.join("\n"), report.details);

@@ -8,8 +8,10 @@ mod wire;
 
 use std::{path::Path, time::Duration};
 
-use anyhow::{Context, Result, bail};
-use weft_bench::{Against, Docker, Figure, Form, Goal, Machine, Process, Progress, Report, Row, rotated};
+use anyhow::{Context, Result};
+use weft_bench::{
+    Against, Docker, Figure, Form, Goal, Machine, Only, Process, Progress, Report, Row, rotated,
+};
 use weft_lab::Lab;
 
 use agent::{Changes, Site, dir_of, idle, millis, percentile, rest};
@@ -26,17 +28,12 @@ fn main() -> Result<()> {
     let form = Form::wanted();
     let machine = Machine::here();
     progress.say(format!("{machine}; the {form:?} form"));
-    let only = std::env::var("ONLY").ok().filter(|only| !only.is_empty());
-    if let Some(only) = &only
-        && !PARTS.contains(&only.as_str())
-    {
-        bail!("ONLY={only}: one of {PARTS:?}");
-    }
+    let only = Only::of(&PARTS)?;
     // For looking closer, too: without the larger networks.
     let most = std::env::var("MOST").ok().filter(|most| !most.is_empty());
     let most = most.map_or(Ok(u32::MAX), |most| most.parse()).context("MOST")?;
     let sizes: Vec<u32> = SIZES.into_iter().filter(|size| *size <= most).collect();
-    let wants = |part: &str| only.as_deref().is_none_or(|only| only == part);
+    let wants = |part: &str| only.wants(part);
 
     // The hosts: without a network, then one for each size.
     let lab = Lab::builder().hosts(2 + sizes.len()).build()?;
@@ -54,7 +51,7 @@ fn main() -> Result<()> {
         }
     }
     let mut method = method();
-    if only.as_deref() != Some("apply") {
+    if !only.names("apply") {
         // While etcd has nothing else: what an agent without a network needs.
         let empty = empty(&lab, form, progress)?;
         bare.put_nodes()?;
@@ -111,7 +108,7 @@ fn main() -> Result<()> {
         rows,
         details: String::new(),
     };
-    if only.is_some() || most < u32::MAX {
+    if !only.is_all() || most < u32::MAX {
         // For looking closer: half a report would replace a whole one.
         report.print();
         return Ok(());

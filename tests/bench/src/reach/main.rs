@@ -12,8 +12,8 @@ mod watchers;
 
 use std::{path::Path, time::Duration};
 
-use anyhow::{Context, Result, ensure};
-use weft_bench::{Docker, Form, Machine, Progress, Report, Row, on_disk};
+use anyhow::{Context, Result};
+use weft_bench::{Docker, Form, Machine, Only, Progress, Report, Row, on_disk};
 use weft_lab::Lab;
 
 use hosts::Hosts;
@@ -26,13 +26,8 @@ fn main() -> Result<()> {
     let form = Form::wanted();
     let machine = Machine::here();
     progress.say(format!("{machine}; the {form:?} form"));
-    let only = std::env::var("ONLY").unwrap_or_default();
-    ensure!(
-        only.is_empty() || PARTS.contains(&&*only),
-        "ONLY={only} is none of {}",
-        PARTS.join(", ")
-    );
-    let wanted = |part: &str| only.is_empty() || only.split('/').next() == Some(part);
+    let only = Only::of(&PARTS)?;
+    let wanted = |part: &str| only.wants(part) || (part == "convergence" && only.names("convergence/3"));
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
     std::fs::create_dir_all(&base).with_context(|| format!("making {}", base.display()))?;
     let disk = on_disk(&base)?;
@@ -50,7 +45,7 @@ fn main() -> Result<()> {
     };
     if wanted("convergence") {
         for hosts in convergence::HOSTS {
-            if only.ends_with("/3") && hosts != 3 {
+            if only.names("convergence/3") && hosts != 3 {
                 continue;
             }
             let found = convergence::measure(hosts, &base, form, progress)?;
@@ -75,7 +70,7 @@ fn main() -> Result<()> {
         report.rows.extend(rows);
         report.method.extend(method);
     }
-    if only.is_empty() {
+    if only.is_all() {
         return report.publish(&machine);
     }
     // For looking closer: half a report would replace a whole one.
