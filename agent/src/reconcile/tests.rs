@@ -430,3 +430,20 @@ async fn a_store_that_does_not_say_what_is_in_it_is_told_of() {
     ground.reconciler.tell_census(None);
     assert!(ground.problem("(store census)").is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_another_host_was_given_is_given_up_without_its_mark() {
+    for (created, is_lost) in [(2, false), (9, true)] {
+        let mut ground = Ground::informed(Vec::new(), Vec::new()).await;
+        ground.looked(look(&[], Vec::new()));
+        assert!(ground.reconciler.is_the_node() && ground.reconciler.is_adopted());
+        let another =
+            json!({"vteps": ["10.99.0.9"], "mtu": 1500, "boot_id": "other", "incarnation": "other"});
+        let mut record = entry("peers/host1", 9, &another);
+        record.create_revision = created;
+        ground.list(Scope::Peers, vec![record]);
+        // Written over, it is still this host's; made anew, another's.
+        assert_eq!(ground.reconciler.fenced().is_some(), is_lost);
+        assert_eq!(ground.reconciler.is_adopted(), !is_lost);
+    }
+}
