@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::probe::{PingStream, PingSummary};
-use crate::{Container, eventually};
+use crate::{Container, NeighbourTables, eventually};
 
 /// Echo requests a second, and pieces of the stream a second.
 const RATE: u32 = 100;
@@ -32,6 +32,7 @@ const FEW: u64 = 20;
 #[derive(Debug)]
 pub struct Traffic {
     flows: Vec<Flow>,
+    tables: NeighbourTables,
 }
 
 #[derive(Debug)]
@@ -86,8 +87,9 @@ impl Traffic {
             let pings = from.ping_stream(address, RATE)?;
             Ok(Flow { path, pings, stream })
         };
+        let tables = NeighbourTables::now();
         let flows = flows.into_iter().map(start).collect::<Result<Vec<_>>>()?;
-        let traffic = Self { flows };
+        let traffic = Self { flows, tables };
         traffic.wait_more(5)?;
         Ok(traffic)
     }
@@ -150,13 +152,15 @@ impl Traffic {
     pub fn nothing_lost(self) -> Result<()> {
         // What was done may have taken less time than it takes to tell.
         self.wait_more(FEW)?;
+        let tables = self.tables;
         let flows = self.stop();
         let lost: Vec<String> = flows
             .iter()
             .filter(|flow| flow.pings.lost() > 0 || flow.broken.is_some() || flow.pings.sent < FEW)
             .map(ToString::to_string)
             .collect();
-        ensure!(lost.is_empty(), "traffic was lost:\n{}", lost.join("\n"));
+        let excuse = tables.excuse().map_or_else(String::new, |why| format!("\n{why}"));
+        ensure!(lost.is_empty(), "traffic was lost:\n{}{excuse}", lost.join("\n"));
         Ok(())
     }
 }

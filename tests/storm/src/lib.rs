@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use fastrand::Rng;
-use weft_lab::Underlay;
+use weft_lab::{NeighbourTables, Underlay};
 
 use crate::scene::Scene;
 use crate::verdict::Verdict;
@@ -171,6 +171,7 @@ pub fn pass_over(
         "SEED={seed}: {} hosts, {MEMBERS} members of etcd, underlay {:?}",
         storm.hosts, storm.underlay
     ));
+    let tables = NeighbourTables::now();
     let outcome = scene::in_a_lab(storm, verdict, say, rounds);
     let summary = verdict.summary();
     say(&format!(
@@ -179,8 +180,11 @@ pub fn pass_over(
     ));
     let violations = verdict.violations();
     if !violations.is_empty() {
+        let excuse = tables
+            .excuse()
+            .map_or_else(String::new, |why| format!("\n  but {why}"));
         bail!(
-            "SEED={seed}: this does not hold:\n  {}\nwhat was done:\n  {}\nlogs and all changes: {}\nagain: make {name} SEED={seed} SECONDS={}",
+            "SEED={seed}: this does not hold:\n  {}{excuse}\nwhat was done:\n  {}\nlogs and all changes: {}\nagain: make {name} SEED={seed} SECONDS={}",
             violations.join("\n  "),
             verdict.last_round().join("\n  "),
             storm.evidence.display(),
