@@ -4,12 +4,10 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use weft_core::{
     dataplane::{ForwardRow, LookInto, Observed},
-    desired::look_into,
     dirty::Dirty,
-    snapshot::Snapshot,
 };
 use weft_kernel::KernelError;
-use weft_store_schema::{Mac, NetworkName};
+use weft_store_schema::{EndpointRef, Mac, NetworkName};
 
 use crate::{kernel_thread::HostKernel, reconcile::Look};
 
@@ -18,21 +16,6 @@ pub(crate) struct Entries {
     network: NetworkName,
     forwards: Vec<(Mac, Option<ForwardRow>)>,
     neighbours: Vec<(IpAddr, Option<Mac>)>,
-}
-
-/// Where to look for container ends, for a look at this part.
-pub(crate) fn places(snapshot: &Snapshot, look: &Dirty) -> Vec<LookInto> {
-    if look.everything {
-        return look_into(snapshot, None);
-    }
-    let networks: BTreeSet<NetworkName> = look
-        .networks
-        .iter()
-        .chain(&look.links)
-        .chain(look.endpoints.iter().map(|e| &e.network))
-        .cloned()
-        .collect();
-    look_into(snapshot, Some(&networks))
 }
 
 /// Looks at a part of the kernel. Runs on the kernel's thread.
@@ -148,13 +131,26 @@ pub(crate) fn merge(known: &mut Observed, look: &Dirty, seen: Look) -> BTreeSet<
                     && old.tunnels.keys().eq(new.tunnels.keys())
                     && old.ports.keys().eq(new.ports.keys());
                 if !same {
-                    again.insert(network);
+                    again.insert(network.clone());
                 }
                 old.bridge = new.bridge;
                 old.tunnels = new.tunnels;
                 old.ports = new.ports;
-                old.interfaces = new.interfaces;
-                old.unseen = new.unseen;
+                if same && !look.links.contains(&network) {
+                    // Nobody looked into the other containers.
+                    let looked_into = look.endpoints.iter().filter(|e| e.network == network);
+                    for EndpointRef { id, .. } in looked_into {
+                        old.interfaces.remove(id);
+                        old.unseen.remove(id);
+                        if new.unseen.contains(id) {
+                            old.unseen.insert(id.clone());
+                        }
+                    }
+                    old.interfaces.extend(new.interfaces);
+                } else {
+                    old.interfaces = new.interfaces;
+                    old.unseen = new.unseen;
+                }
             }
             (Some(_), None) if !whole => drop(again.insert(network)),
             (Some(new), _) => drop(known.networks.insert(network, new)),
@@ -187,7 +183,8 @@ pub(crate) fn merge(known: &mut Observed, look: &Dirty, seen: Look) -> BTreeSet<
 
 #[cfg(test)]
 mod tests {
-    use weft_core::dataplane::ObservedNetwork;
+    use weft_core::dataplane::{Interface, ObservedNetwork};
+    use weft_store_schema::Attachment;
 
     use super::*;
 
@@ -220,5 +217,58 @@ mod tests {
         // Not looked at, for it could not be seen: nothing new is known of it.
         merge(&mut known, &everything, seen(&[], &[]));
         assert_eq!(names(&known), ["blue"]);
+    }
+
+    fn interface(address: &str) -> Interface {
+        Interface {
+            attachment: Attachment {
+                netns: "/run/netns/c".into(),
+                ifname: "eth0".parse().unwrap(),
+            },
+            alias: String::new(),
+            mac: "02:42:0a:01:00:02".parse().unwrap(),
+            mtu: 1450,
+            up: true,
+            addresses: [address.parse().unwrap()].into(),
+            routes: BTreeSet::new(),
+        }
+    }
+
+    fn blue(interfaces: &[(&str, &str)], unseen: &[&str]) -> ObservedNetwork {
+        let ids = |id: &str| id.parse().unwrap();
+        ObservedNetwork {
+            interfaces: interfaces
+                .iter()
+                .map(|(id, at)| (ids(id), interface(at)))
+                .collect(),
+            unseen: unseen.iter().copied().map(ids).collect(),
+            ..ObservedNetwork::default()
+        }
+    }
+
+    #[test]
+    fn a_look_at_one_endpoint_says_nothing_of_the_others() {
+        let name: NetworkName = "blue".parse().unwrap();
+        let before = blue(
+            &[("a", "10.1.0.2/16"), ("b", "10.1.0.3/16"), ("c", "10.1.0.4/16")],
+            &["d"],
+        );
+        let mut known = Observed::default();
+        known.networks.insert(name.clone(), before);
+        let mut look = Dirty::default();
+        for id in ["a", "c"] {
+            look.endpoints.insert(EndpointRef {
+                network: name.clone(),
+                node: "host1".parse().unwrap(),
+                id: id.parse().unwrap(),
+            });
+        }
+        let mut found = seen(&[], &["blue"]);
+        // Of those that nobody looked into it is only said that nobody did.
+        let now = blue(&[("a", "10.1.0.9/16")], &["b", "c", "d"]);
+        found.observed.networks.insert(name.clone(), now);
+        assert!(merge(&mut known, &look, found).is_empty());
+        let after = blue(&[("a", "10.1.0.9/16"), ("b", "10.1.0.3/16")], &["c", "d"]);
+        assert_eq!(known.networks[&name], after);
     }
 }

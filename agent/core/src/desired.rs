@@ -97,11 +97,13 @@ pub struct Assessment {
     pub by_key: BTreeMap<String, Option<Problem>>,
 }
 
-/// Where to look for the container ends of a scope's local endpoints.
-pub fn look_into(snapshot: &Snapshot, networks: Option<&BTreeSet<NetworkName>>) -> Vec<LookInto> {
+/// Where to look for the container ends of local endpoints, for a look at this part: all of a network that is looked at, those
+/// that are named of any other.
+pub fn look_into(snapshot: &Snapshot, part: &Dirty) -> Vec<LookInto> {
     let mut places = Vec::new();
+    let touched = part.touched_networks();
     for (network, members) in snapshot.all_members() {
-        if networks.is_some_and(|wanted| !wanted.contains(network)) {
+        if !part.everything && !touched.contains(network) {
             continue;
         }
         for (id, slot) in members.endpoints_on(snapshot.node()) {
@@ -111,6 +113,9 @@ pub fn look_into(snapshot: &Snapshot, networks: Option<&BTreeSet<NetworkName>>) 
                 node: snapshot.node().clone(),
                 id: id.clone(),
             };
+            if !part.looks_into(&name) {
+                continue;
+            }
             places.push(LookInto {
                 network: network.clone(),
                 id: id.clone(),

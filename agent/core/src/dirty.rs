@@ -65,6 +65,15 @@ impl Dirty {
         self.addresses.entry(network.clone()).or_default().insert(address);
     }
 
+    /// Whether a local endpoint's container is to be looked into.
+    pub fn looks_into(&self, endpoint: &EndpointRef) -> bool {
+        let network = &endpoint.network;
+        self.everything
+            || self.networks.contains(network)
+            || self.links.contains(network)
+            || self.endpoints.contains(endpoint)
+    }
+
     /// Every network that anything of is to be looked at, when not everything is.
     pub fn touched_networks(&self) -> BTreeSet<&NetworkName> {
         self.networks

@@ -1,6 +1,9 @@
 //! What the kernel holds of ours, read through dumps and single questions.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use weft_core::{
     dataplane::{BridgeTarget, ForwardRow, Interface, LookInto, Observed, ObservedNetwork},
@@ -169,12 +172,12 @@ impl Kernel {
         }
         self.registry.know_devices(network, &links.devices);
         // Whose container nobody named, it was not looked into: that is not to be taken for its end being gone.
-        let named = |id: &EndpointId| look_into.iter().any(|at| at.id == *id);
+        let named: HashSet<&EndpointId> = look_into.iter().map(|at| &at.id).collect();
         let unnamed = all
             .iter()
             .filter_map(Link::endpoint)
             .map(|endpoint| endpoint.id)
-            .filter(|id| !named(id));
+            .filter(|id| !named.contains(id));
         links.network.unseen.extend(unnamed);
         for at in look_into {
             let Some(port) = links.ports.get(&at.port_name).copied() else {

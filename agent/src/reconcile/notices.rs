@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tokio::time::Instant;
-use weft_core::{desired::look_into, ownership};
+use weft_core::{desired::look_into, dirty::Dirty, ownership};
 use weft_kernel::Notice;
 use weft_store_schema::EndpointRef;
 
@@ -65,7 +65,7 @@ impl Reconciler {
     /// A namespace came or went: whoever waits for it is tried at once, whoever lost it is looked at.
     fn on_attachment_dir(&mut self, path: &Path) {
         self.dead.hurry(Instant::now());
-        let concerned: Vec<EndpointRef> = look_into(&self.snapshot, None)
+        let concerned: Vec<EndpointRef> = look_into(&self.snapshot, &Dirty::everything())
             .into_iter()
             .filter(|place| {
                 Path::new(&*place.attachment.netns) == path

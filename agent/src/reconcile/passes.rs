@@ -124,7 +124,7 @@ impl Reconciler {
             self.look_was_last = true;
             let look = std::mem::take(&mut self.look);
             let because = std::mem::replace(&mut self.look_because, Because::Wanted);
-            let places = look::places(&self.snapshot, &look);
+            let places = look_into(&self.snapshot, &look);
             let part = look.clone();
             let known: Vec<NetworkName> = self.observed.networks.keys().cloned().collect();
             let answer = self
@@ -172,7 +172,7 @@ impl Reconciler {
             // what has changed in them since was told of: a second dump of them would be most of a restart.
             self.adopted = true;
             let seen = self.observed.networks.keys().cloned();
-            let named = look_into(&self.snapshot, None)
+            let named = look_into(&self.snapshot, &Dirty::everything())
                 .into_iter()
                 .map(|place| place.network);
             self.look.links.extend(seen.chain(named));

@@ -48,7 +48,7 @@ impl Reconciler {
         let node = self.node.name.clone();
         let concerned: BTreeSet<EndpointRef> =
             if dirty.everything || !dirty.networks.is_empty() || !dirty.links.is_empty() {
-                look_into(&self.snapshot, None)
+                look_into(&self.snapshot, &Dirty::everything())
                     .into_iter()
                     .map(|place| EndpointRef {
                         network: place.network,

@@ -352,6 +352,37 @@ async fn an_endpoint_is_ready_when_its_container_was_looked_into() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_look_at_one_endpoint_leaves_the_others_known() {
+    // A namespace that is there, or nobody would say of it that it cannot be looked into.
+    let there = |id: &str, address: &str| {
+        let mac = address.replace("10.1.0.", "02:42:0a:01:00:0");
+        let attachment = json!({"netns": "/proc/self/ns/net", "ifname": id});
+        let record = json!({"attachment": attachment, "addresses": [address], "mac": mac});
+        entry(&format!("endpoints/blue/host1/{id}"), 3, &record)
+    };
+    let claims = vec![claim("10.1.0.2", "host1/web"), claim("10.1.0.3", "host1/db")];
+    let endpoints = vec![there("web", "10.1.0.2"), there("db", "10.1.0.3")];
+    let mut ground = Ground::informed(endpoints, claims).await;
+    ground.looked(look(&[], Vec::new()));
+    ground.looked(look(&[], Vec::new()));
+    ground.applied();
+    let web = ground.reconciler.own_endpoint(&blue(), &"web".parse().unwrap());
+    let db = ground.reconciler.own_endpoint(&blue(), &"db".parse().unwrap());
+    ground.reconciler.look.endpoints.insert(web.clone());
+    let mut found = ground.as_known();
+    let network = found.observed.networks.get_mut(&blue()).unwrap();
+    network.interfaces.get_mut(&web.id).unwrap().addresses.clear();
+    network.interfaces.remove(&db.id);
+    network.unseen.insert(db.id.clone());
+    ground.looked(found);
+    assert!(ground.reconciler.is_applying(), "the address is put again");
+    ground.applied();
+    assert_eq!(ground.problem("endpoints/blue/host1/db"), None);
+    let state = |endpoint| ground.reconciler.state_of(endpoint).0;
+    assert_eq!([state(&web), state(&db)], [v1::EndpointState::Ready; 2]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_the_store_refuses_is_told_until_it_does_not() {
     let mut ground = Ground::informed(Vec::new(), Vec::new()).await;
     let what = "put peers/host1".to_owned();

@@ -26,7 +26,12 @@ impl Reconciler {
             if look.everything || look.networks.contains(network) {
                 self.unseen.remove(&(network.clone(), None));
             }
-            self.unseen.retain(|(n, id)| n != network || id.is_none());
+            let mut unseen = std::mem::take(&mut self.unseen);
+            unseen.retain(|(n, id)| {
+                let looked_into = |id| look.looks_into(&self.own_endpoint(n, id));
+                n != network || !id.as_ref().is_some_and(looked_into)
+            });
+            self.unseen = unseen;
         }
         for (subject, error) in &seen.errors {
             let why = format!(
@@ -44,7 +49,11 @@ impl Reconciler {
             .filter_map(|network| Some((network, seen.observed.networks.get(network)?)))
             .flat_map(|(network, there)| there.unseen.iter().map(|id| (network.clone(), id.clone())))
             .filter_map(|(network, id)| {
-                let slot = self.snapshot.endpoint(&self.own_endpoint(&network, &id))?;
+                let endpoint = self.own_endpoint(&network, &id);
+                let slot = self
+                    .snapshot
+                    .endpoint(&endpoint)
+                    .filter(|_| look.looks_into(&endpoint))?;
                 let netns = &slot.value.as_ref()?.attachment.netns;
                 // One that is gone is waited for otherwise.
                 let is_there = !weft_kernel::is_gone(Path::new(&**netns));

@@ -153,7 +153,7 @@ proptest! {
                 diff::in_place(&agent.snapshot, &agent.host, &agent.observed, &endpoint(network, id));
             }
         }
-        look_into(&agent.snapshot, None);
+        look_into(&agent.snapshot, &Dirty::everything());
         for problem in agent.snapshot.problems().values().chain(agent.assessed.values()) {
             let text = problem.to_string();
             prop_assert!(text.len() < 2500 && !text.chars().any(char::is_control), "{text:?}");

@@ -95,7 +95,7 @@ fn run(bytes: &[u8]) -> u64 {
     }
 
     let mut observed = Observed::default();
-    let _places = look_into(&snapshot, None);
+    let _places = look_into(&snapshot, &Dirty::everything());
     let (plan, assessment) = diff::plan(&snapshot, &host, &observed, &Dirty::everything());
     for (network, ops) in &plan.networks {
         ops.iter().for_each(|op| observed.record(network, op));
