@@ -346,7 +346,7 @@ pub fn is_gone(path: &Path) -> bool {
 pub(crate) fn open_attachment(
     path: &str,
     allowed: &[PathBuf],
-    forbidden: &[Identity],
+    is_forbidden: impl Fn(Identity) -> bool,
 ) -> Result<File, KernelError> {
     let refuse = |why: String| KernelError::Attachment {
         path: path.to_owned(),
@@ -393,7 +393,7 @@ pub(crate) fn open_attachment(
     };
     ensure_network_namespace(&file).map_err(|e| refuse(e.to_string()))?;
     let identity = identity(&file).map_err(|e| refuse(e.to_string()))?;
-    if forbidden.contains(&identity) {
+    if is_forbidden(identity) {
         return Err(refuse(
             "this namespace is the host's own, or one of weft's".to_owned(),
         ));
