@@ -7,23 +7,27 @@
 mod bare;
 mod claimer;
 mod docker;
+mod ears;
 mod machine;
 mod only;
 mod pace;
 mod report;
 mod row;
 mod sample;
+mod tally;
 mod usage;
 
 pub use bare::{BARE, Bare, Request, Shape};
 pub use claimer::{Claimed, Claimer, endpoint};
 pub use docker::Docker;
+pub use ears::{Ears, Entries};
 pub use machine::{Machine, file_system, on_disk};
 pub use only::Only;
 pub use pace::{Pace, Paced};
 pub use report::{Report, write_section};
 pub use row::{Against, Goal, Row};
 pub use sample::{Figure, median, quantile, rotated};
+pub use tally::Tally;
 pub use usage::{Memory, Process, Usage, resident_bytes};
 
 use std::time::Instant;

@@ -3,7 +3,6 @@
 
 mod crowd;
 mod curve;
-mod ears;
 mod fanout;
 mod fleet;
 mod process;

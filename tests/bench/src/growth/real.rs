@@ -5,10 +5,10 @@ use std::{path::Path, time::Duration, time::Instant, time::SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use etcd_client::{Client, Txn, TxnOp};
+use weft_bench::Ears;
 use weft_lab::{Host, Lab};
 
 use crate::{
-    ears::Ears,
     percentile, process,
     records::{self, Endpoint, Record},
     server,
@@ -20,6 +20,8 @@ const OUTSIDERS: usize = 64;
 const CHANGING: u32 = 0x80_0000;
 /// Between two changes.
 const PAUSE: Duration = Duration::from_millis(25);
+/// Longest time until all kernels have a change.
+const CHANGE: Duration = Duration::from_secs(20);
 /// Longest start.
 const PATIENCE: Duration = Duration::from_secs(240);
 
@@ -124,14 +126,15 @@ fn on_lab(size: Size, changes: u32, base: &Path) -> Result<Point> {
         let put = |(key, value): &Record| TxnOp::put(key.as_str(), value.as_str(), None);
         // One at a time: what the last one left to be done is over.
         std::thread::sleep(PAUSE);
+        ears.expect(endpoint.entries(false));
         let begun = Instant::now();
         runtime.block_on(client.txn(Txn::new().and_then([put(&record), put(&claim)])))?;
         let answer = begun.elapsed();
-        let last = ears.all_have(endpoint.mac)?.into_iter().max();
-        let delay = last.unwrap_or(begun).saturating_duration_since(begun);
+        let delay = ears.last(CHANGE)?.saturating_duration_since(begun);
         let delete = |(key, _): &Record| TxnOp::delete(key.as_str(), None);
+        ears.expect(endpoint.entries(true));
         runtime.block_on(client.txn(Txn::new().and_then([delete(&record), delete(&claim)])))?;
-        ears.all_lost(endpoint.mac)?;
+        ears.last(CHANGE)?;
         Ok((delay.as_secs_f64() * 1000.0, answer.as_secs_f64() * 1000.0))
     };
     for number in 0..10 {

@@ -2,6 +2,7 @@
 //! endpoints with their claims. All complete, so that nobody has to claim anything.
 
 use anyhow::{Context, Result};
+use weft_bench::Entries;
 use weft_lab::{Lab, Writer};
 
 /// etcd takes this many operations in one transaction.
@@ -87,6 +88,15 @@ impl Endpoint {
 
     fn ip(&self) -> std::net::Ipv4Addr {
         self.address.into()
+    }
+
+    /// What makes it reachable from other hosts, that is to come or to go.
+    pub(crate) fn entries(&self, gone: bool) -> Entries {
+        Entries {
+            mac: self.mac,
+            address: self.ip(),
+            gone,
+        }
     }
 
     /// The endpoint's record.

@@ -11,13 +11,10 @@ use anyhow::{Context, Result, ensure};
 use etcd_client::{Client, KvClient};
 use serde_json::json;
 use tokio::runtime::Runtime;
-use weft_bench::{Against, BARE, Figure, Form, Goal, Progress, Row, quantile, rotated};
+use weft_bench::{Against, BARE, Ears, Entries, Figure, Form, Goal, Progress, Row, quantile, rotated};
 use weft_lab::{Lab, eventually};
 
-use crate::{
-    ears::{Ears, Entries},
-    watchers::Watchers,
-};
+use crate::watchers::Watchers;
 
 /// The sizes of clusters.
 pub(crate) const HOSTS: [usize; 2] = [3, 20];

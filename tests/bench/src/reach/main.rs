@@ -4,10 +4,8 @@
 mod agent;
 mod attach;
 mod convergence;
-mod ears;
 mod hosts;
 mod storm;
-mod tally;
 mod watchers;
 
 use std::{path::Path, time::Duration};

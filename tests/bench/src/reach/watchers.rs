@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use etcd_client::{Client, WatchOptions};
 use tokio::task::JoinSet;
 
-use crate::tally::Tally;
+use weft_bench::Tally;
 
 /// So many watchers of one directory. Dropping them ends them.
 pub(crate) struct Watchers {

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 
 /// When each of those who are to notice something has.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub struct Tally {
     state: Mutex<State>,
     all_here: Condvar,
 }
@@ -26,7 +26,7 @@ impl Tally {
     }
 
     /// Begins anew: this many are to notice.
-    pub(crate) fn expect(&self, count: usize) {
+    pub fn expect(&self, count: usize) {
         let mut state = self.state();
         state.at = vec![None; count];
         state.missing = count;
@@ -34,7 +34,7 @@ impl Tally {
 
     /// Somebody has noticed; only the first time counts. Whoever waits is woken for the last one alone, so that waiting
     /// costs those who still have to notice nothing.
-    pub(crate) fn arrived(&self, who: usize, at: Instant) {
+    pub fn arrived(&self, who: usize, at: Instant) {
         let mut state = self.state();
         if let Some(place @ None) = state.at.get_mut(who) {
             *place = Some(at);
@@ -49,7 +49,7 @@ impl Tally {
     ///
     /// # Errors
     /// When somebody has not within `patience`.
-    pub(crate) fn last(&self, patience: Duration) -> Result<Instant> {
+    pub fn last(&self, patience: Duration) -> Result<Instant> {
         let state = self.state();
         let waited = self
             .all_here

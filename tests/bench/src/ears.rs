@@ -24,7 +24,7 @@ use nix::{
 };
 use weft_lab::Namespace;
 
-use crate::tally::Tally;
+use crate::Tally;
 
 /// The group of announcements about neighbours, as a bit.
 const NEIGHBOURS: u32 = 1 << 2;
@@ -37,11 +37,13 @@ const LINK_ADDRESS: u16 = 2;
 
 /// What is listened for: the entries of one endpoint.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Entries {
-    pub(crate) mac: [u8; 6],
-    pub(crate) address: Ipv4Addr,
+pub struct Entries {
+    /// Its MAC.
+    pub mac: [u8; 6],
+    /// Its address.
+    pub address: Ipv4Addr,
     /// Whether they are to go.
-    pub(crate) gone: bool,
+    pub gone: bool,
 }
 
 /// One of the three entries, as a bit: the tunnel's, the bridge's, the neighbour.
@@ -63,7 +65,7 @@ struct Shared {
 
 /// The sockets, and the thread that hears.
 #[derive(Debug)]
-pub(crate) struct Ears {
+pub struct Ears {
     hosts: usize,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -74,7 +76,7 @@ impl Ears {
     ///
     /// # Errors
     /// When one cannot be.
-    pub(crate) fn open(namespaces: &[Namespace]) -> Result<Self> {
+    pub fn open(namespaces: &[Namespace]) -> Result<Self> {
         let mut sockets = Vec::new();
         for namespace in namespaces {
             sockets.push(namespace.within(announcements)??);
@@ -93,7 +95,7 @@ impl Ears {
     }
 
     /// Listens for these entries from now on.
-    pub(crate) fn expect(&self, entries: Entries) {
+    pub fn expect(&self, entries: Entries) {
         self.shared.tally.expect(self.hosts);
         let mut listening = self
             .shared
@@ -110,7 +112,7 @@ impl Ears {
     ///
     /// # Errors
     /// When one has not within `patience`.
-    pub(crate) fn last(&self, patience: Duration) -> Result<Instant> {
+    pub fn last(&self, patience: Duration) -> Result<Instant> {
         self.shared.tally.last(patience)
     }
 }
