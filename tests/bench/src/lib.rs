@@ -5,6 +5,7 @@
 //! fails because a figure is bad: a goal that is missed is a row that says so.
 
 mod bare;
+mod bench;
 mod claimer;
 mod docker;
 mod ears;
@@ -18,6 +19,7 @@ mod tally;
 mod usage;
 
 pub use bare::{BARE, Bare, Request, Shape};
+pub use bench::Bench;
 pub use claimer::{Claimed, Claimer, endpoint};
 pub use docker::Docker;
 pub use ears::{Ears, Entries};

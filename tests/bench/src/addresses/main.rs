@@ -5,21 +5,16 @@ mod choice;
 mod network;
 mod rates;
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use weft_bench::{Docker, Form, Machine, Progress, Report, on_disk};
+use weft_bench::{Bench, Docker};
 use weft_lab::Lab;
 
 fn main() -> Result<()> {
-    let progress = Progress::start();
-    let form = Form::wanted();
-    let machine = Machine::here();
-    progress.say(format!("{machine}; the {form:?} form"));
+    let bench = Bench::begin("addresses")?;
+    let (form, progress) = (bench.form, bench.progress);
     let only = rates::only(std::env::var("ONLY").ok().as_deref())?;
-    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
-    std::fs::create_dir_all(&base).with_context(|| format!("making {}", base.display()))?;
-    let disk = on_disk(&base)?;
     let large = match only {
         None => {
             progress.say("choosing in large subnets");
@@ -28,7 +23,7 @@ fn main() -> Result<()> {
         }
         Some(_) => Vec::new(),
     };
-    let lab = Lab::builder().hosts(1).data_base(&base).build()?;
+    let lab = Lab::builder().hosts(1).data_base(&bench.base).build()?;
     let url = lab.etcd_endpoints().swap_remove(0);
     let etcd = lab.etcd(1).pid().context("etcd has ended")?;
     // All threads of the runtime begin on the host then; this one stays where Docker can be downloaded.
@@ -41,19 +36,12 @@ fn main() -> Result<()> {
         runtime.shutdown_timeout(Duration::from_secs(5));
         found
     })??;
-    let mut report = Report {
-        name: "addresses",
-        command: form
-            .pick("make bench-addresses", "LONG=1 make bench-addresses")
-            .to_owned(),
-        method: found.method(&disk),
-        rows: found.rows(),
-        details: found.details(&machine),
-    };
+    let mut report = bench.report(found.method(&bench.disk), found.rows());
+    report.details = found.details(&bench.machine);
     lab.close()?;
     if only.is_none() {
         report.rows.extend(large);
-        let docker = Docker::start(&base, 10, progress);
+        let docker = Docker::start(&bench.base, 10, progress);
         match docker.and_then(|docker| docker.connects_a_second(form.pick(3, 7), progress)) {
             Ok(connects) => report.rows.extend(found.beside_docker(&connects)),
             Err(why) => {
@@ -68,5 +56,5 @@ fn main() -> Result<()> {
         println!("{}", report.details);
         return Ok(());
     }
-    report.publish(&machine)
+    report.publish(&bench.machine)
 }

@@ -6,13 +6,13 @@ use std::{path::Path, time::Duration, time::Instant};
 use anyhow::{Context, Result};
 use etcd_client::Client;
 use tokio::sync::mpsc::UnboundedReceiver;
-use weft_bench::{Form, Progress, resident_bytes};
+use weft_bench::{Form, Progress, quantile, resident_bytes};
 use weft_lab::Lab;
 use weft_store_schema::Mac;
 
 use crate::{
     fleet::{Arrived, Board, Fleet, Interest},
-    percentile, process,
+    process,
     records::{self, Endpoint},
     server::Reading,
 };
@@ -352,6 +352,6 @@ impl Changes {
         let lost = self.board.give_up();
         // What came between the last look and giving up is of this rate, too.
         while arrived.try_recv().is_ok() {}
-        Ok((percentile(&delays, 50.0), percentile(&delays, 99.0), lost))
+        Ok((quantile(&delays, 0.5), quantile(&delays, 0.99), lost))
     }
 }

@@ -6,9 +6,10 @@ use std::{path::Path, sync::Arc, time::Duration, time::Instant};
 use anyhow::{Context, Result};
 use etcd_client::{Client, WatchOptions};
 use tokio::sync::mpsc;
+use weft_bench::quantile;
 use weft_lab::Lab;
 
-use crate::{percentile, proxy::Proxy, server::Reading};
+use crate::{proxy::Proxy, server::Reading};
 
 const DIRECTORY: &str = "/fan-out/";
 
@@ -142,8 +143,8 @@ pub(crate) fn table(points: &[Point]) -> String {
             p.watches,
             p.proxies,
             p.at_etcd,
-            percentile(&p.delays, 50.0),
-            percentile(&p.delays, 99.0),
+            quantile(&p.delays, 0.5),
+            quantile(&p.delays, 0.99),
             p.cpu[0],
             p.cpu[1],
             p.sent,

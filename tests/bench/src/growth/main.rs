@@ -15,7 +15,7 @@ mod told;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use weft_bench::{Form, Machine, Only, Progress, Report, on_disk, write_section};
+use weft_bench::{Bench, Form, Machine, Only, write_section};
 
 use crate::{fleet::Interest, real::Size};
 
@@ -84,10 +84,8 @@ impl Grows {
 }
 
 fn main() -> Result<()> {
-    let progress = Progress::start();
-    let form = Form::wanted();
-    let machine = Machine::here();
-    progress.say(format!("{machine}; the {form:?} form"));
+    let bench = Bench::begin("growth")?;
+    let (form, progress) = (bench.form, bench.progress);
     let only = Only::of(&["networks", "hosts", "endpoints", "agents", "proxies"])?;
     let exactly: Option<usize> = match std::env::var("AGENTS").as_deref() {
         Ok("") | Err(_) => None,
@@ -97,9 +95,7 @@ fn main() -> Result<()> {
     // A few connections of each agent, here and at etcd, which inherits the limit.
     process::allow_files(form.pick(2_000, 8_000))?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let base = root.join("target/bench");
-    std::fs::create_dir_all(&base).with_context(|| format!("making {}", base.display()))?;
-    let disk = on_disk(&base)?;
+    let base = &bench.base;
 
     let mut found = told::Found::default();
     let changes = form.pick(CHANGES[0], CHANGES[1]);
@@ -110,7 +106,7 @@ fn main() -> Result<()> {
         let mut points = Vec::new();
         for size in grows.sizes(form) {
             progress.say(format!("{} {}", grows.of(size), grows.name()));
-            points.push(real::measure(size, changes, &base)?);
+            points.push(real::measure(size, changes, base)?);
         }
         found.real.push((grows, points));
     }
@@ -133,7 +129,7 @@ fn main() -> Result<()> {
     }
     for (agents, everything) in crowds {
         let interest = interest(agents, everything);
-        match crowd::measure(interest, form, &base, progress) {
+        match crowd::measure(interest, form, base, progress) {
             Ok(point) => found.crowds.push(point),
             // That so many cannot be served is a finding, too.
             Err(why) => {
@@ -148,19 +144,12 @@ fn main() -> Result<()> {
                 progress.say(format!("{watches} bare watches, {proxies} proxies"));
                 found
                     .fanout
-                    .push(fanout::measure(*watches, proxies, form.pick(50, 300), &base)?);
+                    .push(fanout::measure(*watches, proxies, form.pick(50, 300), base)?);
             }
         }
     }
-    let report = Report {
-        name: "growth",
-        command: form
-            .pick("make bench-growth", "LONG=1 make bench-growth")
-            .to_owned(),
-        method: found.method(&disk, changes),
-        rows: found.rows(),
-        details: found.details(),
-    };
+    let mut report = bench.report(found.method(&bench.disk, changes), found.rows());
+    report.details = found.details();
     if !only.is_all() || exactly.is_some() {
         // For looking closer: half a report would replace a whole one.
         report.print();
@@ -169,24 +158,16 @@ fn main() -> Result<()> {
         return Ok(());
     }
     draw(&found, &root.join("docs/pictures"))?;
-    let head = format!("{}, {machine}. `{}`", Machine::today(), report.command);
+    let head = format!("{}, {}. `{}`", Machine::today(), bench.machine, report.command);
     write_section(
         &root.join("docs/scale.md"),
         "growth",
         &format!("{head}\n\n{}", found.scale()),
     )?;
-    report.publish(&machine)
+    report.publish(&bench.machine)
 }
 
 fn draw(found: &told::Found, dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     found.pictures().iter().try_for_each(|picture| picture.draw(dir))
-}
-
-/// The value below which this share of the samples lies, in percent; NaN of nothing.
-pub(crate) fn percentile(samples: &[f64], percent: f64) -> f64 {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let place = (percent / 100.0 * sorted.len() as f64).ceil() as usize;
-    sorted.get(place.max(1) - 1).copied().unwrap_or(f64::NAN)
 }

@@ -5,11 +5,11 @@ use std::{path::Path, time::Duration, time::Instant, time::SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use etcd_client::{Client, Txn, TxnOp};
-use weft_bench::Ears;
+use weft_bench::{Ears, quantile};
 use weft_lab::{Host, Lab};
 
 use crate::{
-    percentile, process,
+    process,
     records::{self, Endpoint, Record},
     server,
 };
@@ -68,12 +68,12 @@ pub(crate) struct Point {
 impl Point {
     /// The median delay.
     pub(crate) fn p50(&self) -> f64 {
-        percentile(&self.delays, 50.0)
+        quantile(&self.delays, 0.5)
     }
 
     /// The 99th percentile.
     pub(crate) fn p99(&self) -> f64 {
-        percentile(&self.delays, 99.0)
+        quantile(&self.delays, 0.99)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use weft_bench::{Against, Figure, Goal, Row};
+use weft_bench::{Against, Figure, Goal, Row, quantile};
 
 use crate::{
     Grows, NETWORKS, crowd,
@@ -36,12 +36,8 @@ const REAL: [Of<real::Point>; 6] = [
 ];
 
 const CROWD: [Of<crowd::Point>; 9] = [
-    ("delay of a change, p50", "ms", |p| {
-        crate::percentile(&p.last, 50.0)
-    }),
-    ("delay of a change, p99", "ms", |p| {
-        crate::percentile(&p.last, 99.0)
-    }),
+    ("delay of a change, p50", "ms", |p| quantile(&p.last, 0.5)),
+    ("delay of a change, p99", "ms", |p| quantile(&p.last, 0.99)),
     ("etcd's CPU for a change", "ms", |p| p.etcd_cpu),
     ("sent by etcd for a change", "KiB", |p| p.sent),
     ("keys put for a change", "", |p| p.puts),
@@ -134,7 +130,7 @@ impl Found {
                     grows.of(p.size),
                     p.p50(),
                     p.p99(),
-                    crate::percentile(&p.answers, 50.0),
+                    quantile(&p.answers, 0.5),
                     p.cpu,
                     p.etcd_cpu,
                     p.puts,
@@ -186,9 +182,9 @@ impl Found {
                 who(p),
                 p.watchers,
                 p.interested,
-                crate::percentile(&p.first, 50.0),
-                crate::percentile(&p.last, 50.0),
-                crate::percentile(&p.last, 99.0),
+                quantile(&p.first, 0.5),
+                quantile(&p.last, 0.5),
+                quantile(&p.last, 0.99),
                 p.etcd_cpu,
                 p.cpu,
                 p.sent,
@@ -310,8 +306,8 @@ impl Found {
             axes: ("agents", unit),
             lines,
         };
-        let p50 = |p: &crowd::Point| crate::percentile(&p.last, 50.0);
-        let p99 = |p: &crowd::Point| crate::percentile(&p.last, 99.0);
+        let p50 = |p: &crowd::Point| quantile(&p.last, 0.5);
+        let p99 = |p: &crowd::Point| quantile(&p.last, 0.99);
         pictures.push(picture(
             "growth-agents-delay",
             "From a put until the last agent has it",

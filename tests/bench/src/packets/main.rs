@@ -12,8 +12,8 @@ mod weft;
 
 use std::path::Path as FilePath;
 
-use anyhow::{Context, Result};
-use weft_bench::{Docker, Form, Machine, Only, Progress, Report};
+use anyhow::Result;
+use weft_bench::{Bench, Docker, Form, Only, Progress};
 use weft_lab::{Lab, Namespace};
 
 use hand::Hand;
@@ -24,13 +24,9 @@ use path::{Path, bridges_alone};
 const GOALS: [Option<f64>; 3] = [Some(0.99), None, Some(1.0)];
 
 fn main() -> Result<()> {
-    let progress = Progress::start();
-    let form = Form::wanted();
-    let machine = Machine::here();
-    progress.say(format!("{machine}; the {form:?} form"));
+    let bench = Bench::begin("packets")?;
+    let (form, progress) = (bench.form, bench.progress);
     let only = Only::of(&["peers", "variants"])?;
-    let base = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
-    std::fs::create_dir_all(&base).with_context(|| format!("making {}", base.display()))?;
 
     let lab = Lab::builder().hosts(2).build()?;
     let switch = Namespace::named(&format!("{}sw", lab.record().prefix()));
@@ -44,18 +40,10 @@ fn main() -> Result<()> {
         ("vx4", &weft::network(&lab, 1), "vx4"),
         ("the hosts' eth0", lab.host(1).netns(), "eth0"),
     ])?;
-    let mut report = Report {
-        name: "packets",
-        command: form
-            .pick("make bench-packets", "LONG=1 make bench-packets")
-            .to_owned(),
-        method: method(form, &offloads),
-        rows: Vec::new(),
-        details: String::new(),
-    };
+    let mut report = bench.report(method(form, &offloads), Vec::new());
     if only.wants("peers") {
         let mut paths = vec![weft.clone(), BY_HAND.make(&lab)?, underlay(&lab)];
-        let docker = match overlay(&base, progress) {
+        let docker = match overlay(&bench.base, progress) {
             Ok((docker, path)) => {
                 paths.push(path);
                 Some(docker)
@@ -83,7 +71,7 @@ fn main() -> Result<()> {
         println!("{}\n{}", report.method.join("\n"), report.details);
         return Ok(());
     }
-    report.publish(&machine)
+    report.publish(&bench.machine)
 }
 
 const BY_HAND: Hand = Hand {

@@ -6,12 +6,10 @@ mod apply;
 mod records;
 mod wire;
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use weft_bench::{
-    Against, Docker, Figure, Form, Goal, Machine, Only, Process, Progress, Report, Row, rotated,
-};
+use weft_bench::{Against, Bench, Docker, Figure, Form, Goal, Only, Process, Progress, Row, rotated};
 use weft_lab::Lab;
 
 use agent::{Changes, Site, dir_of, idle, millis, percentile, rest};
@@ -24,10 +22,8 @@ const FEW: u32 = 100;
 const PARTS: [&str; 4] = ["apply", "start", "change", "memory"];
 
 fn main() -> Result<()> {
-    let progress = Progress::start();
-    let form = Form::wanted();
-    let machine = Machine::here();
-    progress.say(format!("{machine}; the {form:?} form"));
+    let bench = Bench::begin("programming")?;
+    let (form, progress) = (bench.form, bench.progress);
     let only = Only::of(&PARTS)?;
     // For looking closer, too: without the larger networks.
     let most = std::env::var("MOST").ok().filter(|most| !most.is_empty());
@@ -95,25 +91,17 @@ fn main() -> Result<()> {
             some.restore(&bare)?;
             some.host.stop()?;
         }
-        rows.extend(memory_rows(&memory, form, progress, &mut method));
+        rows.extend(memory_rows(&memory, &bench, &mut method));
     }
     bed.remove()?;
     lab.close()?;
-    let report = Report {
-        name: "programming",
-        command: form
-            .pick("make bench-programming", "LONG=1 make bench-programming")
-            .to_owned(),
-        method,
-        rows,
-        details: String::new(),
-    };
+    let report = bench.report(method, rows);
     if !only.is_all() || most < u32::MAX {
         // For looking closer: half a report would replace a whole one.
         report.print();
         return Ok(());
     }
-    report.publish(&machine)
+    report.publish(&bench.machine)
 }
 
 fn method() -> Vec<String> {
@@ -272,16 +260,15 @@ fn changes<'l>(
     Ok(rows.collect())
 }
 
-fn memory_rows(memory: &[(u32, Used)], form: Form, progress: Progress, method: &mut Vec<String>) -> Vec<Row> {
-    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
-    let docker = Docker::start(&base, 0, progress)
+fn memory_rows(memory: &[(u32, Used)], bench: &Bench, method: &mut Vec<String>) -> Vec<Row> {
+    let progress = bench.progress;
+    let docker = Docker::start(&bench.base, 0, progress)
         .and_then(|docker| Ok(docker.memory()?.resident as f64 / 1e6))
         .map(|megabytes| Figure::from(vec![megabytes]));
     if let Err(why) = &docker {
         progress.say(format!("Docker 20.10 is left out: {why:#}"));
         method.push(format!("Docker 20.10 was left out: {why:#}."));
     }
-    let _ = form;
     let mut rows = Vec::new();
     for (count, used) in memory {
         let docker = docker.as_ref().ok().filter(|_| *count == 0);

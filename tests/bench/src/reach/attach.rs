@@ -24,6 +24,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(3);
 /// A ping whose question for the address was lost is answered after a second: a good deal more than this.
 const AT_ONCE: f64 = 500.0;
+/// Docker's containers that are in the network all the time: host and number. The first pings.
+const RESIDENTS: [(usize, usize); 2] = [(2, 0), (1, 1)];
 /// Requests to etcd that somebody waits for.
 const REQUESTS: [&str; 6] = ["Txn", "Range", "Put", "DeleteRange", "LeaseGrant", "LeaseRevoke"];
 
@@ -162,14 +164,23 @@ pub(crate) fn measure(
         }
     }
     run.hosts.settled(&[]).context("after the last detach")?;
+    if let Some((docker, _)) = run.docker {
+        // The storm begins with an empty network.
+        for (host, container) in RESIDENTS {
+            if let Err(why) = docker.disconnect(host, container) {
+                notes.push(format!("Docker 20.10 kept a container: {why:#}."));
+            }
+        }
+    }
     found.notes = notes;
     Ok(found)
 }
 
 /// Docker with a container in the network on each host, and what pings from the second: a host's first is another matter.
 fn residents(docker: &Docker) -> Result<(&Docker, Pinger)> {
-    docker.connect(2, 0)?;
-    docker.connect(1, 1)?;
+    for (host, container) in RESIDENTS {
+        docker.connect(host, container)?;
+    }
     let pinger = docker.netns(2, 0)?.pinger(IpAddr::from([10, 50, 0, 1]))?;
     Ok((docker, pinger))
 }

@@ -8,10 +8,10 @@ mod hosts;
 mod storm;
 mod watchers;
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use weft_bench::{Docker, Form, Machine, Only, Progress, Report, Row, on_disk};
+use weft_bench::{Bench, Docker, Form, Only, Progress, Row};
 use weft_lab::Lab;
 
 use hosts::Hosts;
@@ -20,39 +20,28 @@ use hosts::Hosts;
 const PARTS: [&str; 4] = ["convergence", "convergence/3", "attach", "storm"];
 
 fn main() -> Result<()> {
-    let progress = Progress::start();
-    let form = Form::wanted();
-    let machine = Machine::here();
-    progress.say(format!("{machine}; the {form:?} form"));
+    let bench = Bench::begin("reach")?;
+    let (form, progress) = (bench.form, bench.progress);
     let only = Only::of(&PARTS)?;
     let wanted = |part: &str| only.wants(part) || (part == "convergence" && only.names("convergence/3"));
-    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
-    std::fs::create_dir_all(&base).with_context(|| format!("making {}", base.display()))?;
-    let disk = on_disk(&base)?;
 
-    let mut report = Report {
-        name: "reach",
-        command: form
-            .pick("make bench-reach", "LONG=1 make bench-reach")
-            .to_owned(),
-        method: vec![format!(
-            "Hosts are network namespaces with a real agent each; one real etcd with default fsync, its data on {disk}."
-        )],
-        rows: Vec::new(),
-        details: String::new(),
-    };
+    let method = format!(
+        "Hosts are network namespaces with a real agent each; one real etcd with default fsync, its data on {}.",
+        bench.disk
+    );
+    let mut report = bench.report(vec![method], Vec::new());
     if wanted("convergence") {
         for hosts in convergence::HOSTS {
             if only.names("convergence/3") && hosts != 3 {
                 continue;
             }
-            let found = convergence::measure(hosts, &base, form, progress)?;
+            let found = convergence::measure(hosts, &bench.base, form, progress)?;
             report.rows.extend(found.rows());
             report.method.push(found.method());
         }
     }
     if wanted("attach") || wanted("storm") {
-        let docker = match Docker::start(&base, 10, progress) {
+        let docker = match Docker::start(&bench.base, 10, progress) {
             Ok(docker) => Some(docker),
             Err(why) => {
                 progress.say(format!("Docker 20.10 is left out: {why:#}"));
@@ -60,7 +49,7 @@ fn main() -> Result<()> {
                 None
             }
         };
-        let lab = Hosts::build(&base)?;
+        let lab = Hosts::build(&bench.base)?;
         // All threads of the runtime begin on the first host then.
         let netns = lab.host(1).netns().clone();
         let parts = [wanted("attach"), wanted("storm")];
@@ -69,7 +58,7 @@ fn main() -> Result<()> {
         report.method.extend(method);
     }
     if only.is_all() {
-        return report.publish(&machine);
+        return report.publish(&bench.machine);
     }
     // For looking closer: half a report would replace a whole one.
     report.print();
