@@ -322,6 +322,7 @@ impl Reconciler {
                     }
                     self.observed.record(network, op);
                     self.metrics.changed(drift::kind(op));
+                    tracing::debug!(%network, ?op, "done");
                 }
             }
         }
