@@ -111,7 +111,7 @@ pub(crate) struct Args {
         default_missing_value = "true"
     )]
     pub(crate) metrics_allow_remote: Option<bool>,
-    /// What to log: error, warn, info, debug, trace, or tracing directives [default: info].
+    /// What to log: error, warn, info, debug, trace, or tracing directives, such as info,h2=debug [default: info].
     #[arg(long, env = "WEFT_LOG", value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
     /// Form of the log [default: text].

@@ -28,7 +28,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use config::{Args, Config, LogFormat};
 #[doc(hidden)]
@@ -69,8 +69,17 @@ fn run(args: Args, teardown: bool) -> anyhow::Result<()> {
     result
 }
 
+/// A level is that of weft itself: libraries that tell of each frame they send would bury what it says. Whoever wants to hear
+/// them writes directives.
+fn directives(level: &str) -> String {
+    match level.parse::<LevelFilter>() {
+        Ok(of_weft) if of_weft > LevelFilter::INFO => format!("info,weft={of_weft}"),
+        _ => level.to_owned(),
+    }
+}
+
 fn start_log(config: &Config) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&config.log_level).with_context(|| {
+    let filter = EnvFilter::try_new(directives(&config.log_level)).with_context(|| {
         format!(
             "setting log.level: {:?} is not a level such as info or debug",
             config.log_level
@@ -95,4 +104,14 @@ fn start_log(config: &Config) -> anyhow::Result<()> {
             .init(),
     }
     Ok(())
+}
+
+#[test]
+fn a_level_is_wefts_own() {
+    assert_eq!(directives("info"), "info");
+    assert_eq!(directives("warn"), "warn");
+    assert_eq!(directives("DEBUG"), "info,weft=debug");
+    assert_eq!(directives("info,h2=debug"), "info,h2=debug");
+    let filter = EnvFilter::new(directives("debug"));
+    assert!(filter.to_string().contains("weft=debug"));
 }
