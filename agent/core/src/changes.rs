@@ -54,11 +54,11 @@ impl Snapshot {
     fn take_in(&mut self, change: &Change) -> Dirty {
         match change {
             Change::Put(entry) => {
-                self.saw(entry.mod_revision);
+                self.heard_of(entry.mod_revision);
                 self.put(entry, false)
             }
             Change::Deleted { key, mod_revision } => {
-                self.saw(*mod_revision);
+                self.heard_of(*mod_revision);
                 match self.prefix.parse(key) {
                     Ok(key) => self.delete(&key, *mod_revision),
                     Err(_) => {
@@ -104,6 +104,11 @@ impl Snapshot {
 
     /// Notes that everything up to this revision has been seen.
     pub fn saw(&mut self, revision: i64) {
+        self.seen_to = revision.max(self.seen_to);
+        self.heard_of(revision);
+    }
+
+    fn heard_of(&mut self, revision: i64) {
         if let Some((_, known)) = &mut self.store {
             *known = revision.max(*known);
         }

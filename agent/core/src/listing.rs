@@ -70,14 +70,15 @@ impl Snapshot {
         trouble: Option<String>,
     ) -> Dirty {
         let mut dirty = Dirty::default();
+        let missing = self.keys_of(scope, entries);
         if trouble.is_some() {
             // What was deleted, and what was suspected, was so in another history.
             self.undone.clear();
             self.suspicions.clear();
+            self.seen_to = 0;
         } else {
-            dirty.merge(self.suspect_missing(scope, entries, revision));
+            dirty.merge(self.suspect_missing(scope, &missing, revision));
         }
-        let missing = self.keys_of(scope, entries);
         let whole = self.seen_as_a_whole(scope);
         for entry in entries {
             // It may have been read before a transaction of ours deleted the key.

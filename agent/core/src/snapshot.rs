@@ -47,6 +47,8 @@ pub struct Snapshot {
     pub(crate) undone: HashMap<Vec<u8>, i64>,
     /// Identity and revision of the store, once it was heard of.
     pub(crate) store: Option<(u64, i64)>,
+    /// Up to which revision everything was known at some time, of all scopes.
+    pub(crate) seen_to: i64,
     pub(crate) held_because: Option<String>,
     /// Deletions of which it is not known yet whether they are meant, by revision.
     pub(crate) suspicions: BTreeMap<i64, Suspicion>,
@@ -79,6 +81,7 @@ impl Snapshot {
             positions: BTreeMap::new(),
             undone: HashMap::new(),
             store: None,
+            seen_to: 0,
             held_because: None,
             suspicions: BTreeMap::new(),
             distrusted: false,

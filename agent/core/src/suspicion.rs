@@ -13,7 +13,7 @@ use weft_store_schema::{EndpointRef, Key, NetworkName};
 use crate::{
     dirty::Dirty,
     members::Members,
-    record::{Change, Entry, Scope},
+    record::{Change, Scope},
     snapshot::Snapshot,
 };
 
@@ -24,6 +24,8 @@ pub struct Suspicion {
     pub revision: i64,
     /// Whether they were found missing, and the revision that deleted them is not known.
     pub missed: bool,
+    /// Of those that were missed: the revision at which they were known to be there for the last time.
+    pub since: i64,
     /// Which.
     pub keys: BTreeSet<Key>,
 }
@@ -49,6 +51,8 @@ pub struct Census {
     pub endpoints: u64,
     /// Endpoints of the network in question, if it is one.
     pub of_network: u64,
+    /// Whether any of the endpoints, of whatever network, was there already when those in question were seen last.
+    pub survivors: bool,
     /// Networks.
     pub networks: u64,
     /// Peers.
@@ -82,17 +86,23 @@ impl Census {
         ))
     }
 
-    /// Why a store at this revision is not believed when a network that had endpoints has none, although nobody has seen
-    /// them go. `known` is how many networks this host knows of.
+    /// Why a store at this revision is not believed when it lacks endpoints that nobody has seen go. `known` is how many
+    /// networks this host knows of.
     pub fn emptied(&self, known: usize) -> Option<String> {
         if !self.own_peer && !self.removed {
             Some("the store has lost this node's own record, and nobody has removed the node".to_owned())
-        } else if self.endpoints == 0 && known > 1 {
+        } else if self.survivors || known <= 1 {
+            None
+        } else if self.endpoints == 0 {
             Some(format!(
                 "the store has no endpoint left in any network, and this host knows {known} networks"
             ))
         } else {
-            None
+            // One that was attached since tells nothing of those that were there.
+            Some(format!(
+                "the store has no endpoint left that was there before, in any of {known} networks, only newer ones ({})",
+                self.endpoints
+            ))
         }
     }
 }
@@ -184,34 +194,36 @@ impl Snapshot {
                 keys.extend(of_network.into_iter().cloned().map(Key::Endpoint));
             }
         }
-        self.suspect(changes.first().map_or(0, Change::revision), false, keys)
+        self.suspect(changes.first().map_or(0, Change::revision), None, keys)
     }
 
-    /// Holds what a listing lacks in a way that may be a slip, until that is known: all endpoints of a network that this
-    /// node had part in.
-    pub(crate) fn suspect_missing(&mut self, scope: &Scope, entries: &[Entry], revision: i64) -> Dirty {
+    /// Holds what a listing lacks of the endpoints of a network that this node has part in, until it is known whether that is
+    /// a slip's doing: how much was deleted with it, and by how many revisions, nobody can say any more. What else the
+    /// listing has is no answer. One endpoint that was attached afterwards would make an emptied network a believed one,
+    /// and all others may have been written again since.
+    pub(crate) fn suspect_missing(
+        &mut self,
+        scope: &Scope,
+        missing: &[(Key, i64, bool)],
+        revision: i64,
+    ) -> Dirty {
         let Scope::Endpoints(network) = scope else {
             return Dirty::default();
         };
-        if !entries.is_empty() {
+        if !self.takes_part(network) {
             return Dirty::default();
         }
-        let members = self.members.get(network).into_iter().flat_map(Members::endpoints);
-        let known = members.map(|(node, id, _)| {
-            Key::Endpoint(EndpointRef {
-                network: network.clone(),
-                node: node.clone(),
-                id: id.clone(),
-            })
-        });
-        let missing: BTreeSet<Key> = known.filter(|key| self.is_live(key, revision)).collect();
-        if !self.empties(network, &endpoints_of(&missing, network).collect()) {
-            return Dirty::default();
-        }
-        self.suspect(revision, true, missing)
+        let missing = missing.iter().map(|(key, ..)| key);
+        let missing = missing
+            .filter(|key| self.is_live(key, revision))
+            .cloned()
+            .collect();
+        let since = self.seen_of(scope).max(self.seen_to);
+        self.suspect(revision, Some(since), missing)
     }
 
-    fn suspect(&mut self, revision: i64, missed: bool, keys: BTreeSet<Key>) -> Dirty {
+    /// `since` is when those that were missed were seen last.
+    fn suspect(&mut self, revision: i64, since: Option<i64>, keys: BTreeSet<Key>) -> Dirty {
         let mut dirty = Dirty::default();
         if keys.is_empty() {
             return dirty;
@@ -221,10 +233,12 @@ impl Snapshot {
         }
         let suspicion = self.suspicions.entry(revision).or_insert(Suspicion {
             revision,
-            missed,
+            missed: since.is_some(),
+            since: 0,
             keys: BTreeSet::new(),
         });
-        suspicion.missed &= missed;
+        suspicion.missed &= since.is_some();
+        suspicion.since = suspicion.since.max(since.unwrap_or_default());
         suspicion.keys.extend(keys);
         dirty
     }

@@ -36,6 +36,9 @@ const TRIAL_PAUSE: Duration = Duration::from_secs(1);
 /// Of the time, one part in so many is spent on that at most.
 const TRIAL_SHARE: u32 = 20;
 
+/// Any endpoint counts as one that was there before: what was there is not known, or not in question.
+const ANY: i64 = i64::MAX;
+
 /// What a census is for.
 #[derive(Debug)]
 enum Question {
@@ -127,7 +130,7 @@ impl Reconciler {
         tokio::spawn(async move {
             let result = match &question {
                 Question::Suspicion(suspicion) => ask_suspicion(&store, suspicion).await,
-                Question::Start => at(&store, None, now).await.map(|after| (None, after)),
+                Question::Start => at(&store, None, ANY, now).await.map(|after| (None, after)),
             };
             // The loop may have ended meanwhile.
             let _ = answers.send(Answer { question, result });
@@ -362,16 +365,25 @@ async fn ask_suspicion(store: &Store, suspicion: &Suspicion) -> Result<(Option<C
         if suspicion.missed {
             return Ok(None);
         }
-        store.census(network, suspicion.revision - 1, PATIENCE).await
+        store.census(network, ANY, suspicion.revision - 1, PATIENCE).await
     };
-    let after = at(store, suspicion.network(), suspicion.revision);
+    let since = if suspicion.missed { suspicion.since } else { ANY };
+    let after = at(store, network, since, suspicion.revision);
     tokio::try_join!(before, after)
 }
 
 /// A census at a revision, or now, if that is compacted away.
-async fn at(store: &Store, network: Option<&NetworkName>, revision: i64) -> Result<Census, StoreError> {
-    match store.census(network, revision, PATIENCE).await? {
+async fn at(
+    store: &Store,
+    network: Option<&NetworkName>,
+    since: i64,
+    revision: i64,
+) -> Result<Census, StoreError> {
+    match store.census(network, since, revision, PATIENCE).await? {
         Some(census) => Ok(census),
-        None => Ok(store.census(network, 0, PATIENCE).await?.unwrap_or_default()),
+        None => Ok(store
+            .census(network, since, 0, PATIENCE)
+            .await?
+            .unwrap_or_default()),
     }
 }

@@ -178,18 +178,20 @@ impl Store {
         read::list(&self.members, directory, deadline, progress).await
     }
 
-    /// Counts the records of some kinds at a revision, linearizably: all of them, and the endpoints of one network. None if
-    /// the revision is compacted away.
+    /// Counts the records of some kinds at a revision (the newest, if it is 0), linearizably: all of them, and the endpoints
+    /// of one network. Survivors are endpoints that were created at `since` or before, whatever has become of them.
+    /// None if the revision is compacted away.
     ///
     /// # Errors
     /// When no endpoint answers in time, or etcd refuses.
     pub async fn census(
         &self,
         network: Option<&NetworkName>,
+        since: i64,
         revision: i64,
         deadline: Duration,
     ) -> Result<Option<Census>, StoreError> {
-        read::census(&self.members, network, revision, deadline).await
+        read::census(&self.members, network, since, revision, deadline).await
     }
 
     /// Grants a lease: what is put under it is gone when it ends, at the earliest after `ttl` (whole seconds, at least

@@ -26,6 +26,8 @@ use crate::{
 const PAGE_PATIENCE: Duration = Duration::from_secs(5);
 /// Listings in flight at a time: over a slow line, many small scopes would otherwise add up.
 const AT_ONCE: usize = 8;
+/// Keys in a page where one that will do is looked for.
+const FEW: i64 = 500;
 
 /// One key at a revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,10 +143,12 @@ pub(crate) async fn list(
     }
 }
 
-/// Counts the records of some kinds at a revision; none if it is compacted away.
+/// Counts the records of some kinds at a revision; none if it is compacted away. Survivors are endpoints that were created
+/// at `since` or before.
 pub(crate) async fn census(
     members: &Members,
     network: Option<&NetworkName>,
+    since: i64,
     revision: i64,
     deadline: Duration,
 ) -> Result<Option<Census>, StoreError> {
@@ -156,7 +160,7 @@ pub(crate) async fn census(
             Some(end) => options.with_range(end),
             None => options,
         };
-        // Boxed: six of them together are large, and moved about.
+        // Boxed: so many of them together are large, and moved about.
         Box::pin(async move {
             let ask = |client| range(client, from.clone(), options.clone(), 0);
             let outcome = members.ask(deadline, true, ask).await;
@@ -168,6 +172,7 @@ pub(crate) async fn census(
         count(directory, Some(end))
     };
     let is_there = |key: Key| count(prefix.key(&key), None);
+    let all = prefix.all(Kind::Endpoints);
     let of_network = async {
         match network {
             Some(network) => below(prefix.endpoints_of(network)).await,
@@ -175,17 +180,19 @@ pub(crate) async fn census(
         }
     };
     let counts = tokio::try_join!(
-        below(prefix.all(Kind::Endpoints)),
+        below(all.clone()),
         of_network,
         below(prefix.all(Kind::Networks)),
         below(prefix.all(Kind::Peers)),
         is_there(Key::Peer(node.clone())),
         is_there(Key::Removed(node.clone())),
+        Box::pin(any_since(members, &all, since, revision, deadline)),
     );
     match counts {
-        Ok((endpoints, of_network, networks, peers, own_peer, removed)) => Ok(Some(Census {
+        Ok((endpoints, of_network, networks, peers, own_peer, removed, survivors)) => Ok(Some(Census {
             endpoints,
             of_network,
+            survivors,
             networks,
             peers,
             own_peer: own_peer > 0,
@@ -193,6 +200,40 @@ pub(crate) async fn census(
         })),
         Err(failure) if failure.verdict == Verdict::Compacted => Ok(None),
         Err(failure) => Err(as_read_error(failure, what, members, deadline)),
+    }
+}
+
+/// Whether a key below a directory was created at `since` or before and is there at a revision, the newest if it is 0.
+/// etcd has no index for that: the keys are read in small pages until there is one, as a rule in the first.
+async fn any_since(
+    members: &Members,
+    directory: &str,
+    since: i64,
+    revision: i64,
+    deadline: Duration,
+) -> Result<bool, Failure> {
+    let (mut from, mut revision) = (directory.as_bytes().to_vec(), revision);
+    loop {
+        let options = GetOptions::new()
+            .with_range(end_of(directory))
+            .with_keys_only()
+            .with_limit(if since == i64::MAX { 1 } else { FEW })
+            .with_revision(revision);
+        let ask = |client| range(client, from.clone(), options.clone(), 0);
+        let answer = members.ask(deadline, true, ask).await.result?;
+        if answer.kvs().iter().any(|kv| kv.create_revision() <= since) {
+            return Ok(true);
+        }
+        match answer.kvs().last() {
+            Some(last) if answer.more() => {
+                from = last.key().to_vec();
+                from.push(0);
+            }
+            _ => return Ok(false),
+        }
+        if revision == 0 {
+            revision = position(&answer).revision;
+        }
     }
 }
 

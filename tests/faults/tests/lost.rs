@@ -433,6 +433,11 @@ fn what_is_in_the_way_of_writing_again_is_named_and_kept() -> Result<()> {
 
 /// Cuts the agents off, deletes a prefix, and compacts the history before they are back.
 fn delete_unseen(cluster: &Cluster, prefix: &str) -> Result<()> {
+    unseen(cluster, || cluster.del_prefix(prefix).map(drop))
+}
+
+/// Cuts the agents off, does something, and compacts the history before they are back.
+fn unseen(cluster: &Cluster, deed: impl FnOnce() -> Result<()>) -> Result<()> {
     let etcd = cluster.etcd(1).addresses();
     let is_connected = |host: &Host, wanted: bool| {
         eventually(SOON, "the agent has noticed", || {
@@ -446,7 +451,7 @@ fn delete_unseen(cluster: &Cluster, prefix: &str) -> Result<()> {
     for host in cluster.hosts() {
         is_connected(host, false)?;
     }
-    cluster.del_prefix(prefix)?;
+    deed()?;
     let revision = cluster.etcd(1).status()?.revision;
     cluster.etcdctl(&["compact", &revision.to_string()])?;
     for host in cluster.hosts() {
@@ -486,5 +491,36 @@ fn a_store_that_was_emptied_unseen_is_not_believed() -> Result<()> {
     traffic.wait_more(20)?;
     traffic.nothing_lost()?;
     ensure!(all_writes(&cluster)? == written, "the kernel was written");
+    cluster.close()
+}
+
+/// Also where most of the listings are not empty: what is in them is newer.
+#[test]
+fn one_attached_since_makes_no_emptied_store_believed() -> Result<()> {
+    let cluster = Cluster::of(3)?;
+    let stations = two_networks(&cluster)?;
+    let traffic = between(&stations)?;
+    let mut since = Vec::new();
+    unseen(&cluster, || {
+        cluster.del_prefix(ENDPOINTS)?;
+        since.push(cluster.endpoint("blue", 2, "new")?);
+        since.push(cluster.endpoint("red", 3, "new")?);
+        Ok(())
+    })?;
+    for host in cluster.hosts() {
+        holds(host, "only newer ones (2)")?;
+    }
+    // They are used all the same.
+    for station in &mut since {
+        cluster.up(std::slice::from_mut(station))?;
+    }
+    traffic.wait_more(20)?;
+    for host in cluster.hosts() {
+        republish(host)?;
+    }
+    for host in cluster.hosts() {
+        holds_nothing(host)?;
+    }
+    traffic.nothing_lost()?;
     cluster.close()
 }

@@ -194,26 +194,33 @@ impl Etcd {
         }
     }
 
-    /// How many records of some kinds there were at a revision, and whether a node's own were there.
-    pub fn census(&self, network: Option<&NetworkName>, node: &NodeName, revision: i64) -> Census {
+    /// How many records of some kinds there were at a revision, whether a node's own were there, and whether any endpoint
+    /// was that is from `since` or before.
+    pub fn census(
+        &self,
+        network: Option<&NetworkName>,
+        node: &NodeName,
+        since: i64,
+        revision: i64,
+    ) -> Census {
         let until = self.history.partition_point(|c| revision_of(c) <= revision);
-        let mut there: BTreeSet<&[u8]> = BTreeSet::new();
+        let mut there: BTreeMap<&[u8], i64> = BTreeMap::new();
         for change in &self.history[..until] {
             match change {
-                Change::Put(entry) => there.insert(&entry.key),
+                Change::Put(entry) => there.insert(&entry.key, entry.create_revision),
                 Change::Deleted { key, .. } => there.remove(&key[..]),
             };
         }
-        let below = |directory: String| {
-            there
-                .iter()
-                .filter(|key| key.starts_with(directory.as_bytes()))
-                .count() as u64
+        let in_directory = |directory: String| {
+            let all = there.iter();
+            all.filter(move |(key, _)| key.starts_with(directory.as_bytes()))
         };
-        let is_there = |key: &Key| there.contains(self.prefix.key(key).as_bytes());
+        let below = |directory: String| in_directory(directory).count() as u64;
+        let is_there = |key: &Key| there.contains_key(self.prefix.key(key).as_bytes());
         Census {
             endpoints: below(self.prefix.all(Kind::Endpoints)),
             of_network: network.map_or(0, |network| below(self.prefix.endpoints_of(network))),
+            survivors: in_directory(self.prefix.all(Kind::Endpoints)).any(|(_, created)| *created <= since),
             networks: below(self.prefix.all(Kind::Networks)),
             peers: below(self.prefix.all(Kind::Peers)),
             own_peer: is_there(&Key::Peer(node.clone())),

@@ -118,7 +118,10 @@ impl Agent {
     pub(crate) fn settle_suspicions(&mut self, store: &Store) {
         let suspicions: Vec<_> = self.snapshot.suspicions().cloned().collect();
         for suspicion in suspicions {
-            let at = |revision| store.census(suspicion.network(), self.snapshot.node(), revision);
+            let at = |revision| {
+                let (network, since) = (suspicion.network(), suspicion.since);
+                store.census(network, self.snapshot.node(), since, revision)
+            };
             let before = (!suspicion.missed).then(|| at(suspicion.revision - 1));
             let after = at(suspicion.revision);
             let dirty = self.snapshot.settle(&suspicion, before.as_ref(), &after);

@@ -19,10 +19,14 @@ async fn the_records_of_each_revision_are_counted() {
     let after = etcd.delete("endpoints/blue/host1/a").await;
     let (store, _events) = open(config(&etcd.urls())).await;
     let blue = network("blue");
-    let count = async |revision| store.census(Some(&blue), revision, PATIENCE).await.unwrap();
+    let count = async |revision| {
+        let census = store.census(Some(&blue), i64::MAX, revision, PATIENCE);
+        census.await.unwrap()
+    };
     let wanted = Census {
         endpoints: 2,
         of_network: 1,
+        survivors: true,
         networks: 1,
         peers: 1,
         own_peer: true,
@@ -37,6 +41,31 @@ async fn the_records_of_each_revision_are_counted() {
     assert_eq!(count(after).await.as_ref(), Some(&wanted));
     etcd.compact(after).await;
     assert_eq!(count(before).await, None, "compacted away");
+    store.close().await;
+}
+
+/// What was changed since is what was there; what was made since is not.
+#[tokio::test]
+async fn what_is_left_of_before_is_told_from_what_is_newer() {
+    let etcd = Etcd::one().await;
+    let since = etcd.put("endpoints/red/host9/z", "{}").await;
+    let changed = etcd.put("endpoints/red/host9/z", r#"{"name":"z"}"#).await;
+    // More than fit into a page, and before what is old.
+    etcd.fill("endpoints/blue/host1/", 0..1200).await;
+    let (store, _events) = open(config(&etcd.urls())).await;
+    let left = async |since, revision| {
+        let census = store
+            .census(None, since, revision, PATIENCE)
+            .await
+            .unwrap()
+            .unwrap();
+        (census.endpoints, census.survivors)
+    };
+    assert_eq!(left(since, changed).await, (1, true));
+    assert_eq!(left(since, 0).await, (1201, true));
+    let gone = etcd.delete("endpoints/red/host9/z").await;
+    assert_eq!(left(since, gone).await, (1200, false));
+    assert_eq!(left(i64::MAX, gone).await, (1200, true));
     store.close().await;
 }
 
@@ -56,7 +85,7 @@ fn counting_while_connecting_needs_little_stack() {
         etcd.members[0].kill();
         let asking = store.store.clone();
         let asked = tokio::spawn(async move {
-            let ask = |revision| asking.census(None, revision, PATIENCE);
+            let ask = |revision| asking.census(None, i64::MAX, revision, PATIENCE);
             tokio::try_join!(ask(revision - 1), ask(revision))
         });
         // Time for it to find nobody.
