@@ -100,6 +100,7 @@ pub(crate) fn found(there: Option<&ObservedNetwork>, op: &Op) -> String {
     let Some(there) = there else { return String::new() };
     let interface = |id| there.interfaces.get(id);
     match op {
+        Op::CreateNamespace if there.unmounted => "it, unmounted".to_owned(),
         Op::CreateNamespace | Op::PutAddress(..) | Op::PutRoute(..) => String::new(),
         Op::DeleteNamespace => "a namespace that is not wanted".to_owned(),
         Op::DeleteTunnel(family) => match there.tunnels.get(family) {

@@ -133,6 +133,7 @@ pub(crate) fn merge(known: &mut Observed, look: &Dirty, seen: Look) -> BTreeSet<
                 if !same {
                     again.insert(network.clone());
                 }
+                old.unmounted = new.unmounted;
                 old.bridge = new.bridge;
                 old.tunnels = new.tunnels;
                 old.ports = new.ports;

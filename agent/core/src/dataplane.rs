@@ -188,6 +188,9 @@ impl ForwardRow {
 /// Its existence means that the network's namespace exists.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ObservedNetwork {
+    /// The namespace lives on, held open by this agent, but nothing is mounted on its file: a process that starts would not
+    /// find it.
+    pub unmounted: bool,
     /// The bridge.
     pub bridge: Option<Bridge>,
     /// The VXLAN devices.

@@ -48,7 +48,7 @@ fn is_complete(desired: &Desired, network: &NetworkName) -> bool {
 
 fn loses_entries(ops: &[Op], observed: Option<&ObservedNetwork>) -> bool {
     ops.iter().any(|op| match op {
-        Op::CreateNamespace => true,
+        Op::CreateNamespace => observed.is_none(),
         Op::PutBridge(_) => observed.is_none_or(|o| o.bridge.is_none()),
         Op::PutTunnel(family, _) => observed.is_none_or(|o| !o.tunnels.contains_key(family)),
         Op::DeleteTunnel(_) => true,
@@ -107,6 +107,9 @@ fn carry(
         ops.push(Op::CreateNamespace);
     }
     let there = there.unwrap_or(&nothing);
+    if there.unmounted {
+        ops.push(Op::CreateNamespace);
+    }
     let mut lost = Lost::default();
     if let Some(devices) = &wanted.devices {
         diff_devices(devices, there, &mut ops, &mut lost);

@@ -17,7 +17,7 @@ use crate::dataplane::{
 /// doing it once; every `Delete` of what is gone already succeeds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    /// Make the network's namespace, with loopback up.
+    /// Make the network's namespace, with loopback up; or mount it again, if it lives on without its file.
     CreateNamespace,
     /// Make the bridge or give it these properties.
     PutBridge(Bridge),
@@ -195,6 +195,8 @@ impl ObservedNetwork {
     /// agent's memory of what it wrote.
     pub fn record(&mut self, op: &Op) {
         match op {
+            // Mounted again, with all that is in it.
+            Op::CreateNamespace if self.unmounted => self.unmounted = false,
             Op::CreateNamespace | Op::DeleteNamespace => *self = Self::default(),
             Op::PutBridge(bridge) => {
                 if self.bridge.replace(bridge.clone()).is_none() {

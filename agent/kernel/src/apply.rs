@@ -40,6 +40,7 @@ impl Kernel {
             held_back: Vec::new(),
         };
         for (network, ops) in &plan.networks {
+            self.clear_replaced(network);
             let mut site = Site {
                 kernel: self,
                 network,

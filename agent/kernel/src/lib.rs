@@ -71,6 +71,8 @@ pub struct Kernel {
     host: Channel,
     host_identity: namespace::Identity,
     networks: HashMap<NetworkName, Namespace>,
+    /// Former namespaces of networks, in whose place somebody has mounted another: cleared when something is next done there.
+    replaced: Vec<(NetworkName, Namespace)>,
     /// Where the containers of endpoints are that have a veth.
     containers: HashMap<(NetworkName, EndpointId), Container>,
     registry: Arc<Registry>,
@@ -101,6 +103,7 @@ impl Kernel {
             host_identity: namespace::identity(&host_namespace).map_err(error)?,
             config,
             networks: HashMap::new(),
+            replaced: Vec::new(),
             containers: HashMap::new(),
             registry: Arc::new(Registry::default()),
             mute: false,
@@ -154,21 +157,10 @@ impl Kernel {
         self.config.netns_dir.join(ownership::namespace_name(network))
     }
 
-    /// A network's namespace; none if it is not there.
+    /// A network's namespace; none if it is not there. One that somebody unmounted is there as long as it is held open here.
     fn enter(&mut self, network: &NetworkName) -> Result<Option<&mut Namespace>, KernelError> {
         let path = self.path_of(network);
         let there = identity_at(&path);
-        if there.is_none()
-            || self
-                .networks
-                .get(network)
-                .is_some_and(|known| Some(known.identity) != there)
-        {
-            self.forget(network);
-        }
-        if there.is_none() {
-            return Ok(None);
-        }
         if there == Some(self.host_identity) {
             return Err(KernelError::Namespace {
                 action: "use",
@@ -176,11 +168,17 @@ impl Kernel {
                 source: io::Error::other("it is the host's own; unmount it"),
             });
         }
-        if !self.networks.contains_key(network) {
-            let namespace = match Namespace::open(&path) {
-                Ok(namespace) => namespace,
-                // A file without a namespace is what a crash leaves half-way: making the namespace mends it.
-                Err(_) if !is_namespace_file(&path) => return Ok(None),
+        let known = self.networks.get(network).map(|known| known.identity);
+        if there.is_some() && there != known {
+            match Namespace::open(&path) {
+                Ok(namespace) => {
+                    self.registry.forget_network(network);
+                    if let Some(former) = self.networks.insert(network.clone(), namespace) {
+                        self.replaced.push((network.clone(), former));
+                    }
+                }
+                // A file without a namespace is what unmounting leaves, or a crash half-way: making the namespace mends it.
+                Err(_) if !is_namespace_file(&path) => {}
                 Err(source) => {
                     return Err(KernelError::Namespace {
                         action: "open",
@@ -188,8 +186,7 @@ impl Kernel {
                         source,
                     });
                 }
-            };
-            self.networks.insert(network.clone(), namespace);
+            }
         }
         let mut namespace = self.networks.get_mut(network);
         if let Some(namespace) = &mut namespace
@@ -202,18 +199,31 @@ impl Kernel {
         Ok(namespace)
     }
 
+    /// Whether a network's namespace is held here and not mounted on its file.
+    fn is_unmounted(&self, network: &NetworkName) -> bool {
+        let held = self.networks.get(network);
+        held.is_some_and(|held| identity_at(&self.path_of(network)) != Some(held.identity))
+    }
+
+    /// Lets go of a network's namespace.
     fn forget(&mut self, network: &NetworkName) {
         self.registry.forget_network(network);
-        let Some(mut namespace) = self.networks.remove(network) else {
-            return;
-        };
-        if identity_at(&self.path_of(network)) == Some(namespace.identity) {
-            return;
+        if let Some(namespace) = self.networks.remove(network)
+            && identity_at(&self.path_of(network)) != Some(namespace.identity)
+        {
+            self.replaced.push((network.clone(), namespace));
         }
-        // Somebody took its file away. The kernel clears it some time after we let go of it, and until then its
-        // devices hold what the next one needs: the tunnels their VNI, the host ends the containers' interfaces.
-        if let Err(error) = links::delete_ours(&mut namespace.channel, network.as_str()) {
-            tracing::debug!(%network, %error, "its devices stay until the namespace is cleared");
+        self.clear_replaced(network);
+    }
+
+    /// Removes what is ours in the former namespaces of a network. The kernel clears one some time after we let go of it,
+    /// and until then its devices hold what the next one needs: the tunnels their VNI, the host ends the containers'
+    /// interfaces.
+    fn clear_replaced(&mut self, network: &NetworkName) {
+        for (_, mut former) in self.replaced.extract_if(.., |(of, _)| of == network) {
+            if let Err(error) = links::delete_ours(&mut former.channel, network.as_str()) {
+                tracing::debug!(%network, %error, "its devices stay until the namespace is cleared");
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
@@ -219,25 +219,7 @@ pub(crate) fn create(path: &Path) -> Result<bool, KernelError> {
     if open(path).is_ok() {
         return Ok(false);
     }
-    if let Some(parent) = path.parent() {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(parent)
-            .map_err(|source| KernelError::Directory {
-                path: parent.to_owned(),
-                source,
-            })?;
-    }
-    fault::change().map_err(error("make the file of"))?;
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o444)
-        .custom_flags(OFlag::O_NOFOLLOW.bits())
-        .open(path)
-        .map_err(error("make the file of"))?;
+    make_file(path)?;
     let made = thread::scope(|scope| {
         let inside = scope.spawn(|| -> io::Result<()> {
             unshare(CloneFlags::CLONE_NEWNET)?;
@@ -249,15 +231,7 @@ pub(crate) fn create(path: &Path) -> Result<bool, KernelError> {
                 }
             }
             links::raise_loopback(&mut Channel::open()?)?;
-            fault::change()?;
-            mount(
-                Some("/proc/thread-self/ns/net"),
-                path,
-                None::<&str>,
-                MsFlags::MS_BIND,
-                None::<&str>,
-            )?;
-            Ok(())
+            bind("/proc/thread-self/ns/net", path)
         });
         inside
             .join()
@@ -265,6 +239,57 @@ pub(crate) fn create(path: &Path) -> Result<bool, KernelError> {
     });
     made.map_err(error("make"))?;
     Ok(true)
+}
+
+/// Binds a namespace that somebody unmounted to its file again, with all that is in it: it lives as long as it is held
+/// open. Returns whether there was anything to do: another one that is mounted there by now stays.
+pub(crate) fn mount_again(namespace: &File, path: &Path) -> Result<bool, KernelError> {
+    if open(path).is_ok() {
+        return Ok(false);
+    }
+    make_file(path)?;
+    let held = format!("/proc/thread-self/fd/{}", namespace.as_raw_fd());
+    bind(&held, path).map_err(|source| KernelError::Namespace {
+        action: "mount again",
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(true)
+}
+
+/// Makes the file that a namespace is to be mounted on, if it is not there.
+fn make_file(path: &Path) -> Result<(), KernelError> {
+    if let Some(parent) = path.parent() {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(parent)
+            .map_err(|source| KernelError::Directory {
+                path: parent.to_owned(),
+                source,
+            })?;
+    }
+    let made = fault::change().and_then(|()| {
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o444)
+            .custom_flags(OFlag::O_NOFOLLOW.bits())
+            .open(path)
+    });
+    made.map(drop).map_err(|source| KernelError::Namespace {
+        action: "make the file of",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn bind(namespace: &str, path: &Path) -> io::Result<()> {
+    fault::change()?;
+    let bind = MsFlags::MS_BIND;
+    mount(Some(namespace), path, None::<&str>, bind, None::<&str>)?;
+    Ok(())
 }
 
 /// Removes a namespace's file; the kernel clears the namespace when nothing else holds it.

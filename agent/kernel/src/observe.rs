@@ -1,7 +1,7 @@
 //! What the kernel holds of ours, read through dumps and single questions.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -43,7 +43,13 @@ impl Kernel {
                 return (observed, errors);
             }
         };
-        for (network, _) in found {
+        // Also those whose file is gone.
+        let found: BTreeSet<NetworkName> = found
+            .into_iter()
+            .map(|(network, _)| network)
+            .chain(self.networks.keys().cloned())
+            .collect();
+        for network in found {
             let places: Vec<LookInto> = look_into
                 .iter()
                 .filter(|p| p.network == network)
@@ -170,6 +176,7 @@ impl Kernel {
         if let Some(bridge) = &mut links.network.bridge {
             bridge.filtered = namespace.is_filtered();
         }
+        links.network.unmounted = self.is_unmounted(network);
         self.registry.know_devices(network, &links.devices);
         // Whose container nobody named, it was not looked into: that is not to be taken for its end being gone.
         let named: HashSet<&EndpointId> = look_into.iter().map(|at| &at.id).collect();
@@ -259,8 +266,8 @@ pub(crate) fn read_interface(link: &Link, netns: &str) -> Option<Interface> {
         mac: link.mac?,
         mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
         up: link.up,
-        addresses: std::collections::BTreeSet::new(),
-        routes: std::collections::BTreeSet::new(),
+        addresses: BTreeSet::new(),
+        routes: BTreeSet::new(),
     })
 }
 

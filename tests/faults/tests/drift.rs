@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use weft_e2e::SOON;
 use weft_faults::{Churn, between, same, writes_nothing_when_started_again};
-use weft_lab::{Host, Namespace, Underlay, eventually};
+use weft_lab::{Host, Namespace, Traffic, Underlay, eventually};
 
 /// Damage, and how it is cleared up what it needed: where, and lines of programs. `{t}` is the tunnel, `{ve}` the host end of the
 /// endpoint's veth, `{own}` and `{far}` MACs of the endpoints, `{vtep}` the other host, `{nobody}` none, `{a4}`… addresses.
@@ -564,6 +564,10 @@ fn the_namespace_unmounted_or_deleted() -> Result<()> {
     let matrix = Matrix::new(Underlay::V4)?;
     let (host, file) = (matrix.host(), matrix.place(Network).path().display().to_string());
     let traffic = between(&matrix.scene.stations)?;
+    // And through the namespace itself: it lives, held open by the agent.
+    let far = &matrix.scene.far;
+    let through = far.addresses.iter();
+    let inside = Traffic::start(through.map(|to| (&matrix.scene.container, &far.container, *to)))?;
     for damage in [
         &["umount", "-l", &file][..],
         &["sh", "-c", &format!("umount -l {file} && rm {file}")],
@@ -578,6 +582,7 @@ fn the_namespace_unmounted_or_deleted() -> Result<()> {
     }
     writes_nothing_when_started_again(host)?;
     traffic.nothing_lost()?;
+    inside.nothing_lost()?;
     matrix.scene.cluster.close()
 }
 

@@ -29,6 +29,7 @@ pub(crate) struct Damage {
 enum What {
     NoNetwork,
     EmptyNamespace,
+    Unmounted,
     NoBridge,
     BridgeLooks,
     NoTunnel,
@@ -63,12 +64,13 @@ use What::{
     AddressLess, AddressMore, BridgeLooks, EmptyNamespace, InterfaceDown, InterfaceElsewhere, InterfaceMac,
     NeighbourLess, NeighbourMore, NeighbourWrong, NoBridge, NoInterface, NoNetwork, NoPort, NoTunnel,
     PortAlias, PortFree, PortMtu, RouteLess, RouteMore, RowAt, RowBehindPort, RowBehindTunnel, RowLess,
-    StalePort, TunnelFlags, TunnelFree, TunnelLocal, TunnelPort, TunnelVni,
+    StalePort, TunnelFlags, TunnelFree, TunnelLocal, TunnelPort, TunnelVni, Unmounted,
 };
 
-const ALL: [What; 30] = [
+const ALL: [What; 31] = [
     NoNetwork,
     EmptyNamespace,
+    Unmounted,
     NoBridge,
     BridgeLooks,
     NoTunnel,
@@ -147,6 +149,10 @@ impl Damage {
         };
         match self.what {
             NoNetwork | EmptyNamespace => {}
+            Unmounted => {
+                there.unmounted = true;
+                dirty.networks.insert(network);
+            }
             NoBridge | BridgeLooks | NoTunnel | TunnelVni | TunnelPort | TunnelLocal | TunnelFlags
             | TunnelFree => {
                 self.devices(there);

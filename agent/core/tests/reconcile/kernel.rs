@@ -18,6 +18,7 @@ use weft_store_schema::{EndpointId, Family, IfName, Mac, NetworkName};
 
 #[derive(Debug, Clone, Default)]
 struct Namespace {
+    unmounted: bool,
     bridge: Option<Bridge>,
     tunnels: BTreeMap<Family, Tunnel>,
     ports: BTreeMap<IfName, Port>,
@@ -42,6 +43,7 @@ impl Kernel {
         let mut sockets = BTreeSet::new();
         for (name, there) in &observed.networks {
             let mut ns = Namespace {
+                unmounted: there.unmounted,
                 bridge: there.bridge.clone(),
                 ..Namespace::default()
             };
@@ -113,6 +115,7 @@ impl Kernel {
                 forwards.entry(*mac).or_default().vteps.push(*vtep);
             }
             let observed = ObservedNetwork {
+                unmounted: ns.unmounted,
                 bridge: ns.bridge.clone(),
                 tunnels: ns.tunnels.clone(),
                 ports: ns.ports.clone(),
@@ -131,6 +134,10 @@ impl Kernel {
     /// Does one operation.
     pub(crate) fn apply(&mut self, network: &NetworkName, op: &Op) -> Result<(), String> {
         if let Op::CreateNamespace = op {
+            if let Some(lost) = self.namespaces.get_mut(network).filter(|ns| ns.unmounted) {
+                lost.unmounted = false;
+                return Ok(());
+            }
             let before = self.namespaces.insert(network.clone(), Namespace::default());
             assert!(before.is_none(), "the namespace of {network} is there already");
             return Ok(());

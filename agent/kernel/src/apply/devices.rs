@@ -17,9 +17,16 @@ use crate::{KernelError, channel::Refusal, fault, links, namespace, refused};
 
 impl Site<'_> {
     pub(super) fn create_namespace(&mut self) -> Result<(), KernelError> {
-        self.kernel.forget(self.network);
         let path = self.kernel.path_of(self.network);
-        self.writes += u64::from(namespace::create(&path)?);
+        let held = self.kernel.networks.get(self.network);
+        let made = match held.filter(|_| self.kernel.is_unmounted(self.network)) {
+            Some(held) => namespace::mount_again(&held.file, &path)?,
+            None => {
+                self.kernel.forget(self.network);
+                namespace::create(&path)?
+            }
+        };
+        self.writes += u64::from(made);
         self.indexes.clear();
         // The sockets in it and its notifications.
         self.channel().map(drop)

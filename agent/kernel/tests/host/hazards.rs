@@ -1,24 +1,101 @@
 //! What others do on the host or in a container that must neither stop weft nor be harmed by it.
 
-use weft_core::plan::Op;
+use std::{fs, path::Path};
+
+use nix::mount::{MntFlags, umount2};
+use weft_core::{dataplane::ObservedNetwork, plan::Op};
 
 use crate::ground::{
-    bind, bridge, chain, create, devices, id, inside, local, network, on_host, plan, remove_namespace, run,
+    bind, bridge, chain, create, devices, find, id, inside, json, local, make_namespace, network, on_host,
+    plan, remove_namespace, run,
 };
 
+/// The device's number: another one has another.
+fn number(namespace: &Path, device: &str) -> u64 {
+    let links = json(&inside(namespace, "ip -j link"));
+    let link = find(&links, "ifname", device).unwrap_or_else(|| panic!("no {device}: {links:?}"));
+    link["ifindex"].as_u64().unwrap()
+}
+
 #[test]
-fn a_namespace_that_was_unmounted_is_made_again_at_once() {
+fn a_namespace_that_was_unmounted_is_mounted_again_with_all_that_is_in_it() {
+    on_host(|ground| {
+        let blue = network("blue");
+        let c1 = ground.container("c1");
+        let mut ops = devices(100);
+        ops.push(create(&local(&blue, "web", &c1, 5), "web"));
+        ground.apply(&blue, ops);
+        let path = ground.namespace(&blue);
+        let numbers = || (number(&path, "vx4"), number(&c1, "eth0"));
+        let before = numbers();
+        for file_goes in [false, true] {
+            umount2(&path, MntFlags::MNT_DETACH).unwrap();
+            if file_goes {
+                fs::remove_file(&path).unwrap();
+            }
+            ground.model.networks.get_mut(&blue).unwrap().unmounted = true;
+            ground.assert_as_modelled(&blue, "unmounting");
+            let (all, errors) = ground.kernel.observe(&[]);
+            assert!(errors.is_empty(), "{errors:?}");
+            assert!(all.networks[&blue].unmounted, "{all:?}");
+            // A look changes nothing: what goes on there goes on.
+            assert_eq!(number(&c1, "eth0"), before.1);
+            let outcome = ground.apply(&blue, vec![Op::CreateNamespace]);
+            assert_eq!(outcome.writes, 1);
+            ground.assert_as_modelled(&blue, "mounting again what was unmounted");
+            assert_eq!(numbers(), before);
+        }
+        // Nobody wants it any more: then it goes, mounted or not.
+        umount2(&path, MntFlags::MNT_DETACH).unwrap();
+        let port = local(&blue, "web", &c1, 5).port_name;
+        ground.apply(&blue, vec![Op::DeletePort(port), Op::DeleteNamespace]);
+        assert!(!path.exists());
+        ground.assert_as_modelled(&blue, "removing what was unmounted");
+        ground.apply(&blue, devices(100));
+        ground.assert_as_modelled(&blue, "making it anew");
+    });
+}
+
+#[test]
+fn another_namespace_in_the_place_of_one_takes_over_when_something_is_done_there() {
     on_host(|ground| {
         let blue = network("blue");
         let c1 = ground.container("c1");
         let mut ops = devices(100);
         ops.push(create(&local(&blue, "web", &c1, 5), "web"));
         ground.apply(&blue, ops.clone());
-        remove_namespace(&ground.namespace(&blue));
-        // Held by our socket, the old one's devices would still have the VNI and the container's eth0.
+        let before = number(&c1, "eth0");
+        let path = ground.namespace(&blue);
+        remove_namespace(&path);
+        make_namespace(&path);
+        run(&inside(&path, "ip link add f0 type veth peer name f1"));
+        let seen = ground.kernel.observe_network(&blue, &[]).unwrap();
+        assert_eq!(seen, Some(ObservedNetwork::default()));
+        assert_eq!(number(&c1, "eth0"), before, "a look has changed something");
         ground.model.networks.remove(&blue);
+        // Held by our socket, the old one's devices would still have the VNI and the container's eth0.
         ground.apply(&blue, ops);
-        ground.assert_as_modelled(&blue, "making again what was unmounted");
+        ground.assert_as_modelled(&blue, "making it in the place of another");
+        number(&path, "f0");
+    });
+}
+
+#[test]
+fn the_hosts_own_namespace_in_the_place_of_one_changes_nothing_in_it() {
+    on_host(|ground| {
+        let blue = network("blue");
+        let c1 = ground.container("c1");
+        let mut ops = devices(100);
+        ops.push(create(&local(&blue, "web", &c1, 5), "web"));
+        ground.apply(&blue, ops);
+        let before = number(&c1, "eth0");
+        let path = ground.namespace(&blue);
+        bind(Path::new("/proc/thread-self/ns/net"), &path);
+        let error = ground.kernel.observe_network(&blue, &[]).unwrap_err();
+        assert!(chain(&error).contains("it is the host's own"), "{error}");
+        umount2(&path, MntFlags::MNT_DETACH).unwrap();
+        ground.assert_as_modelled(&blue, "unmounting the host's own");
+        assert_eq!(number(&c1, "eth0"), before);
     });
 }
 
@@ -80,7 +157,7 @@ fn bridged_frames_pass_no_packet_filter_whoever_turns_it_on() {
         let files = ["iptables", "ip6tables", "arptables"]
             .map(|kind| format!("/proc/sys/net/bridge/bridge-nf-call-{kind}"));
         let all = || run(&inside(&namespace, &format!("cat {}", files.join(" "))));
-        if !std::path::Path::new(&files[0]).exists() {
+        if !Path::new(&files[0]).exists() {
             // Without br_netfilter there is nothing that could be turned on.
             return;
         }
@@ -122,8 +199,8 @@ fn the_hosts_own_namespace_under_our_name_is_left_alone() {
     on_host(|ground| {
         let blue = network("blue");
         let file = ground.namespace(&blue);
-        std::fs::write(&file, "").unwrap();
-        bind(std::path::Path::new("/proc/thread-self/ns/net"), &file);
+        fs::write(&file, "").unwrap();
+        bind(Path::new("/proc/thread-self/ns/net"), &file);
         run("ip link add vx4 type vxlan id 5 dstport 4789 local 127.0.0.1");
         assert!(ground.kernel.observe_network(&blue, &[]).is_err());
         let outcome = ground.kernel.apply(&plan(&blue, devices(100)));
