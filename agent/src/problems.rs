@@ -183,10 +183,9 @@ impl Problems {
 
     /// What is wrong with one key; the most telling first.
     pub(crate) fn of<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a Problem> {
-        self.present
-            .iter()
-            .filter(move |((_, k), _)| k == key)
-            .map(|(_, (problem, _))| problem)
+        Source::ALL
+            .into_iter()
+            .filter_map(|source| self.seen_by(source, key))
     }
 
     /// What one source says of a key.

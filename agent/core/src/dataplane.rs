@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use weft_store_schema::{Attachment, EndpointId, Family, IfName, Mac, NetworkName, Vni};
 
 /// The bridge of a network on this host, always named [`crate::ownership::BRIDGE`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Bridge {
     /// MTU in bytes.
     pub mtu: u16,
@@ -32,7 +32,7 @@ pub struct Bridge {
 }
 
 /// A VXLAN device of a network on this host, one for each underlay family.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Tunnel {
     /// The VNI. A device's VNI cannot be changed: another one means another device.
     pub vni: Vni,
@@ -58,7 +58,7 @@ impl Tunnel {
 }
 
 /// Flags of a bridge port (`IFLA_BRPORT_*`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PortFlags {
     /// Learn source addresses of received frames.
     pub learning: bool,
@@ -94,7 +94,7 @@ impl PortFlags {
 }
 
 /// The host end of a local endpoint's veth, in the network's namespace.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Port {
     /// The alias: [`crate::ownership::alias`] of the endpoint.
     pub alias: String,
@@ -107,7 +107,7 @@ pub struct Port {
 }
 
 /// The container end of a local endpoint's veth, in the container's namespace.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Interface {
     /// Where it is.
     pub attachment: Attachment,
@@ -126,7 +126,7 @@ pub struct Interface {
 }
 
 /// A local endpoint's veth pair.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Local {
     /// The host end's name: [`crate::ownership::port_name`] of the endpoint.
     pub port_name: IfName,
@@ -137,7 +137,7 @@ pub struct Local {
 }
 
 /// Where a network's bridge sends frames for a MAC.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Forward {
     /// To the local endpoint behind this port.
     Local(IfName),
@@ -155,7 +155,7 @@ pub struct ForwardRow {
 }
 
 /// Where a bridge FDB entry points.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum BridgeTarget {
     /// A local endpoint's port.
     Port(IfName),

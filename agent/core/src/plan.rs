@@ -2,7 +2,7 @@
 //! no choices.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
 };
 
@@ -15,7 +15,7 @@ use crate::dataplane::{
 
 /// One change to a network's part of the kernel. Every `Put` creates or replaces, so that doing it twice is
 /// doing it once; every `Delete` of what is gone already succeeds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Op {
     /// Make the network's namespace, with loopback up; or mount it again, if it lives on without its file.
     CreateNamespace,
@@ -169,6 +169,15 @@ pub struct Outcome<E> {
     pub failed: Vec<(NetworkName, Op, E)>,
     /// Operations not tried because what they need had failed.
     pub held_back: Vec<(NetworkName, Op)>,
+}
+
+impl<E> Outcome<E> {
+    /// The operations that were not done: refused, or held back.
+    pub fn undone(&self) -> HashSet<(&NetworkName, &Op)> {
+        let failed = self.failed.iter().map(|(network, op, _)| (network, op));
+        let held_back = self.held_back.iter().map(|(network, op)| (network, op));
+        failed.chain(held_back).collect()
+    }
 }
 
 impl<E> Default for Outcome<E> {

@@ -1,7 +1,7 @@
 //! Passes: look at the kernel where something happened, plan, have the plan applied, remember what came of it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     time::Duration,
 };
 
@@ -304,18 +304,15 @@ impl Reconciler {
     ) {
         let Applied { plan, outcome } = applied;
         self.took_much(plan.len());
-        let undone = |network: &NetworkName, op: &Op| {
-            outcome.failed.iter().any(|(n, o, _)| n == network && o == op)
-                || outcome.held_back.iter().any(|(n, o)| n == network && o == op)
-        };
-        let all_done = outcome.failed.is_empty() && outcome.held_back.is_empty();
+        // Ten thousand may have failed, or be repairs.
+        let undone = outcome.undone();
         for (network, ops) in &plan.networks {
+            let expected: Option<HashSet<&Op>> =
+                expected.map(|expected| expected.networks.get(network).into_iter().flatten().collect());
             for op in ops {
-                if all_done || !undone(network, op) {
+                if undone.is_empty() || !undone.contains(&(network, op)) {
                     self.announcer.note(network, op, ops, &self.observed);
-                    let is_repair =
-                        |expected: &Plan| !expected.networks.get(network).is_some_and(|ops| ops.contains(op));
-                    if expected.is_some_and(is_repair) {
+                    if expected.as_ref().is_some_and(|expected| !expected.contains(op)) {
                         // What is known is still what was found.
                         let found = drift::found(self.observed.networks.get(network), op);
                         self.repaired(network, op, found);
@@ -459,8 +456,8 @@ impl Reconciler {
 /// does not: what failed may be another entry.
 fn tries_again(dirty: &Dirty, (network, id): &FailureOf, node: &NodeName) -> bool {
     let of_endpoint = |id: &EndpointId| {
-        let named = |e: &EndpointRef| e.network == *network && e.id == *id && e.node == *node;
-        dirty.links.contains(network) || dirty.endpoints.iter().any(named)
+        let (network, node, id) = (network.clone(), node.clone(), id.clone());
+        dirty.links.contains(&network) || dirty.endpoints.contains(&EndpointRef { network, node, id })
     };
     dirty.everything || dirty.networks.contains(network) || id.as_ref().is_some_and(of_endpoint)
 }

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 use weft_core::{
     chores::Chore,
+    plan::Op,
     record::{Committed, Entry},
 };
 use weft_store::StoreError;
@@ -477,4 +478,48 @@ async fn a_name_that_another_host_was_given_is_given_up_without_its_mark() {
         assert_eq!(ground.reconciler.fenced().is_some(), is_lost);
         assert_eq!(ground.reconciler.is_adopted(), !is_lost);
     }
+}
+
+/// The time of a pass grows with what failed in it, not with its square.
+#[tokio::test]
+async fn a_great_many_refusals_at_once_are_noted_in_no_time() {
+    const MANY: u32 = 30_000;
+    let mut ground = Ground::informed(Vec::new(), Vec::new()).await;
+    ground.looked(look(&[], Vec::new()));
+    let mac = |n: u32| {
+        let [a, b, c, d] = n.to_be_bytes();
+        weft_store_schema::Mac::new([2, 0, a, b, c, d]).unwrap()
+    };
+    let address = |n: u32| std::net::IpAddr::from(n.to_be_bytes());
+    let ops: Vec<Op> = (0..MANY).map(|n| Op::PutNeighbour(address(n), mac(n))).collect();
+    let refused = |op: &Op| {
+        let what = "put a neighbour".to_owned();
+        (blue(), op.clone(), KernelError::Lost { what })
+    };
+    // Half of them refused, of the other half most are repairs.
+    let (failed, done) = ops.split_at(ops.len() / 2);
+    let outcome = weft_core::plan::Outcome {
+        failed: failed.iter().map(refused).collect(),
+        ..weft_core::plan::Outcome::default()
+    };
+    let plan = |ops: &[Op]| Plan {
+        networks: [(blue(), ops.to_vec())].into(),
+    };
+    ground.reconciler.busy = Some(Busy::Applying {
+        dirty: Dirty::everything(),
+        expected: Some(plan(&done[1..])),
+        covers: None,
+        answer: oneshot::channel().1,
+    });
+    let applied = passes::Applied {
+        plan: plan(&ops),
+        outcome,
+    };
+    let begun = std::time::Instant::now();
+    ground.reconciler.on_answer(passes::Answer::Applied(applied));
+    let took = begun.elapsed();
+    let known = &ground.reconciler.observed.networks[&blue()].neighbours;
+    assert_eq!(known.len(), done.len());
+    // The square of it takes ten seconds.
+    assert!(took < Duration::from_secs(3), "{took:?}");
 }
