@@ -8,6 +8,8 @@ mod cooldown;
 mod dead;
 mod detachments;
 mod drift;
+#[cfg(test)]
+mod growth;
 mod health;
 mod history;
 mod kernel_thread;

@@ -167,8 +167,9 @@ impl Problems {
     /// The keys a source has something to say of.
     fn keys_of(&self, source: Source) -> impl Iterator<Item = &String> {
         self.present
-            .keys()
-            .filter(move |(s, _)| *s == source)
+            .range((source, String::new())..)
+            .map(|(at, _)| at)
+            .take_while(move |(s, _)| *s == source)
             .map(|(_, key)| key)
     }
 
@@ -182,10 +183,20 @@ impl Problems {
     }
 
     /// What is wrong with one key; the most telling first.
-    pub(crate) fn of<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a Problem> {
-        Source::ALL
-            .into_iter()
-            .filter_map(|source| self.seen_by(source, key))
+    pub(crate) fn of(&self, key: &str) -> impl Iterator<Item = &Problem> {
+        self.since(key).map(|(problem, _)| problem)
+    }
+
+    /// The same, as the API shows it.
+    pub(crate) fn of_to_proto(&self, key: &str) -> Vec<v1::Problem> {
+        self.since(key)
+            .map(|(problem, since)| proto(problem, *since))
+            .collect()
+    }
+
+    fn since(&self, key: &str) -> impl Iterator<Item = &(Problem, SystemTime)> {
+        let by = |source| self.present.get(&(source, key.to_owned()));
+        Source::ALL.into_iter().filter_map(by)
     }
 
     /// What one source says of a key.

@@ -1,6 +1,11 @@
 //! The loop's state as the API shows it. Reads only.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+    time::SystemTime,
+};
 
 use weft_core::{
     claims,
@@ -15,15 +20,6 @@ use weft_store_schema::{
 };
 
 use crate::{drift::Kind, metrics::Figures, node::VERSION, problems::Source, reconcile::Reconciler};
-
-fn problems_of(r: &Reconciler, key: &Key) -> Vec<v1::Problem> {
-    let key = key.to_string();
-    r.problems
-        .to_proto()
-        .into_iter()
-        .filter(|p| p.key == key)
-        .collect()
-}
 
 /// A network; none while its record was never valid.
 pub(crate) fn network(
@@ -81,7 +77,7 @@ pub(crate) fn network(
             })
             .unwrap_or_default(),
         revision: slot.mod_revision,
-        problems: problems_of(r, &Key::Network(name.clone())),
+        problems: r.problems.of_to_proto(&Key::Network(name.clone()).to_string()),
         usage: members
             .filter(|_| r.snapshot.knows_claims(name))
             .map(|members| subnet_usage(network, members))
@@ -153,7 +149,7 @@ pub(crate) fn endpoints(
     r: &Reconciler,
     network: Option<&NetworkName>,
     node: Option<&NodeName>,
-    except: &[NetworkName],
+    except: &BTreeSet<NetworkName>,
 ) -> Vec<v1::Endpoint> {
     let mut endpoints = Vec::new();
     for (name, members) in r.snapshot.all_members() {

@@ -218,7 +218,7 @@ impl Snapshot {
                 let limits = self.underlay_limits();
                 let slot = self.peers.remove(node);
                 self.touch_peer(node, &mut dirty);
-                self.use_vteps(node, slot.and_then(|s| s.value).as_ref(), None, &mut dirty);
+                self.use_underlay(node, slot.and_then(|s| s.value).as_ref(), None, &mut dirty);
                 self.touch_links_if(limits != self.underlay_limits(), &mut dirty);
             }
             Key::Vni(vni) => {

@@ -230,7 +230,8 @@ impl<'a> Pass<'a> {
         let links = complete || dirty.links.contains(name);
         let mut carried = Carried {
             complete,
-            keep_unexplained: members.any_undetermined() || self.snapshot.is_distrusted(),
+            // Where not all is spoken of, nothing is unexplained.
+            keep_unexplained: complete && (members.any_undetermined() || self.snapshot.is_distrusted()),
             keep_ports: self.snapshot.is_distrusted(),
             ..Carried::default()
         };

@@ -144,20 +144,32 @@ impl Snapshot {
                 self.touch_peer(node, dirty);
             }
             if before != after || is_another {
-                self.use_vteps(node, before.as_ref(), after.as_ref(), dirty);
+                self.use_underlay(node, before.as_ref(), after.as_ref(), dirty);
             }
             self.touch_links_if(limits != self.underlay_limits(), dirty);
         }
     }
 
-    /// Keeps the index of VTEP addresses; another user of one of them may have won or lost it by the change.
-    pub(crate) fn use_vteps(
+    /// Keeps the indexes of MTUs and of VTEP addresses; another user of one of these may have won or lost it by the change.
+    pub(crate) fn use_underlay(
         &mut self,
         node: &NodeName,
         before: Option<&Peer>,
         after: Option<&Peer>,
         dirty: &mut Dirty,
     ) {
+        let limits = |peer: &Peer| (peer.mtu.get(), peer.v4.is_some());
+        if let Some(limits) = before.map(limits)
+            && let Some(count) = self.underlays.get_mut(&limits)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.underlays.remove(&limits);
+            }
+        }
+        if let Some(limits) = after.map(limits) {
+            *self.underlays.entry(limits).or_default() += 1;
+        }
         let mut concerned = BTreeSet::new();
         for vtep in before.into_iter().flat_map(Peer::vteps) {
             if let Some(users) = self.vtep_users.get_mut(&vtep) {

@@ -36,6 +36,8 @@ pub struct Snapshot {
     pub(crate) vni_users: HashMap<Vni, BTreeSet<NetworkName>>,
     /// Which peers name a VTEP address.
     pub(crate) vtep_users: HashMap<IpAddr, BTreeSet<NodeName>>,
+    /// How many peers have an underlay of this MTU, and an IPv4 address there or none.
+    pub(crate) underlays: BTreeMap<(u16, bool), usize>,
     /// Which of this node's endpoints name an attachment.
     pub(crate) attachments: HashMap<Attachment, BTreeSet<EndpointRef>>,
     /// Records and keys that cannot be understood.
@@ -75,6 +77,7 @@ impl Snapshot {
             passed: BTreeMap::new(),
             vni_users: HashMap::new(),
             vtep_users: HashMap::new(),
+            underlays: BTreeMap::new(),
             attachments: HashMap::new(),
             problems: BTreeMap::new(),
             listed: BTreeSet::new(),
@@ -403,11 +406,8 @@ impl Snapshot {
     /// of them can be reached over IPv4.
     pub fn underlay_limits(&self) -> Option<(u16, bool)> {
         // Also those that are held: what is forwarded to as before has the MTU that it had before.
-        let peers = || self.peers.values().filter_map(|s| s.value.as_ref());
-        Some((
-            peers().map(|p| p.mtu.get()).min()?,
-            peers().all(|p| p.v4.is_some()),
-        ))
+        let ((smallest, _), _) = self.underlays.first_key_value()?;
+        Some((*smallest, self.underlays.keys().all(|(_, has_v4)| *has_v4)))
     }
 }
 

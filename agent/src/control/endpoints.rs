@@ -1,7 +1,7 @@
 //! Endpoints attached, detached and looked up.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     pin::pin,
     sync::{
         Arc,
@@ -354,11 +354,11 @@ impl AgentControl {
         let (wanted, wanted_node) = (network.clone(), node.clone());
         let (mut endpoints, unknown) = self
             .ask(move |r| {
-                let mut unknown = Vec::new();
+                let mut unknown = BTreeSet::new();
                 for (name, _) in r.snapshot.networks() {
                     let in_view = own_only || r.snapshot.takes_part(name) && r.snapshot.knows_members(name);
                     if wanted.as_ref().is_none_or(|w| w == name) && !in_view {
-                        unknown.push(name.clone());
+                        unknown.insert(name.clone());
                     }
                 }
                 let seen = view::endpoints(r, wanted.as_ref(), wanted_node.as_ref(), &unknown);

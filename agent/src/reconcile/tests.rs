@@ -11,6 +11,7 @@ use weft_store::StoreError;
 use weft_store_schema::NodeName;
 
 use super::*;
+use crate::{growth, view};
 
 const CLUSTER: u64 = 1;
 
@@ -522,4 +523,34 @@ async fn a_great_many_refusals_at_once_are_noted_in_no_time() {
     assert_eq!(known.len(), done.len());
     // The square of it takes ten seconds.
     assert!(took < Duration::from_secs(3), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_list_of_many_endpoints_costs_what_it_lists() {
+    let mut spent = Vec::new();
+    for many in growth::FEW_AND_MANY {
+        // Each on a host of its own, none of them carried yet, and as many other records that are wrong.
+        let each = || 0..i64::try_from(many).unwrap();
+        let peers = each().map(|n| {
+            let vtep = format!("10.98.{}.{}", n / 250, n % 250 + 1);
+            entry(&format!("peers/h{n}"), 2, &json!({"vteps": [vtep], "mtu": 1500}))
+        });
+        let wrong = each().map(|n| entry(&format!("peers/x{n}"), 2, &json!("wrong")));
+        let endpoints = each().map(|n| {
+            let address = format!("10.1.{}.{}", n / 250, n % 250 + 1);
+            let record = json!({"attachment": {"netns": "/run/netns/web"}, "addresses": [address]});
+            entry(&format!("endpoints/blue/h{n}/web"), 3, &record)
+        });
+        let mut ground = Ground::new().await;
+        ground.reconciler.use_underlay(underlay());
+        ground.connect();
+        ground.list_blue(peers.chain(wrong).collect(), endpoints.collect(), Vec::new());
+        ground.list(Scope::OwnEndpoints(blue()), vec![endpoint("web", "10.1.0.3")]);
+        let r = &ground.reconciler;
+        spent.push(growth::time_of(|| {
+            let listed = view::endpoints(r, None, None, &BTreeSet::new());
+            assert_eq!(listed.len(), many + 1);
+        }));
+    }
+    assert!(growth::is_linear(spent[0], spent[1]), "{spent:?}");
 }
