@@ -1,6 +1,7 @@
 //! When what is owed is due.
 
 use super::*;
+use crate::growth;
 
 #[tokio::test(start_paused = true)]
 async fn what_waits_for_the_kernel_is_due_once_it_has_moved() {
@@ -203,4 +204,52 @@ fn addresses_under_way_are_counted() {
     assert_eq!(book.claiming(&network), BTreeSet::from([address]));
     book.end_claims(&transaction);
     assert!(book.claiming(&network).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_due_longest_does_not_come_before_what_matters_more() {
+    let mut book = ChoreBook::default();
+    let (network, now): (NetworkName, _) = ("blue".parse().unwrap(), Instant::now());
+    for n in 0..2 * MOST_UNDER_WAY {
+        let address = IpAddr::from([10, 1, 0, u8::try_from(n).unwrap()]);
+        book.add(Chore::ReleaseAddress(network.clone(), address), 0, now);
+    }
+    assert_eq!(book.releases(&network).count(), 2 * MOST_UNDER_WAY);
+    assert_eq!(book.releases(&"red".parse().unwrap()).count(), 0);
+    assert_eq!(book.due(now).len(), MOST_UNDER_WAY);
+    let later = now + Duration::from_secs(1);
+    book.add(Chore::PublishPeer, 0, later);
+    assert_eq!(book.due(later).first(), Some(&Chore::PublishPeer));
+    book.done(&Chore::PublishPeer);
+    assert_eq!(book.next_due(), Some(now));
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_of_many_costs_as_much_as_each_of_few() {
+    let (network, now): (NetworkName, _) = ("blue".parse().unwrap(), Instant::now());
+    let endpoint = |n: usize| weft_store_schema::EndpointRef {
+        network: network.clone(),
+        node: "host1".parse().unwrap(),
+        id: format!("e{n}").parse().unwrap(),
+    };
+    let spent = growth::FEW_AND_MANY.map(|many| {
+        let mut book = ChoreBook::default();
+        for n in 0..many {
+            book.add(Chore::CompleteEndpoint(endpoint(n)), 0, now);
+        }
+        growth::time_of(|| {
+            let mut done = 0;
+            while let Some(chore) = book.due(now).first() {
+                book.started(chore);
+                book.succeeded(chore, now);
+                // As the loop does after each.
+                assert_eq!(book.releases(&network).count(), 0);
+                assert!(book.networks().all(|n| *n == network) && !book.release_withheld());
+                assert_eq!(book.next_due().is_some(), book.owed() > 0);
+                done += 1;
+            }
+            assert_eq!(done, many);
+        })
+    });
+    assert!(growth::is_linear(spent[0], spent[1]), "{spent:?}");
 }
