@@ -55,8 +55,11 @@ impl OwnRecords {
         stored.into_iter().map(entry).collect()
     }
 
-    /// Writes them down, instead of those before. Whether it could; if not, it is told.
-    pub(crate) fn write(&self, entries: Vec<Entry>) -> bool {
+    /// Writes them down, instead of those before.
+    ///
+    /// # Errors
+    /// When that is not possible; then those before are still there.
+    pub(crate) fn write(&self, entries: Vec<Entry>) -> io::Result<()> {
         let stored = entries.into_iter().filter_map(|entry| {
             Some(Stored {
                 key: String::from_utf8(entry.key).ok()?,
@@ -65,13 +68,8 @@ impl OwnRecords {
                 written: entry.mod_revision,
             })
         });
-        let written = serde_json::to_vec(&stored.collect::<Vec<_>>())
-            .map_err(io::Error::from)
-            .and_then(|bytes| state_file::replace(&self.path, &bytes));
-        if let Err(error) = &written {
-            tracing::warn!(path = %self.path.display(), %error, "cannot keep copies of this host's records");
-        }
-        written.is_ok()
+        let bytes = serde_json::to_vec(&stored.collect::<Vec<_>>())?;
+        state_file::replace(&self.path, &bytes)
     }
 }
 
@@ -90,7 +88,7 @@ mod tests {
             create_revision: 7,
             mod_revision: 9,
         };
-        assert!(records.write(vec![entry.clone()]));
+        records.write(vec![entry.clone()]).unwrap();
         assert_eq!(records.read(), [entry]);
         fs::write(dir.path().join("records.json"), "[").unwrap();
         assert_eq!(records.read(), []);

@@ -1,6 +1,8 @@
 //! Things that happen again and again, told as one line for each cause: the first few at once, the rest as a number when
 //! a while has passed. Time is an argument.
 //!
+//! For what is over each time that it happens. What fails until it works is a `weft_core::complaint::Complaint`.
+//!
 //! In: that something happened, by a key that stands for its cause. Out: whether to tell it now; later, how often it
 //! happened without being told. It must not know what is told, nor how.
 

@@ -12,6 +12,7 @@ pub mod barrier;
 mod changes;
 pub mod chores;
 pub mod claims;
+pub mod complaint;
 pub mod dataplane;
 pub mod desired;
 pub mod diff;

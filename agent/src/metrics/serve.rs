@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weft_api::{Listener, ListenerConfig};
-use weft_core::problem::Problem;
+use weft_core::{complaint::Complaint, problem::Problem};
 
 use super::Page;
 use crate::{
@@ -115,7 +115,7 @@ async fn listen(at: &MetricsListen) -> Result<Socket, String> {
 
 async fn accept(socket: Socket, page: &Arc<Page>) {
     let places = Arc::new(Semaphore::new(CLIENTS));
-    let mut complained = false;
+    let mut complaint = Complaint::default();
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
@@ -126,7 +126,7 @@ async fn accept(socket: Socket, page: &Arc<Page>) {
         };
         match accepted {
             Ok(io) => {
-                complained = false;
+                complaint.over();
                 let page = Arc::clone(page);
                 tokio::spawn(async move {
                     match io {
@@ -137,8 +137,7 @@ async fn accept(socket: Socket, page: &Arc<Page>) {
                 });
             }
             Err(error) => {
-                if !complained {
-                    complained = true;
+                if complaint.is_news(&error.to_string()) {
                     tracing::warn!(%error, "a client of the metrics cannot be accepted");
                 }
                 sleep(BREATH).await;

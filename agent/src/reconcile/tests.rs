@@ -1,6 +1,8 @@
 //! The loop's decisions, one by one: events are put in by hand, and what the kernel's thread and the store would answer.
 //! Nothing is run beside it.
 
+mod log;
+
 use serde_json::{Value, json};
 use weft_core::{
     chores::Chore,
@@ -10,6 +12,7 @@ use weft_core::{
 use weft_store::StoreError;
 use weft_store_schema::NodeName;
 
+use self::log::Log;
 use super::*;
 use crate::{growth, view};
 
@@ -553,4 +556,23 @@ async fn a_list_of_many_endpoints_costs_what_it_lists() {
         }));
     }
     assert!(growth::is_linear(spent[0], spent[1]), "{spent:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_no_copies_can_be_kept_is_one_line() {
+    let log = Log::begin();
+    let mut ground = Ground::informed(Vec::new(), Vec::new()).await;
+    ground.looked(look(&[], Vec::new()));
+    let state = ground._state.path().to_owned();
+    let lines = || log.lines("cannot keep copies").len();
+    for told in [1, 2] {
+        std::fs::remove_dir_all(&state).unwrap();
+        for _ in 0..10 {
+            ground.reconciler.copies_are_old(&Dirty::everything());
+            ground.reconciler.copy_records().await;
+            assert_eq!(lines(), told);
+        }
+        std::fs::create_dir(&state).unwrap();
+        ground.reconciler.copy_records().await;
+    }
 }

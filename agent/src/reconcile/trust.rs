@@ -5,11 +5,13 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     time::{Duration, SystemTime},
 };
 
 use tokio::{sync::mpsc, time::Instant};
 use weft_core::{
+    complaint::Complaint,
     dirty::Dirty,
     problem::Problem,
     record::Scope,
@@ -76,6 +78,8 @@ pub(super) struct Trust {
     records: OwnRecords,
     /// When the copies of this host's records are to be written.
     copy_at: Option<Instant>,
+    /// That they cannot be.
+    complaint: Complaint,
     trial_at: Instant,
 }
 
@@ -91,6 +95,7 @@ impl Trust {
             answers,
             records,
             copy_at: None,
+            complaint: Complaint::default(),
             trial_at: Instant::now(),
         };
         (trust, results)
@@ -327,8 +332,18 @@ impl Reconciler {
         }
         let (records, entries) = (self.trust.records.clone(), self.snapshot.memorable());
         let written = tokio::task::spawn_blocking(move || records.write(entries)).await;
-        let again = Instant::now() + COPY_PAUSE * 10;
-        self.trust.copy_at = (!written.unwrap_or_default()).then_some(again);
+        match written.map_err(io::Error::other).flatten() {
+            Ok(()) => {
+                self.trust.copy_at = None;
+                self.trust.complaint.over();
+            }
+            Err(error) => {
+                self.trust.copy_at = Some(Instant::now() + COPY_PAUSE * 10);
+                if self.trust.complaint.is_news(&error.to_string()) {
+                    tracing::warn!(%error, "cannot keep copies of this host's records in the state directory; tried again");
+                }
+            }
+        }
     }
 
     /// Does what is due.

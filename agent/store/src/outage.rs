@@ -1,13 +1,10 @@
 //! Telling of outages once: a thousand failed attempts for one cause are one line in the log and one event.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{info, warn};
-use weft_core::record::Connection;
-
-/// Causes remembered in one outage; more are counted, not told.
-const MOST_CAUSES: usize = 16;
+use weft_core::{complaint::Complaint, record::Connection};
 
 /// A connection that breaks sooner than this was none: it is the same outage that goes on.
 const STANDS: Duration = Duration::from_secs(10);
@@ -21,7 +18,7 @@ pub(crate) struct Outage {
     /// When the outage began, and attempts to connect since.
     began: Instant,
     attempts: u32,
-    causes: BTreeSet<String>,
+    complaint: Complaint,
     /// Its beginning is in the log, its end is not.
     told: bool,
 }
@@ -34,7 +31,7 @@ impl Outage {
             since: now,
             began: now,
             attempts: 0,
-            causes: BTreeSet::new(),
+            complaint: Complaint::default(),
             told: false,
         }
     }
@@ -66,14 +63,14 @@ impl Outage {
         let was_up = self.up.take().is_some();
         if was_up {
             if now > self.since + STANDS {
-                self.causes.clear();
+                self.complaint.over();
                 self.attempts = 0;
                 self.began = now;
             }
             self.since = now;
         }
         self.attempts = self.attempts.saturating_add(1);
-        let news = self.causes.len() < MOST_CAUSES && self.causes.insert(why.to_owned());
+        let news = self.complaint.is_news(why);
         // The last word of the log is not to be that all is well.
         let lasts = !self.told && now > self.since + STANDS;
         if news || lasts {
@@ -81,22 +78,6 @@ impl Outage {
             warn!(why, "no connection to etcd; trying again");
         }
         (was_up || news).then(|| Connection::Down { why: why.to_owned() })
-    }
-}
-
-/// One line per cause for things that fail again and again beside a working connection.
-#[derive(Debug, Default)]
-pub(crate) struct Complaint(BTreeSet<String>);
-
-impl Complaint {
-    /// Whether this cause is another than those before.
-    pub(crate) fn is_news(&mut self, why: &str) -> bool {
-        self.0.len() < MOST_CAUSES && self.0.insert(why.to_owned())
-    }
-
-    /// It works again; whether there was anything to complain of.
-    pub(crate) fn over(&mut self) -> bool {
-        !std::mem::take(&mut self.0).is_empty()
     }
 }
 
@@ -140,14 +121,5 @@ mod tests {
         outage.up("a", 1, now);
         outage.down("a: reset", now + STANDS * 2);
         assert!(outage.told, "it had stood for long");
-    }
-
-    #[test]
-    fn two_complaints_by_turns_are_two_lines() {
-        let mut complaint = Complaint::default();
-        assert!(complaint.is_news("networks/") && complaint.is_news("peers/"));
-        assert!(!complaint.is_news("networks/") && !complaint.is_news("peers/"));
-        assert!(complaint.over() && !complaint.over());
-        assert!(complaint.is_news("networks/"));
     }
 }

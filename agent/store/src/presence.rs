@@ -11,13 +11,13 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tracing::{debug, warn};
+use weft_core::complaint::Complaint;
 use weft_store_schema::Key;
 
 use crate::{
     backoff::{Backoff, jittered},
     error::{Failure, Verdict},
     members::Members,
-    outage::Complaint,
 };
 
 /// Longest time for giving the lease back at the end.

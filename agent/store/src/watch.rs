@@ -23,7 +23,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tracing::debug;
-use weft_core::record::{Scope, StoreEvent};
+use weft_core::{
+    complaint::Complaint,
+    record::{Scope, StoreEvent},
+};
 
 use self::session::Session;
 use crate::{
@@ -33,7 +36,7 @@ use crate::{
     follow::Follow,
     interest::{Generation, Interest},
     members::Members,
-    outage::{Complaint, Outage},
+    outage::Outage,
     outbox::{Outbox, Parcel},
     read::{self, Position},
 };
