@@ -235,11 +235,6 @@ impl ChoreBook {
         }
     }
 
-    /// How often one has failed.
-    pub(crate) fn attempts(&self, chore: &Chore) -> u32 {
-        self.tasks.get(chore).map_or(0, |task| task.attempts)
-    }
-
     /// Notes that the store answers again: what failed is tried at once.
     pub(crate) fn reconnected(&mut self, now: Instant) {
         let failed = self.tasks.iter().filter(|(_, task)| task.attempts > 0);

@@ -10,6 +10,7 @@ mod identity;
 mod notices;
 mod owed;
 mod passes;
+mod refused;
 mod removal;
 mod repairs;
 mod states;
@@ -64,6 +65,7 @@ use identity::Identity;
 use owed::ChoreDone;
 pub(crate) use passes::Look;
 use passes::{Because, Busy, Failure, FailureOf, answered};
+use refused::Refused;
 use repairs::{Cause, REPAIRS_TOLD};
 use trust::Trust;
 pub(crate) use weft_core::problem::chain;
@@ -178,6 +180,7 @@ pub(crate) struct Reconciler {
     next_full: Instant,
     changed: watch::Sender<u64>,
     chores_done: mpsc::UnboundedSender<ChoreDone>,
+    refused: Refused,
     answers: Answers,
     identity: Identity,
     ready: Option<oneshot::Sender<()>>,
@@ -343,6 +346,7 @@ impl Reconciler {
             next_full,
             changed,
             chores_done,
+            refused: Refused::default(),
             answers,
             identity,
             ready: Some(ready),
@@ -411,6 +415,7 @@ impl Reconciler {
                 });
                 if matches!(connection, Connection::Up { .. }) {
                     self.book.reconnected(Instant::now());
+                    self.refused.reconnected();
                 }
                 self.connection = Some(connection);
                 self.bump();

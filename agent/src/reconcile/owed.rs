@@ -33,31 +33,6 @@ pub(super) struct ChoreDone {
     result: Result<Committed, StoreError>,
 }
 
-/// The key of the problem that the store refuses what is owed to it.
-const WRITES: &str = "(store writes)";
-/// A write may fail so often, when a member of the store has just died, without that being trouble.
-const TRIES_UNTOLD: u32 = 3;
-
-/// What is at the bottom of an error: the same for all writes that fail for one cause.
-fn root(error: &StoreError) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
-}
-
-/// Whether it is this write that the store refuses: others may well be taken.
-fn is_of_record(error: &StoreError) -> bool {
-    matches!(
-        error,
-        StoreError::Denied { .. }
-            | StoreError::Refused { .. }
-            | StoreError::LeaseGone { .. }
-            | StoreError::Transaction { .. }
-    )
-}
-
 #[cfg(test)]
 impl ChoreDone {
     /// What became of a chore, whatever its transaction was.
@@ -218,6 +193,7 @@ impl Reconciler {
         for chore in self.book.due(now) {
             if self.is_on_the_host(&chore) {
                 self.book.withhold(&chore);
+                self.not_refused(&chore);
                 continue;
             }
             let choosing = match &chore {
@@ -249,9 +225,12 @@ impl Reconciler {
                     self.book.done(&chore);
                     self.interest_is_stale = true;
                     self.look_after_release(&chore);
-                    self.accepted(&chore);
+                    self.not_refused(&chore);
                 }
-                Err(_) => self.book.failed(&chore, now),
+                Err(_) => {
+                    self.book.failed(&chore, now);
+                    self.not_refused(&chore);
+                }
                 Ok(Some(transaction)) => {
                     self.book.started(&chore);
                     self.book.begin_claims(&transaction);
@@ -267,10 +246,6 @@ impl Reconciler {
                     });
                 }
             }
-        }
-        if self.book.owed() == 0 {
-            // Nothing is left that could be refused.
-            self.problems.set(Source::Host, WRITES, None);
         }
     }
 
@@ -361,12 +336,9 @@ impl Reconciler {
         self.book.end_claims(&transaction);
         self.interest_is_stale = true;
         let now = Instant::now();
-        if result.is_ok() {
-            self.problems.set(Source::Host, WRITES, None);
-        }
         match result {
             Ok(Committed::Yes { revision }) => {
-                self.accepted(&chore);
+                self.not_refused(&chore);
                 if let Chore::DetachEndpoint(endpoint) = &chore {
                     let dirty = self.snapshot.saw_gone(endpoint, revision);
                     self.take_in(dirty);
@@ -376,7 +348,7 @@ impl Reconciler {
                 self.look_after_release(&chore);
             }
             Ok(Committed::No { now: present, .. }) => {
-                self.accepted(&chore);
+                self.not_refused(&chore);
                 let mut guarded = transaction.guards.iter().zip(&present);
                 if guarded.any(|(guard, there)| matches!(guard, Guard::Empty(_)) && there.is_some()) {
                     self.book.hindered(&chore, now);
@@ -388,34 +360,10 @@ impl Reconciler {
             Err(error) => {
                 tracing::debug!(?chore, error = %chain(&error), "not written, tried again");
                 self.book.failed(&chore, now);
-                // Where the connection is lost, that is told, and nothing is tried until it is back.
-                if is_of_record(&error) {
-                    self.refused(&chore, &error);
-                } else if self.is_connected() && self.book.attempts(&chore) >= TRIES_UNTOLD {
-                    let message = format!(
-                        "the store does not take what this agent writes: {}; tried again",
-                        root(&error)
-                    );
-                    self.problems
-                        .set(Source::Host, WRITES, Some(Problem::new(WRITES, message)));
-                }
+                self.not_written(&chore, &error);
             }
         }
         self.run_chores();
-    }
-
-    /// Says that the store refuses this, whatever it does with the rest.
-    fn refused(&mut self, chore: &Chore, error: &StoreError) {
-        let key = chore.key(&self.node.name).to_string();
-        let message = format!("{}; it is tried again", chain(error));
-        self.problems
-            .set(Source::Store, &key, Some(Problem::new(&key, message)));
-    }
-
-    /// Takes that back.
-    fn accepted(&mut self, chore: &Chore) {
-        let key = chore.key(&self.node.name).to_string();
-        self.problems.set(Source::Store, &key, None);
     }
 
     /// Takes an endpoint of this host off it, whether or not the store can be told now. Until

@@ -2,6 +2,7 @@
 //! Nothing is run beside it.
 
 mod log;
+mod refused;
 
 use serde_json::{Value, json};
 use weft_core::{
