@@ -45,7 +45,7 @@ pub fn main() -> ExitCode {
     match run(args, teardown) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The one place where an error's chain is printed.
+            // What ends the agent is told once, here, with all its causes.
             eprintln!("weftd: {error:#}");
             ExitCode::FAILURE
         }

@@ -1,8 +1,9 @@
 //! How records change the snapshot, and what each change makes dirty.
 //!
-//! Applying the same records in any order, once or many times, gives the same snapshot, but for one thing: an endpoint that
-//! is written again without what its agent had filled in keeps its addresses and MAC until they are filled in again. What a record
-//! says is taken in in `puts.rs`, whole listings in `listing.rs`.
+//! Applying the same changes once or many times, those of different keys in any order, gives the same snapshot. What was is
+//! remembered only where it is still used: a record that cannot be understood keeps the last value that could; an endpoint that
+//! is written again without what its agent had filled in keeps its addresses and MAC until they are filled in again; what the store
+//! seems to have lost is held. What a record says is taken in in `puts.rs`, whole listings in `listing.rs`.
 
 use weft_store_schema::{EndpointRef, Key};
 

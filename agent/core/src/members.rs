@@ -281,7 +281,7 @@ impl Members {
     }
 
     /// The one member that has the MAC, the same on every host whatever the order in which records came:
-    /// who holds its first address by a claim, then who was there first.
+    /// who holds any of its addresses by a claim, then who was there first.
     pub fn owner_of_mac(&self, mac: Mac) -> Option<(&Member, &Endpoint)> {
         self.best(self.with_mac(mac), |member, endpoint| {
             endpoint.addresses.iter().any(|a| self.is_claimed_by(*a, member))

@@ -174,9 +174,10 @@ impl Write {
 /// A conditional write: all of it happens, or nothing. There is no unconditional one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Transaction {
-    /// All must hold.
+    /// All must hold. At least one.
     pub guards: Vec<Guard>,
-    /// What happens then, at most 128 with the guards' reads.
+    /// What happens then, each key at most once. Where a guard does not hold, what is guarded and what would be written is
+    /// read instead: that is 128 places at most.
     pub writes: Vec<Write>,
 }
 

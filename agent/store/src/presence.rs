@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use etcd_client::{GetOptions, PutOptions, Txn, TxnOp};
+use etcd_client::{PutOptions, Txn, TxnOp, TxnOpResponse};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
@@ -220,21 +220,29 @@ impl Keeper {
         answer.result.map(|Renewed(kept)| kept)
     }
 
-    /// Puts the keys again if somebody deleted them; leaves them if another agent of this name took them.
+    /// Puts the keys again if somebody deleted one of them; leaves them if another agent of this name took them.
     async fn check_keys(&mut self, lease: i64) -> Result<(), Failure> {
-        let key = self.alive_key.clone();
+        let reads = [&self.alive_key, &self.status_key].map(|key| TxnOp::get(key.clone(), None));
         let answer = self
             .members
             .ask(self.bound(), true, |client| {
-                let key = key.clone();
-                async move { client.kv_client().get(key, Some(GetOptions::new())).await }
+                let reads = reads.clone();
+                async move { client.kv_client().txn(Txn::new().and_then(reads)).await }
             })
             .await
             .result?;
-        match answer.kvs().first().map(etcd_client::KeyValue::lease) {
+        let mut holders = answer.op_responses().into_iter().map(|answer| match answer {
+            TxnOpResponse::Get(found) => found.kvs().first().map(etcd_client::KeyValue::lease),
+            _ => None,
+        });
+        let (alive, status) = (holders.next().flatten(), holders.next().flatten());
+        match alive {
             None => self.put_all().await,
             Some(holder) if holder == lease => {
                 self.stranger.over();
+                if status.is_none() && self.status.borrow().is_some() {
+                    return self.put_all().await;
+                }
                 Ok(())
             }
             Some(holder) => {

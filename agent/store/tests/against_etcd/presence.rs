@@ -173,6 +173,13 @@ async fn deleted_keys_are_put_again() {
     wait_for(&etcd, "the key", |alive, _| alive.is_some()).await;
     etcd.delete("alive/host1").await;
     wait_for(&etcd, "it is back", |alive, _| alive.is_some()).await;
+    store.report(b"fine".to_vec());
+    wait_for(&etcd, "the status", |_, status| status.is_some()).await;
+    etcd.delete("status/host1").await;
+    wait_for(&etcd, "that is back, too", |_, status| {
+        status.is_some_and(|(value, _)| value == "fine")
+    })
+    .await;
     assert_eq!(store.health().leases, 1);
 }
 
