@@ -207,7 +207,7 @@ async fn of_many_reports_few_are_written_and_the_last_one_is() {
     let (store, _events) = open(with_lease(config(&[etcd.url()]), 30)).await;
     store.presence(b"here".to_vec());
     wait_for(&etcd, "the key", |alive, _| alive.is_some()).await;
-    let before = etcd.revision().await;
+    let (before, begun) = (etcd.revision().await, Instant::now());
     for n in 0..100 {
         store.report(n.to_string().into_bytes());
         sleep(Duration::from_millis(10)).await;
@@ -217,8 +217,9 @@ async fn of_many_reports_few_are_written_and_the_last_one_is() {
     })
     .await;
     let written = etcd.revision().await - before;
-    // One second and more at one per 200 ms.
-    assert!((2..=10).contains(&written), "{written}");
+    // At one per 200 ms, however long a busy machine takes for what is to take one second.
+    let most = i64::try_from(begun.elapsed().as_millis() / 200).unwrap() + 2;
+    assert!(written >= 2 && written <= most, "{written} of {most}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
