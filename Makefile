@@ -83,8 +83,6 @@ bench-packets: setup ## TCP, packets a second and round trips beside a hand-made
 	cargo build --release --locked -p weftd -p weft-cli -p weft-bench
 	@$(AS_ROOT) LONG='$(LONG)' ONLY='$(ONLY)' $(TARGET)/release/bench-packets
 
-bench-growth: setup ## what networks, hosts, endpoints and 1,000 agents on one etcd cost as they grow in number (LONG=1, ONLY=networks|hosts|endpoints|agents|proxies)
-
 bench-growth: setup ## what networks, hosts, endpoints and 1,000 agents on one etcd cost as they grow in number (LONG=1, ONLY=networks|hosts|endpoints|agents|proxies, AGENTS=300)
 	cargo build --release --locked -p weftd -p weft-bench
 	@$(AS_ROOT) LONG='$(LONG)' ONLY='$(ONLY)' AGENTS='$(AGENTS)' $(TARGET)/release/bench-growth
