@@ -8,8 +8,6 @@ mod cooldown;
 mod dead;
 mod detachments;
 mod drift;
-#[cfg(test)]
-mod growth;
 mod health;
 mod history;
 mod kernel_thread;
@@ -30,7 +28,9 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    EnvFilter, filter::LevelFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
 use config::{Args, Config, LogFormat};
 #[doc(hidden)]

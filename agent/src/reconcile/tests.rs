@@ -15,7 +15,6 @@ use weft_store_schema::NodeName;
 
 use self::log::Log;
 use super::*;
-use crate::{growth, view};
 
 const CLUSTER: u64 = 1;
 
@@ -485,10 +484,8 @@ async fn a_name_that_another_host_was_given_is_given_up_without_its_mark() {
     }
 }
 
-/// The time of a pass grows with what failed in it, not with its square.
 #[tokio::test]
-async fn a_great_many_refusals_at_once_are_noted_in_no_time() {
-    const MANY: u32 = 30_000;
+async fn of_a_plan_that_half_is_refused_the_other_half_is_known_to_be_done() {
     let mut ground = Ground::informed(Vec::new(), Vec::new()).await;
     ground.looked(look(&[], Vec::new()));
     let mac = |n: u32| {
@@ -496,7 +493,9 @@ async fn a_great_many_refusals_at_once_are_noted_in_no_time() {
         weft_store_schema::Mac::new([2, 0, a, b, c, d]).unwrap()
     };
     let address = |n: u32| std::net::IpAddr::from(n.to_be_bytes());
-    let ops: Vec<Op> = (0..MANY).map(|n| Op::PutNeighbour(address(n), mac(n))).collect();
+    let ops: Vec<Op> = (0_u32..100)
+        .map(|n| Op::PutNeighbour(address(n), mac(n)))
+        .collect();
     let refused = |op: &Op| {
         let what = "put a neighbour".to_owned();
         (blue(), op.clone(), KernelError::Lost { what })
@@ -520,43 +519,9 @@ async fn a_great_many_refusals_at_once_are_noted_in_no_time() {
         plan: plan(&ops),
         outcome,
     };
-    let begun = std::time::Instant::now();
     ground.reconciler.on_answer(passes::Answer::Applied(applied));
-    let took = begun.elapsed();
     let known = &ground.reconciler.observed.networks[&blue()].neighbours;
     assert_eq!(known.len(), done.len());
-    // The square of it takes ten seconds.
-    assert!(took < Duration::from_secs(3), "{took:?}");
-}
-
-#[tokio::test]
-async fn a_list_of_many_endpoints_costs_what_it_lists() {
-    let mut spent = Vec::new();
-    for many in growth::FEW_AND_MANY {
-        // Each on a host of its own, none of them carried yet, and as many other records that are wrong.
-        let each = || 0..i64::try_from(many).unwrap();
-        let peers = each().map(|n| {
-            let vtep = format!("10.98.{}.{}", n / 250, n % 250 + 1);
-            entry(&format!("peers/h{n}"), 2, &json!({"vteps": [vtep], "mtu": 1500}))
-        });
-        let wrong = each().map(|n| entry(&format!("peers/x{n}"), 2, &json!("wrong")));
-        let endpoints = each().map(|n| {
-            let address = format!("10.1.{}.{}", n / 250, n % 250 + 1);
-            let record = json!({"attachment": {"netns": "/run/netns/web"}, "addresses": [address]});
-            entry(&format!("endpoints/blue/h{n}/web"), 3, &record)
-        });
-        let mut ground = Ground::new().await;
-        ground.reconciler.use_underlay(underlay());
-        ground.connect();
-        ground.list_blue(peers.chain(wrong).collect(), endpoints.collect(), Vec::new());
-        ground.list(Scope::OwnEndpoints(blue()), vec![endpoint("web", "10.1.0.3")]);
-        let r = &ground.reconciler;
-        spent.push(growth::time_of(|| {
-            let listed = view::endpoints(r, None, None, &BTreeSet::new());
-            assert_eq!(listed.len(), many + 1);
-        }));
-    }
-    assert!(growth::is_linear(spent[0], spent[1]), "{spent:?}");
 }
 
 #[tokio::test(start_paused = true)]
