@@ -86,9 +86,10 @@ fn judge(flow: &FlowSummary, spared: bool, verdict: &Verdict) {
     let word = |what: &str| format!("{what}{}", if spared { ", cut by faults" } else { "" });
     verdict.count("traffic", &word("flows"), 1);
     verdict.count("traffic", &word("echo requests"), flow.pings.sent);
-    verdict.count("traffic", &word("of them lost"), flow.pings.lost());
+    verdict.count("traffic", &word("of them lost"), flow.lost());
+    verdict.count("traffic", &word("replies never sent"), flow.given_up);
     verdict.count("traffic", &word("bytes of streams echoed"), flow.echoed);
-    if !spared && (flow.pings.lost() > 0 || flow.broken.is_some()) {
+    if !spared && (flow.lost() > 0 || flow.broken.is_some()) {
         let when = flow.pings.lost_from_to.map_or_else(String::new, |(from, to)| {
             format!(", from {:.2} to {:.2} s", verdict.at(from), verdict.at(to))
         });

@@ -3,8 +3,15 @@
 //! Between two containers: echo requests at a steady rate, and a TCP stream whose every byte comes back. A packet
 //! lost is an echo request without an answer; a connection lost is a stream that was reset, or whose bytes are
 //! not all back some time after the last was sent.
+//!
+//! Not counted as lost is what the kernel never sent. It makes its echo replies with one socket for each processor, which all
+//! namespaces share (`ipv4_icmp_sk`, net/ipv4/icmp.c): where replies of one container wait for a neighbour that does not
+//! answer, a hundred or so use that socket's memory up, and all others' replies on that processor are given up. The container
+//! that gave one up counts it.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -39,8 +46,19 @@ pub struct Traffic {
 struct Flow {
     /// From where to where, for people.
     path: String,
+    /// Who answers, by which family, and how many replies that one's kernel had given up before.
+    to: Container,
+    family: Family,
+    given_up: u64,
     pings: PingStream,
     stream: Stream,
+}
+
+/// By which echo replies are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Family {
+    V4,
+    V6,
 }
 
 /// What became of the traffic from one container to an address of another.
@@ -50,17 +68,30 @@ pub struct FlowSummary {
     pub path: String,
     /// The echo requests.
     pub pings: PingSummary,
+    /// Those that were received, and whose reply the kernel gave up before it was sent.
+    pub given_up: u64,
     /// Why the TCP stream ended before it was asked to, or did not bring back all; `None` if it is whole.
     pub broken: Option<String>,
     /// Bytes of the stream that came back.
     pub echoed: u64,
 }
 
+impl FlowSummary {
+    /// Echo requests that were lost, or their replies.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.pings.lost() - self.given_up
+    }
+}
+
 impl fmt::Display for FlowSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let PingSummary { sent, .. } = self.pings;
-        let (lost, gap) = (self.pings.lost(), self.pings.longest_gap);
+        let (lost, gap) = (self.lost(), self.pings.longest_gap);
         write!(f, "{}: {lost} of {sent} lost, longest gap {gap:?}", self.path)?;
+        if self.given_up > 0 {
+            write!(f, ", {} replies never sent", self.given_up)?;
+        }
         match &self.broken {
             Some(why) => write!(f, "; stream broken after {} bytes: {why}", self.echoed),
             None => write!(f, "; stream whole ({} bytes)", self.echoed),
@@ -84,8 +115,17 @@ impl Traffic {
                 Ok(())
             })?;
             let stream = Stream::start(from, to, address).with_context(|| path.clone())?;
+            let family = Family::of(address);
+            let given_up = family.replies_given_up(to)?;
             let pings = from.ping_stream(address, RATE)?;
-            Ok(Flow { path, pings, stream })
+            Ok(Flow {
+                path,
+                to: to.clone(),
+                family,
+                given_up,
+                pings,
+                stream,
+            })
         };
         let tables = NeighbourTables::now();
         let flows = flows.into_iter().map(start).collect::<Result<Vec<_>>>()?;
@@ -121,17 +161,22 @@ impl Traffic {
     #[must_use]
     pub fn stop(self) -> Vec<FlowSummary> {
         // All at once: each waits a while for what is in flight.
-        let end = |Flow { path, pings, stream }: Flow| {
-            let pings = pings.stop();
-            let (broken, echoed) = stream.finish();
-            FlowSummary {
-                path,
+        let end = |flow: Flow| {
+            let pings = flow.pings.stop();
+            let (broken, echoed) = flow.stream.finish();
+            // Of a container that is gone there is nothing to read; then all that was lost was lost.
+            let now = flow.family.replies_given_up(&flow.to).unwrap_or_default();
+            let summary = FlowSummary {
+                path: flow.path,
                 pings,
+                given_up: 0,
                 broken,
                 echoed,
-            }
+            };
+            let counted_by = (flow.to.path(), flow.family);
+            (counted_by, now.saturating_sub(flow.given_up), summary)
         };
-        std::thread::scope(|scope| {
+        let ended: Vec<_> = std::thread::scope(|scope| {
             let flows = self.flows.into_iter();
             let threads: Vec<_> = flows.map(|flow| scope.spawn(move || end(flow))).collect();
             let ended = threads.into_iter();
@@ -142,7 +187,21 @@ impl Traffic {
                         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
                 })
                 .collect()
-        })
+        });
+        // A container counts what it gave up for all that ask it together: no more than that is taken off theirs.
+        let mut left: BTreeMap<(String, Family), u64> = BTreeMap::new();
+        for (counted_by, given_up, _) in &ended {
+            let most = left.entry(counted_by.clone()).or_default();
+            *most = (*most).max(*given_up);
+        }
+        let summaries = ended.into_iter().map(|(counted_by, _, mut summary)| {
+            if let Some(left) = left.get_mut(&counted_by) {
+                summary.given_up = summary.pings.lost().min(*left);
+                *left -= summary.given_up;
+            }
+            summary
+        });
+        summaries.collect()
     }
 
     /// Stops it, and holds that nothing was lost.
@@ -156,13 +215,47 @@ impl Traffic {
         let flows = self.stop();
         let lost: Vec<String> = flows
             .iter()
-            .filter(|flow| flow.pings.lost() > 0 || flow.broken.is_some() || flow.pings.sent < FEW)
+            .filter(|flow| flow.lost() > 0 || flow.broken.is_some() || flow.pings.sent < FEW)
             .map(ToString::to_string)
             .collect();
         let excuse = tables.excuse().map_or_else(String::new, |why| format!("\n{why}"));
         ensure!(lost.is_empty(), "traffic was lost:\n{}{excuse}", lost.join("\n"));
         Ok(())
     }
+}
+
+impl Family {
+    fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// Echo replies that a container's kernel could not make for want of its socket's memory, since the container began.
+    fn replies_given_up(self, container: &Container) -> Result<u64> {
+        let (file, name) = match self {
+            Self::V4 => ("snmp", "OutErrors"),
+            Self::V6 => ("snmp6", "Icmp6OutErrors"),
+        };
+        let path = format!("/proc/thread-self/net/{file}");
+        let text = container.netns().within(|| fs::read_to_string(&path))??;
+        let count = match self {
+            Self::V4 => in_columns(&text, name),
+            Self::V6 => in_lines(&text, name),
+        };
+        count.with_context(|| format!("{path} has no {name}"))
+    }
+}
+
+/// A counter of ICMP in `/proc/net/snmp`: names in one line, figures in the next.
+fn in_columns(text: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter(|line| line.starts_with("Icmp:"));
+    let column = lines.next()?.split_whitespace().position(|word| word == name)?;
+    lines.next()?.split_whitespace().nth(column)?.parse().ok()
+}
+
+/// A counter in `/proc/net/snmp6`: name and figure in a line.
+fn in_lines(text: &str, name: &str) -> Option<u64> {
+    let figure = |line: &str| line.strip_prefix(name)?.trim().parse().ok();
+    text.lines().find_map(figure)
 }
 
 /// A connection whose server sends everything back.
@@ -313,4 +406,20 @@ fn is_pause(error: &std::io::Error) -> bool {
         error.kind(),
         ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_found_in_both_forms() {
+        let snmp =
+            "Icmp: InMsgs InErrors OutMsgs OutErrors\nIcmp: 500 1 323 177\nIcmpMsg: InType8\nIcmpMsg: 500\n";
+        assert_eq!(in_columns(snmp, "OutErrors"), Some(177));
+        assert_eq!(in_columns(snmp, "Out"), None);
+        let snmp6 = "Icmp6OutMsgs                    \t500\nIcmp6OutErrors                  \t12\n";
+        assert_eq!(in_lines(snmp6, "Icmp6OutErrors"), Some(12));
+        assert_eq!(in_lines(snmp6, "Icmp6Out"), None);
+    }
 }
