@@ -184,13 +184,21 @@ impl Snapshot {
     /// Whether endpoints depend on a network's or peer's record: then its deletion alone does not take
     /// traffic away from them. One that was never valid carries nothing.
     pub(crate) fn is_in_use(&self, key: &Key) -> bool {
+        let carries = match key {
+            Key::Network(name) => self.networks.get(name).is_some_and(|s| s.value.is_some()),
+            Key::Peer(node) => self.peer(node).is_some(),
+            _ => false,
+        };
+        carries && self.is_named(key)
+    }
+
+    /// Whether there are endpoints in a network, on this node, or on a peer.
+    pub(crate) fn is_named(&self, key: &Key) -> bool {
         match key {
-            Key::Network(name) => {
-                self.takes_part(name) && self.networks.get(name).is_some_and(|s| s.value.is_some())
-            }
+            Key::Network(name) => self.takes_part(name),
             Key::Peer(node) => {
                 let mut members = self.members.values();
-                members.any(|m| m.endpoints_on(node).next().is_some()) && self.peer(node).is_some()
+                members.any(|m| m.endpoints_on(node).next().is_some())
             }
             _ => false,
         }

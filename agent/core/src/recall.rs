@@ -4,7 +4,9 @@
 //! An agent that starts beside a store that has lost records knows nothing of them but what the one before it wrote down:
 //! this node's endpoints, the networks, and the peers that no agent speaks for.
 
-use weft_store_schema::{Key, PeerKind};
+use std::collections::BTreeSet;
+
+use weft_store_schema::{Key, NetworkName, PeerKind};
 
 use crate::{
     dataplane::Observed, desired::Host, diff, dirty::Dirty, members::Slot, record::Entry, snapshot::Snapshot,
@@ -66,6 +68,38 @@ impl Snapshot {
             }
         }
         dirty
+    }
+
+    /// Holds what was written down, the store does not have, and endpoints that it has depend on: as whoever sees such a record
+    /// deleted does, so that it makes no difference whether an agent was there when that happened.
+    pub fn recall_in_use(&mut self, entries: &[Entry]) -> Dirty {
+        let mut dirty = Dirty::default();
+        for entry in entries {
+            let Ok(key @ (Key::Network(_) | Key::Peer(_))) = self.prefix.parse(&entry.key) else {
+                continue;
+            };
+            if self.known_from(&key).is_none() && self.is_named(&key) {
+                dirty.merge(self.put(entry, true));
+                dirty.merge(match self.is_in_use(&key) {
+                    true => self.hold(&key),
+                    false => self.forget(&key),
+                });
+            }
+        }
+        dirty
+    }
+
+    /// The networks of which copies were written down that concern this node, to be looked into before it is judged
+    /// whether they are gone.
+    pub fn recalled_networks(&self, entries: &[Entry]) -> BTreeSet<NetworkName> {
+        let keys = entries
+            .iter()
+            .filter_map(|entry| self.prefix.parse(&entry.key).ok());
+        keys.filter_map(|key| match key {
+            Key::Endpoint(endpoint) if endpoint.node == self.node => Some(endpoint.network),
+            _ => None,
+        })
+        .collect()
     }
 
     /// Believes the store again, if nothing is missing of what this host carries: all that is in its kernel is explained

@@ -2,6 +2,7 @@
 //! Nothing is run beside it.
 
 mod log;
+mod recalled;
 mod refused;
 
 use serde_json::{Value, json};

@@ -14,7 +14,7 @@ use weft_core::{
     complaint::Complaint,
     dirty::Dirty,
     problem::Problem,
-    record::Scope,
+    record::{Entry, Scope},
     suspicion::{Census, Suspicion},
 };
 use weft_store::{Store, StoreError};
@@ -56,6 +56,17 @@ pub(super) struct Answer {
     result: Result<(Option<Census>, Census), StoreError>,
 }
 
+#[cfg(test)]
+impl Answer {
+    /// What the store has, told to an agent that has just started.
+    pub(super) fn at_start(now: Census) -> Self {
+        Self {
+            question: Question::Start,
+            result: Ok((None, now)),
+        }
+    }
+}
+
 /// Whether the store has been compared with what is known from before this agent started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Compared {
@@ -76,6 +87,8 @@ pub(super) struct Trust {
     unanswered: u32,
     answers: mpsc::UnboundedSender<Answer>,
     records: OwnRecords,
+    /// What a former agent wrote down, and the networks that are in view for it, until the store has been compared with it.
+    recalled: Option<(Vec<Entry>, BTreeSet<NetworkName>)>,
     /// When the copies of this host's records are to be written.
     copy_at: Option<Instant>,
     /// That they cannot be.
@@ -94,6 +107,7 @@ impl Trust {
             unanswered: 0,
             answers,
             records,
+            recalled: None,
             copy_at: None,
             complaint: Complaint::default(),
             trial_at: Instant::now(),
@@ -164,15 +178,14 @@ impl Reconciler {
                 // By now this agent has written its record itself. One that has never run had none.
                 after.own_peer = self.trust.found_itself.unwrap_or(true) || self.history.is_empty();
                 let networks = self.snapshot.networks().map(|(name, _)| name);
+                let recalled = self.trust.recalled.iter().flat_map(|(_, networks)| networks);
                 let known: BTreeSet<_> = networks
                     .chain(self.observed.networks.keys())
                     .chain(self.unseen_networks())
+                    .chain(recalled)
                     .collect();
                 let because = after.emptied(known.len());
-                self.trust.compared = Compared::Yes;
-                if let Some(because) = because {
-                    self.distrust(because);
-                }
+                self.end_comparison(because);
             }
             (Question::Start, Err(_)) => {
                 self.trust.compared = Compared::No;
@@ -218,6 +231,12 @@ impl Reconciler {
             self.trust.compared = Compared::Yes;
             return;
         };
+        if self.trust.recalled.is_none() {
+            self.look_into_recalled();
+            if !self.is_informed() {
+                return;
+            }
+        }
         let carries: BTreeSet<&NetworkName> = self
             .observed
             .networks
@@ -233,26 +252,51 @@ impl Reconciler {
         let because = held
             .or_else(|| self.history.contradicts(position))
             .or_else(no_networks);
-        if let Some(because) = because {
-            self.trust.compared = Compared::Yes;
-            self.distrust(because);
-        } else if carries.iter().any(|network| !self.snapshot.takes_part(network)) {
+        let recalled = self.trust.recalled.iter().flat_map(|(_, networks)| networks);
+        let mut concerned = carries.iter().copied().chain(recalled);
+        let lacks_some = concerned.any(|network| !self.snapshot.takes_part(network));
+        if because.is_none() && lacks_some {
             self.trust.compared = Compared::Asked;
             self.ask_census(Question::Start);
         } else {
-            self.trust.compared = Compared::Yes;
+            self.end_comparison(because);
         }
     }
 
-    /// Keeps what the kernel has and what a former agent wrote down.
-    fn distrust(&mut self, because: String) {
-        let dirty = self.snapshot.recall(&self.trust.records.read());
-        let carries_some = !self.observed.networks.is_empty() || self.unseen_networks().next().is_some();
-        if carries_some || !self.snapshot.held_keys().is_empty() {
-            self.snapshot.distrust(because);
+    /// Brings into view what a former agent has written down about. Without a network's record, and with nothing of it in the
+    /// kernel, as after a reboot, nothing else would lead to the endpoints that are left of it.
+    fn look_into_recalled(&mut self) {
+        let entries = self.trust.records.read();
+        let networks = self.snapshot.recalled_networks(&entries);
+        for network in &networks {
+            *self.pinned.entry(network.clone()).or_default() += 1;
         }
+        self.update_interest();
+        self.trust.recalled = Some((entries, networks));
+    }
+
+    /// Keeps what the kernel has and what a former agent wrote down if the store is not believed, else what of that the
+    /// records in the store depend on.
+    fn end_comparison(&mut self, because: Option<String>) {
+        self.trust.compared = Compared::Yes;
+        let (entries, networks) = self.trust.recalled.take().unwrap_or_default();
+        let dirty = match because {
+            Some(because) => {
+                let dirty = self.snapshot.recall(&entries);
+                let carries_some =
+                    !self.observed.networks.is_empty() || self.unseen_networks().next().is_some();
+                if carries_some || !self.snapshot.held_keys().is_empty() {
+                    self.snapshot.distrust(because);
+                }
+                dirty
+            }
+            None => self.snapshot.recall_in_use(&entries),
+        };
         self.take_in(dirty);
         self.after_records();
+        for network in &networks {
+            self.unpin(network);
+        }
     }
 
     // ---- what is held --------------------------------------------------------------------------------
