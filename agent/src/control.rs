@@ -14,7 +14,7 @@ mod questions;
 mod removal;
 mod republish;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use weft_api::{
@@ -25,7 +25,7 @@ use weft_core::{
     claims::{self, Refusal},
     fence::fenced,
     lost::Found,
-    record::{Committed, Guard, Transaction},
+    record::{Committed, Guard, Scope, Transaction},
 };
 use weft_proto::v1;
 use weft_store::{Store, StoreError};
@@ -452,15 +452,33 @@ impl Control for AgentControl {
     }
 
     async fn list_peers(&self, call: Call) -> Result<Vec<v1::Peer>, ApiError> {
-        let directory = self.store.prefix().all(Kind::Alive);
-        if !self.ask(|r| r.is_connected()).await? {
+        let (connected, known) = self
+            .ask(|r| {
+                (
+                    r.is_connected(),
+                    r.snapshot.is_complete(&BTreeSet::from([Scope::Peers])),
+                )
+            })
+            .await?;
+        if !known {
             return Err(self.no_store().await);
         }
         // Presence is not watched: nothing but this answer needs it.
+        let directory = self.store.prefix().all(Kind::Alive);
         let patience = until(call.deadline, STORE_PATIENCE);
-        let listing = self.store.list(&directory, patience).await;
-        let alive = listing.map_err(|error| store_error(&error))?.entries;
-        self.ask(move |r| view::peers(r, &alive)).await
+        let alive = match connected {
+            true => match self.store.list(&directory, patience).await {
+                Ok(listing) => Some(listing.entries),
+                Err(error) if error.is_temporary() => None,
+                Err(error) => return Err(store_error(&error)),
+            },
+            false => None,
+        };
+        self.ask(move |r| {
+            let present = alive.map(|alive| view::present(r, &alive));
+            view::peers(r, present.as_ref())
+        })
+        .await
     }
 
     async fn holdings(&self, call: Call, node: String) -> Result<v1::HoldingsResponse, ApiError> {

@@ -232,26 +232,32 @@ pub(crate) fn endpoint(r: &Reconciler, name: &EndpointRef, value: &Endpoint, rev
     }
 }
 
-/// All peers; `alive` are the presence records.
-pub(crate) fn peers(r: &Reconciler, alive: &[Entry]) -> Vec<v1::Peer> {
-    let mut present: BTreeMap<NodeName, Option<AliveDocument>> = BTreeMap::new();
-    for entry in alive {
-        if let Ok(Key::Alive(node)) = r.snapshot.prefix().parse(&entry.key) {
-            present.insert(node, decode(&entry.value).ok());
-        }
-    }
+/// Who is present, and what they say of it as far as that can be read.
+pub(crate) type Present = BTreeMap<NodeName, Option<AliveDocument>>;
+
+/// Who is present, by the records of presence.
+pub(crate) fn present(r: &Reconciler, alive: &[Entry]) -> Present {
+    let node = |entry: &Entry| match r.snapshot.prefix().parse(&entry.key) {
+        Ok(Key::Alive(node)) => Some((node, decode(&entry.value).ok())),
+        _ => None,
+    };
+    alive.iter().filter_map(node).collect()
+}
+
+/// All peers, with who is present if that is known.
+pub(crate) fn peers(r: &Reconciler, present: Option<&Present>) -> Vec<v1::Peer> {
     r.snapshot
         .peers()
-        .filter_map(|(node, slot)| peer(r, node, slot, present.get(node)))
+        .filter_map(|(node, slot)| peer(r, node, slot, present))
         .collect()
 }
 
-/// A peer, and its presence as far as that was looked up; none while its record was never valid.
+/// A peer, and its presence if that was looked up; none while its record was never valid.
 pub(crate) fn peer(
     r: &Reconciler,
     node: &NodeName,
     slot: &Slot<Peer>,
-    presence: Option<&Option<AliveDocument>>,
+    present: Option<&Present>,
 ) -> Option<v1::Peer> {
     let peer = slot.value.as_ref()?;
     Some(v1::Peer {
@@ -265,9 +271,9 @@ pub(crate) fn peer(
             PeerKind::External => v1::PeerKind::External,
         }
         .into(),
-        alive: presence.is_some(),
-        alive_since: presence
-            .and_then(Option::as_ref)
+        alive: present.map(|present| present.contains_key(node)),
+        alive_since: present
+            .and_then(|present| present.get(node)?.as_ref())
             .map(|a| (SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(a.since.min(1 << 40))).into()),
         local: *node == r.node.name,
         revision: slot.mod_revision,

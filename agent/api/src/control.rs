@@ -192,7 +192,8 @@ pub trait Control: Send + Sync + 'static {
         released: bool,
     ) -> impl Future<Output = Result<Vec<v1::Address>, ApiError>> + Send;
 
-    /// All peers, this host included, in any order.
+    /// All peers, this host included, in any order; as last known, and without who is alive, if the store does not
+    /// answer. Errors: `Unavailable` if they have never been known.
     fn list_peers(&self, call: Call) -> impl Future<Output = Result<Vec<v1::Peer>, ApiError>> + Send;
 
     /// What a node holds. Errors: `NotFound`, `Unavailable`.

@@ -303,17 +303,22 @@ fn peer_list() {
         mtu: 1500,
         version: text("0.1.0"),
         kind: PeerKind::Agent.into(),
-        alive: true,
+        alive: Some(true),
         alive_since: at(0),
         local: true,
         ..Default::default()
     };
     let gone = v1::Peer {
         node: text("host2"),
-        alive: false,
+        alive: Some(false),
         alive_since: None,
         local: false,
         ..agent.clone()
+    };
+    let unknown = v1::Peer {
+        node: text("host3"),
+        alive: None,
+        ..gone.clone()
     };
     let switch = v1::Peer {
         node: text("tor1"),
@@ -321,13 +326,14 @@ fn peer_list() {
         kind: PeerKind::External.into(),
         ..Default::default()
     };
-    let peers: Vec<Peer> = [agent, gone, switch].map(Peer::from).into();
+    let peers: Vec<Peer> = [agent, gone, unknown, switch].map(Peer::from).into();
     assert_eq!(
         table::peers(&peers, Paint::never()),
         "\
 NODE      KIND       ALIVE   SINCE                  VTEPS               MTU    VERSION
 host1 *   agent      yes     2026-11-18T11:06:40Z   10.99.0.1,fd99::1   1500   0.1.0
 host2     agent      no      -                      10.99.0.1,fd99::1   1500   0.1.0
+host3     agent      ?       -                      10.99.0.1,fd99::1   1500   0.1.0
 tor1      external   -       -                      10.99.0.250         -      -
 "
     );

@@ -22,7 +22,7 @@ use crate::failure::{Code, Failure};
 use crate::output::{Paint, plain, print};
 use crate::progress::waiting;
 use crate::view::{self, Converged, Endpoint, Network, Peer};
-use crate::{audit, removal, report, resync, subnet, table};
+use crate::{audit, output, removal, report, resync, subnet, table};
 
 /// How answers are printed.
 struct Printer {
@@ -95,7 +95,14 @@ async fn carry_out(command: Command, socket: &Path, printer: &Printer) -> Result
             let client = Client::connect(socket).await?;
             let peers = waiting("listing peers", client.list_peers()).await?;
             let peers: Vec<Peer> = peers.into_iter().map(Peer::from).collect();
-            printer.show(&peers[..], table::peers)
+            printer.show(&peers[..], table::peers)?;
+            let unknown = |peer: &Peer| peer.kind == "agent" && peer.alive.is_none();
+            if matches!(printer.format, Format::Table) && peers.iter().any(unknown) {
+                output::complain(
+                    "weft: etcd does not answer: these are the peers as last known, and who is alive is not (see 'weft status')\n",
+                );
+            }
+            Ok(())
         }
         Command::Peer(PeerCommand::Remove(args)) => {
             let client = Client::connect(socket).await?;

@@ -175,11 +175,17 @@ pub(crate) fn peers(peers: &[Peer], paint: Paint) -> String {
         // An external peer has no agent that could be alive.
         let alive = match (peer.kind, peer.alive) {
             ("external", _) => "-",
-            (_, true) => "yes",
-            (_, false) => "no",
+            (_, Some(true)) => "yes",
+            (_, Some(false)) => "no",
+            (_, None) => "?",
+        };
+        let tone = match alive {
+            "no" => Tone::Bad,
+            "?" => Tone::Wait,
+            _ => Tone::Neutral,
         };
         lines.row(
-            if alive == "no" { Tone::Bad } else { Tone::Neutral },
+            tone,
             &[
                 if peer.local {
                     format!("{} *", peer.node)

@@ -149,7 +149,8 @@ pub(crate) struct Peer {
     pub(crate) node: String,
     /// "agent", "external" or "unknown".
     pub(crate) kind: &'static str,
-    pub(crate) alive: bool,
+    /// Nothing if that is not known.
+    pub(crate) alive: Option<bool>,
     pub(crate) alive_since: Option<String>,
     pub(crate) vteps: Vec<String>,
     pub(crate) mtu: Option<u32>,

@@ -513,6 +513,13 @@ fn without_etcd_an_attach_fails_soon_and_a_detach_works() -> Result<()> {
     let status = host.weft_json(&["status"])?;
     assert_eq!(status["store"]["connected"], false);
     assert!(status["store"]["last_error"].is_string(), "{}", status["store"]);
+    // What is known is told, and what is not known is not.
+    let peers = host.weft_json(&["peer", "list"])?;
+    assert_eq!(peers[1]["node"], "host2", "{peers}");
+    assert!(
+        peers[1]["alive"].is_null() && peers[1]["vteps"].is_array(),
+        "{peers}"
+    );
 
     // Local work goes on: the device is gone when it returns, and says that the record is not.
     let gone = host.weft_json(&["endpoint", "detach", "blue", "goes"])?;

@@ -455,6 +455,7 @@ impl Peers for Fake {
     ) -> Result<Response<v1::ListPeersResponse>, Status> {
         let peers = vec![v1::Peer {
             node: "host1".to_owned(),
+            kind: v1::PeerKind::Agent.into(),
             ..Default::default()
         }];
         Ok(Response::new(v1::ListPeersResponse {

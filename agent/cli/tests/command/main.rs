@@ -249,8 +249,13 @@ async fn lists_are_gathered_from_all_pages() {
         all[fake::ENDPOINTS - 1]["id"],
         format!("e{:05}", fake::ENDPOINTS - 1)
     );
-    let (_, stdout, _) = run(&agent, "peer list").await;
-    assert_eq!(stdout.lines().count(), 2, "{stdout}");
+    let (code, stdout, stderr) = run(&agent, "peer list").await;
+    assert_eq!((code, stdout.lines().count()), (0, 2), "{stdout}");
+    // Nobody has said who is alive.
+    assert!(
+        stdout.contains(" ? ") && stderr.contains("as last known"),
+        "{stderr}"
+    );
     assert!(
         !stdout.contains('\u{1b}'),
         "no colours where nobody looks: {stdout:?}"
