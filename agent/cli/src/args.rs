@@ -204,7 +204,7 @@ pub(crate) struct CreateArgs {
     /// MTU of the endpoints' interfaces in bytes [default: the underlay's, less the encapsulation]
     #[arg(long, value_parser = clap::value_parser!(u32).range(68..=65_535), value_name = "N")]
     pub(crate) mtu: Option<u32>,
-    /// Replicate multicast and broadcast to all hosts of the network
+    /// Replicate multicast and broadcast to all hosts of the network (noted in the record, not carried yet)
     #[arg(long)]
     pub(crate) multicast: bool,
     /// How long an address that was given up is not chosen again, at most 7d [default: 0s]
