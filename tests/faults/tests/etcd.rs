@@ -122,6 +122,8 @@ fn all_members_are_down() -> Result<()> {
         ("killed", &[1, 2, 3], kill, spawn),
     ] {
         let goes = spare(&cluster, one, &format!("goes-{what}"))?;
+        // The other host hears of it a moment after the attach has returned.
+        caught_up(&cluster, [one, two], "blue")?;
         let before = writes(two)?;
         for member in members {
             down(cluster.etcd(*member))?;
