@@ -501,6 +501,8 @@ impl Control for AgentControl {
     async fn accept_deletions(&self, _: Call) -> Result<v1::AcceptDeletionsResponse, ApiError> {
         let acknowledged = self.ask(Reconciler::acknowledge_removal).await?;
         let held = self.ask(Reconciler::accept_deletions).await?;
+        // An agent that is killed now is not to hold it again. If it cannot be written, that is told in the log.
+        let _ = self.ask(Reconciler::history_written).await?.await;
         Ok(v1::AcceptDeletionsResponse {
             removal_acknowledged: acknowledged,
             count: held.unwrap_or_default() as u64,

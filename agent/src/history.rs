@@ -4,23 +4,17 @@
 //! restored does not believe that everything is gone. And the incarnation, which ends when an operator removes the
 //! node from the cluster, with what it held until people have taken notice of that.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    time::SystemTime,
-};
+use std::{fs, io, path::Path, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::state_file;
+use crate::state_file::{self, StateFile, Writer, Written};
 
 /// Remembers the store, and this life of the node.
 #[derive(Debug)]
 pub(crate) struct History {
-    path: PathBuf,
+    file: StateFile,
     stored: Stored,
-    /// Why the file cannot be written, as far as that was told.
-    complaint: Option<String>,
 }
 
 /// The file.
@@ -87,7 +81,7 @@ impl History {
     ///
     /// # Errors
     /// When the file is there and cannot be read.
-    pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
+    pub(crate) fn open(state_dir: &Path, writer: &Writer) -> io::Result<Self> {
         let path = state_dir.join("store.json");
         let stored: Stored = match fs::read(&path) {
             Ok(bytes) => match serde_json::from_slice(&bytes) {
@@ -102,18 +96,21 @@ impl History {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Stored::default(),
             Err(e) => return Err(e),
         };
-        let mut history = Self {
-            path,
-            stored,
-            complaint: None,
-        };
-        if history.stored.incarnation.is_empty() {
-            history.write(Stored {
-                incarnation: new_incarnation(),
-                ..history.stored.clone()
-            });
+        let mut stored = stored;
+        if stored.incarnation.is_empty() {
+            stored.incarnation = new_incarnation();
+            // At once: nobody waits for the loop yet, and nobody is to hear of a life that is not written.
+            let written = serde_json::to_vec(&stored)
+                .map_err(io::Error::from)
+                .and_then(|bytes| state_file::replace(&path, &bytes));
+            if let Err(error) = written {
+                tracing::warn!(path = %path.display(), %error, "cannot write this file; tried again");
+            }
         }
-        Ok(history)
+        Ok(Self {
+            file: StateFile::new(path, writer),
+            stored,
+        })
     }
 
     /// Which life of the node this is.
@@ -132,8 +129,9 @@ impl History {
         self.stored.mark
     }
 
-    /// Starts another life: an operator has ended the last one, by the mark of this revision.
-    pub(crate) fn begin_anew(&mut self, mark: i64, mut removed: Removed) {
+    /// Starts another life: an operator has ended the last one, by the mark of this revision. Nobody is to hear of it before
+    /// it is written.
+    pub(crate) fn begin_anew(&mut self, mark: i64, mut removed: Removed) -> Written {
         // Removed again before anybody took notice of the first time: all of it is to be told.
         if let Some(before) = &self.stored.removed {
             removed.endpoints += before.endpoints;
@@ -152,15 +150,15 @@ impl History {
             removed: Some(removed),
             held: self.stored.held.clone(),
             unknown: self.stored.unknown.clone(),
-        });
+        })
     }
 
     /// Somebody has taken notice of the end of the last life.
     pub(crate) fn acknowledge(&mut self) {
-        self.write(Stored {
+        drop(self.write(Stored {
             removed: None,
             ..self.stored.clone()
-        });
+        }));
     }
 
     /// Why and since when records are kept that the store has lost, if they are.
@@ -178,10 +176,10 @@ impl History {
             because: because.to_owned(),
             since: since.unwrap_or_else(SystemTime::now),
         });
-        self.write(Stored {
+        drop(self.write(Stored {
             held,
             ..self.stored.clone()
-        });
+        }));
     }
 
     /// Whether nothing is known: a first start, or a lost file.
@@ -214,38 +212,29 @@ impl History {
             .stored
             .known
             .is_some_and(|k| k.cluster_id == cluster_id && (0..STRIDE).contains(&(revision - k.revision)));
-        if self.stored.known == Some(known) || (near && !now) {
+        let is_known = self.stored.known == Some(known) || (near && !now);
+        // What could not be written is tried again.
+        if is_known && !self.file.is_refused() {
             return;
         }
-        let before = self.stored.known;
-        let written = self.write(Stored {
-            known: Some(known),
+        let known = if is_known { self.stored.known } else { Some(known) };
+        drop(self.write(Stored {
+            known,
             ..self.stored.clone()
-        });
-        if !written {
-            // To be tried again; an older position only notices less.
-            self.stored.known = before;
-        }
+        }));
     }
 
-    /// Takes this over, in the file as far as that can be. Whether it could.
-    fn write(&mut self, stored: Stored) -> bool {
-        self.stored = stored;
-        let written = serde_json::to_vec(&self.stored)
-            .map_err(io::Error::from)
-            .and_then(|bytes| state_file::replace(&self.path, &bytes));
-        match &written {
-            Ok(()) => self.complaint = None,
-            Err(error) => {
-                // Tried again with each pass, while a disk is full perhaps for days.
-                let why = error.to_string();
-                if self.complaint.as_ref() != Some(&why) {
-                    tracing::warn!(path = %self.path.display(), error = why, "cannot write this file; tried again");
-                    self.complaint = Some(why);
-                }
-            }
+    /// All that is remembered until now, on its way to the disk.
+    pub(crate) fn written(&mut self) -> Written {
+        if self.file.is_written() {
+            return state_file::written_already();
         }
-        written.is_ok()
+        self.write(self.stored.clone())
+    }
+
+    fn write(&mut self, stored: Stored) -> Written {
+        self.stored = stored.clone();
+        self.file.replace(move || Ok(serde_json::to_vec(&stored)?))
     }
 }
 
@@ -253,70 +242,82 @@ impl History {
 mod tests {
     use super::*;
 
+    /// As an agent that is started when all is on the disk.
+    fn open(dir: &Path) -> History {
+        History::open(dir, &Writer::default()).unwrap()
+    }
+
+    fn reopened(dir: &Path, history: &mut History) -> History {
+        history.written().blocking_recv().unwrap().unwrap();
+        open(dir)
+    }
+
     #[test]
     fn another_or_an_older_store_is_told() {
         let dir = tempfile::tempdir().unwrap();
-        let mut history = History::open(dir.path()).unwrap();
+        let mut history = open(dir.path());
         assert_eq!(history.contradicts((1, 10)), None);
         history.note((1, 100), false);
         history.note((1, 200), false);
-        let again = History::open(dir.path()).unwrap();
+        let again = reopened(dir.path(), &mut history);
         assert_eq!(again.contradicts((1, 100)), None);
         assert!(again.contradicts((2, 500)).unwrap().contains("another cluster"));
         assert!(again.contradicts((1, 99)).unwrap().contains("revision 99"));
         history.note((1, 200), true);
-        assert!(History::open(dir.path()).unwrap().contradicts((1, 150)).is_some());
+        let again = reopened(dir.path(), &mut history);
+        assert!(again.contradicts((1, 150)).is_some());
     }
 
     #[test]
     fn a_life_goes_on_until_it_is_ended() {
         let dir = tempfile::tempdir().unwrap();
-        let mut history = History::open(dir.path()).unwrap();
+        let mut history = open(dir.path());
         let first = history.incarnation().to_owned();
         assert!(!first.is_empty() && history.is_empty());
         history.note((1, 100), true);
-        let mut history = History::open(dir.path()).unwrap();
+        let mut history = reopened(dir.path(), &mut history);
         assert_eq!(history.incarnation(), first);
         let removed = |held: &str| Removed {
             by: Some("host2".to_owned()),
             endpoints: 1,
             held: vec![held.to_owned()],
         };
-        history.begin_anew(7, removed("blue/a"));
+        drop(history.begin_anew(7, removed("blue/a")));
         assert_ne!(history.incarnation(), first);
-        history.begin_anew(9, removed("blue/b"));
-        let mut history = History::open(dir.path()).unwrap();
+        let written = history.begin_anew(9, removed("blue/b"));
+        written.blocking_recv().unwrap().unwrap();
+        let mut history = open(dir.path());
         assert_eq!(history.contradicts((1, 100)), None);
         assert_eq!(history.removed().unwrap().held, ["blue/b", "blue/a"]);
         assert_eq!(history.heeded(), 9, "the mark may be there yet");
         let third = history.incarnation().to_owned();
         history.acknowledge();
-        let history = History::open(dir.path()).unwrap();
+        let history = reopened(dir.path(), &mut history);
         assert_eq!((history.removed(), history.incarnation()), (None, &*third));
     }
 
     #[test]
     fn what_is_held_is_remembered_with_the_time_it_began() {
         let dir = tempfile::tempdir().unwrap();
-        let mut history = History::open(dir.path()).unwrap();
+        let mut history = open(dir.path());
         history.hold(Some("a slip"));
         let since = history.held().unwrap().since;
         history.hold(Some("another"));
-        let mut again = History::open(dir.path()).unwrap();
+        let mut again = reopened(dir.path(), &mut history);
         let held = again.held().unwrap();
         assert_eq!((&*held.because, held.since), ("another", since));
         again.hold(None);
-        assert_eq!(History::open(dir.path()).unwrap().held(), None);
+        assert_eq!(reopened(dir.path(), &mut again).held(), None);
     }
 
     #[test]
     fn a_file_from_before_lives_had_names_is_understood() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("store.json"), r#"{"cluster_id":1,"revision":7}"#).unwrap();
-        let history = History::open(dir.path()).unwrap();
+        let history = open(dir.path());
         assert!(history.contradicts((1, 6)).is_some() && !history.incarnation().is_empty());
         fs::write(dir.path().join("store.json"), "{").unwrap();
-        let again = History::open(dir.path()).unwrap();
+        let again = open(dir.path());
         assert!(again.is_empty() && again.incarnation() != history.incarnation());
         let kept = fs::read_to_string(dir.path().join("store.json.unreadable")).unwrap();
         assert_eq!(kept, "{");
@@ -328,10 +329,24 @@ mod tests {
         let path = dir.path().join("store.json");
         let newer = r#"{"cluster_id":1,"revision":7,"incarnation":"x","moons":{"io":[1,2]}}"#;
         fs::write(&path, newer).unwrap();
-        let mut history = History::open(dir.path()).unwrap();
+        let mut history = open(dir.path());
         history.note((1, 8), true);
+        reopened(dir.path(), &mut history);
         let written: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         let wanted: serde_json::Value = serde_json::from_str(&newer.replace(":7", ":8")).unwrap();
         assert_eq!(written, wanted);
+    }
+
+    #[test]
+    fn a_position_that_could_not_be_written_is_written_with_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut history = open(dir.path());
+        let in_the_way = dir.path().join("store.new");
+        fs::create_dir(&in_the_way).unwrap();
+        history.note((1, 100), false);
+        history.written().blocking_recv().unwrap().unwrap_err();
+        fs::remove_dir(&in_the_way).unwrap();
+        history.note((1, 101), false);
+        assert!(reopened(dir.path(), &mut history).contradicts((1, 99)).is_some());
     }
 }

@@ -9,12 +9,13 @@ use std::{
 use serde::{Deserialize, Serialize};
 use weft_core::record::Entry;
 
-use crate::state_file;
+use crate::state_file::{StateFile, Writer, Written};
 
 /// The file.
 #[derive(Debug, Clone)]
 pub(crate) struct OwnRecords {
     path: PathBuf,
+    writer: Writer,
 }
 
 /// A record as it lies in the file. Values are JSON, which is text.
@@ -28,8 +29,9 @@ struct Stored {
 
 impl OwnRecords {
     /// The file in this directory.
-    pub(crate) fn new(state_dir: &Path) -> Self {
+    pub(crate) fn new(state_dir: &Path, writer: &Writer) -> Self {
         Self {
+            writer: writer.clone(),
             path: state_dir.join("records.json"),
         }
     }
@@ -55,21 +57,19 @@ impl OwnRecords {
         stored.into_iter().map(entry).collect()
     }
 
-    /// Writes them down, instead of those before.
-    ///
-    /// # Errors
-    /// When that is not possible; then those before are still there.
-    pub(crate) fn write(&self, entries: Vec<Entry>) -> io::Result<()> {
-        let stored = entries.into_iter().filter_map(|entry| {
-            Some(Stored {
-                key: String::from_utf8(entry.key).ok()?,
-                value: String::from_utf8(entry.value).ok()?,
-                created: entry.create_revision,
-                written: entry.mod_revision,
-            })
-        });
-        let bytes = serde_json::to_vec(&stored.collect::<Vec<_>>())?;
-        state_file::replace(&self.path, &bytes)
+    /// Has them written down, instead of those before.
+    pub(crate) fn write(&self, entries: Vec<Entry>) -> Written {
+        StateFile::new(self.path.clone(), &self.writer).replace(move || {
+            let stored = entries.into_iter().filter_map(|entry| {
+                Some(Stored {
+                    key: String::from_utf8(entry.key).ok()?,
+                    value: String::from_utf8(entry.value).ok()?,
+                    created: entry.create_revision,
+                    written: entry.mod_revision,
+                })
+            });
+            Ok(serde_json::to_vec(&stored.collect::<Vec<_>>())?)
+        })
     }
 }
 
@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_a_broken_file_is_none() {
         let dir = tempfile::tempdir().unwrap();
-        let records = OwnRecords::new(dir.path());
+        let records = OwnRecords::new(dir.path(), &Writer::default());
         assert_eq!(records.read(), []);
         let entry = Entry {
             key: b"/weft/v1/networks/blue".to_vec(),
@@ -88,7 +88,11 @@ mod tests {
             create_revision: 7,
             mod_revision: 9,
         };
-        records.write(vec![entry.clone()]).unwrap();
+        records
+            .write(vec![entry.clone()])
+            .blocking_recv()
+            .unwrap()
+            .unwrap();
         assert_eq!(records.read(), [entry]);
         fs::write(dir.path().join("records.json"), "[").unwrap();
         assert_eq!(records.read(), []);

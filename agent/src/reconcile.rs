@@ -58,6 +58,7 @@ use crate::{
     own_records::OwnRecords,
     problems::{Problems, Source},
     repeats::Repeats,
+    state_file::Written,
 };
 use barriers::Answers;
 use dead::Gone;
@@ -72,6 +73,9 @@ pub(crate) use weft_core::problem::chain;
 
 /// How long a plan that is under way is waited for at the end.
 const LAST_PLAN: Duration = Duration::from_secs(5);
+
+/// How long the disk is waited for then.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 
 /// Taking in this much at once leaves so much memory behind that giving it back is worth the time.
 const MUCH: usize = 500;
@@ -183,6 +187,8 @@ pub(crate) struct Reconciler {
     refused: Refused,
     answers: Answers,
     identity: Identity,
+    /// Another life of this node, until it is written.
+    new_life: Option<Written>,
     ready: Option<oneshot::Sender<()>>,
 }
 
@@ -248,7 +254,11 @@ pub(crate) async fn run(
             result = answered(&mut reconciler.busy) => reconciler.on_answer(result),
             Some(found) = arrived(&mut reconciler.underlay_search) => reconciler.on_underlay(found),
             gone = arrived(&mut reconciler.dead_search) => reconciler.on_dead(gone),
-            () = tokio::time::sleep_until(wake) => reconciler.on_time().await,
+            copied = arrived(&mut reconciler.trust.copying) => {
+                reconciler.on_copied(matches!(copied, Some(Ok(()))));
+            }
+            _ = arrived(&mut reconciler.new_life) => reconciler.on_new_life(),
+            () = tokio::time::sleep_until(wake) => reconciler.on_time(),
         }
     }
     reconciler.finish().await;
@@ -349,6 +359,7 @@ impl Reconciler {
             refused: Refused::default(),
             answers,
             identity,
+            new_life: None,
             ready: Some(ready),
             node,
         }
@@ -489,7 +500,7 @@ impl Reconciler {
         self.dirty.merge(dirty);
     }
 
-    async fn on_time(&mut self) {
+    fn on_time(&mut self) {
         let now = Instant::now();
         if now >= self.next_full {
             self.next_full = now + self.node.resync;
@@ -533,7 +544,7 @@ impl Reconciler {
             self.find_underlay();
         }
         self.look_for_dead(now);
-        self.tend_trust().await;
+        self.tend_trust();
         self.look_for_others();
         self.run_chores();
         self.tell_rest(now);
@@ -577,7 +588,10 @@ impl Reconciler {
             let _ = tokio::time::timeout(LAST_PLAN, answer).await;
         }
         self.note_position(true);
-        self.copy_records().await;
+        let last = self.write_last();
+        if tokio::time::timeout(LAST_WRITES, last).await.is_err() {
+            tracing::warn!("the state directory's disk does not answer");
+        }
         tracing::info!("stopping; forwarding stays as it is");
     }
 }

@@ -24,6 +24,7 @@ use crate::{
     node::Node,
     own_records::OwnRecords,
     reconcile::{self, Ask, Parts},
+    state_file::Writer,
 };
 
 /// Nobody has containers here that could be gone.
@@ -76,13 +77,14 @@ pub async fn simulate(host: Simulated, stop: CancellationToken) -> anyhow::Resul
     .context("cannot start the kernel's thread")?;
     let config = weft_store::Config::new(host.etcd, Prefix::default(), host.node);
     let (store, store_events) = Store::open(config, stop.clone()).await?;
+    let writer = Writer::default();
     let parts = Parts {
         node,
         store: store.clone(),
         kernel,
-        detachments: Detachments::open(&host.state_dir)?,
-        history: History::open(&host.state_dir)?,
-        records: OwnRecords::new(&host.state_dir),
+        detachments: Detachments::open(&host.state_dir, &writer)?,
+        history: History::open(&host.state_dir, &writer)?,
+        records: OwnRecords::new(&host.state_dir, &writer),
         events: EventHub::new(16),
         metrics: Metrics::new(),
         ready: host.ready,

@@ -24,6 +24,7 @@ use crate::{
     own_records::OwnRecords,
     reconcile::{self, Asker, Parts, chain},
     sole::Sole,
+    state_file::Writer,
 };
 
 /// Events kept for a watcher that is behind.
@@ -42,8 +43,9 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         group: config.socket_group.clone(),
     })?;
     let _sole = Sole::claim(&config)?;
-    let detachments = Detachments::open(&config.state_dir)?;
-    let history = History::open(&config.state_dir)
+    let writer = Writer::default();
+    let detachments = Detachments::open(&config.state_dir, &writer)?;
+    let history = History::open(&config.state_dir, &writer)
         .with_context(|| format!("cannot read store.json in {}", config.state_dir.display()))?;
     let kernel = Kernel::open(kernel_config(&config))?;
     let notifications = Notifications::open(&kernel)?;
@@ -92,7 +94,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         kernel,
         detachments,
         history,
-        records: OwnRecords::new(&config.state_dir),
+        records: OwnRecords::new(&config.state_dir, &writer),
         events,
         metrics: counted,
         ready,

@@ -465,8 +465,10 @@ impl AgentControl {
 
     async fn remember_detach(&self, name: &EndpointRef) -> Result<(), ApiError> {
         let remembered = name.clone();
-        self.ask(move |r| r.remember_detach(&remembered))
-            .await?
+        let remembered = self.ask(move |r| r.remember_detach(&remembered)).await?;
+        remembered
+            .on_disk()
+            .await
             .map_err(|error| ApiError::internal(format!("detaching {name}"), error))
     }
 

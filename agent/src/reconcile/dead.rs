@@ -7,10 +7,7 @@ use tokio::time::Instant;
 use weft_core::problem::Problem;
 use weft_store_schema::{EndpointRef, Key};
 
-use crate::{
-    problems::Source,
-    reconcile::{Reconciler, chain},
-};
+use crate::{problems::Source, reconcile::Reconciler};
 
 /// An endpoint, and the path of its container's namespace that leads nowhere.
 pub(super) type Gone = (EndpointRef, Box<str>);
@@ -75,9 +72,8 @@ impl Reconciler {
     fn release_dead(&mut self, endpoint: &EndpointRef) {
         tracing::warn!(%endpoint, "detached: its container's namespace is gone");
         self.detach(endpoint);
-        if let Err(error) = self.remember_detach(endpoint) {
-            tracing::warn!(%endpoint, error = %chain(&error), "it may come back if the agent ends now");
-        }
+        // If it cannot be written, that is told there; the endpoint may come back if the agent ends now.
+        drop(self.remember_detach(endpoint));
         let key = Key::Endpoint(endpoint.clone()).to_string();
         self.problems.set(Source::Attachment, &key, None);
     }

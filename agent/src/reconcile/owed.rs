@@ -18,7 +18,7 @@ use weft_store::StoreError;
 use weft_store_schema::{EndpointRef, Key, NetworkName, PeerDocument};
 
 use crate::{
-    detachments::DetachmentsError,
+    detachments::Remembered,
     problems::Source,
     reconcile::{Reconciler, chain},
 };
@@ -157,8 +157,9 @@ impl Reconciler {
         self.connection.as_ref()
     }
 
+    /// What the node's record should say, once that is known, and this life of the node is on the disk.
     pub(super) fn peer_document(&self) -> Option<PeerDocument> {
-        let underlay = self.underlay.as_ref()?;
+        let underlay = self.underlay.as_ref().filter(|_| self.new_life.is_none())?;
         Some(self.node.peer_document(underlay, self.history.incarnation()))
     }
 
@@ -378,16 +379,13 @@ impl Reconciler {
         self.run_chores();
     }
 
-    /// Writes down that an endpoint is detached, so that it stays so if the agent ends before the store has
-    /// been told.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub(crate) fn remember_detach(&mut self, endpoint: &EndpointRef) -> Result<(), DetachmentsError> {
+    /// Has it written down that an endpoint is detached, so that it stays so if the agent ends before the store has
+    /// been told. Whoever is told of it is told when it is on the disk.
+    pub(crate) fn remember_detach(&mut self, endpoint: &EndpointRef) -> Remembered {
         match self.snapshot.detaching().get(endpoint) {
             Some(life) => self.detachments.insert(endpoint, *life),
             // The store has been told meanwhile.
-            None => Ok(()),
+            None => self.detachments.nothing(),
         }
     }
 
@@ -404,9 +402,7 @@ impl Reconciler {
             let dirty = self.snapshot.end_detach(&endpoint);
             self.interest_is_stale = true;
             self.dirty.merge(dirty);
-            if let Err(error) = self.detachments.remove(&endpoint) {
-                tracing::warn!(error = %chain(&error), "a finished detachment stays remembered, which does no harm");
-            }
+            self.detachments.remove(&endpoint);
         }
     }
 }

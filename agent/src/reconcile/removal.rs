@@ -4,10 +4,10 @@
 
 use std::collections::BTreeSet;
 
-use weft_core::{problem::Problem, record::Scope};
+use weft_core::{dirty::Dirty, problem::Problem, record::Scope};
 use weft_store_schema::{EndpointRef, Key};
 
-use crate::{history::Removed, problems::Source, reconcile::Reconciler};
+use crate::{history::Removed, problems::Source, reconcile::Reconciler, state_file::Written};
 
 impl Reconciler {
     /// Which life of this node this is.
@@ -45,8 +45,20 @@ impl Reconciler {
             endpoints: mark.endpoints,
             held: mark.held,
         };
-        self.history.begin_anew(at, last);
+        self.new_life = Some(self.history.begin_anew(at, last));
         self.question_identity();
+    }
+
+    /// The file of this life has been written, or cannot be, which is told: the life begins either way.
+    pub(super) fn on_new_life(&mut self) {
+        self.new_life = None;
+        self.add_chores(&Dirty::everything());
+        self.run_chores();
+    }
+
+    /// What this host remembers of the store and of itself, on its way to the disk.
+    pub(crate) fn history_written(&mut self) -> Written {
+        self.history.written()
     }
 
     /// Says what the last life has lost, until that is there again or somebody has taken notice.

@@ -1,6 +1,7 @@
 //! The loop's decisions, one by one: events are put in by hand, and what the kernel's thread and the store would answer.
 //! Nothing is run beside it.
 
+mod disk;
 mod log;
 mod recalled;
 mod refused;
@@ -16,6 +17,7 @@ use weft_store_schema::NodeName;
 
 use self::log::Log;
 use super::*;
+use crate::state_file::Writer;
 
 const CLUSTER: u64 = 1;
 
@@ -109,13 +111,14 @@ impl Ground {
             dead_grace: Duration::from_secs(60),
             release_dead: false,
         };
+        let writer = Writer::default();
         let parts = Parts {
             node,
             store,
             kernel: KernelThread::idle(),
-            detachments: Detachments::open(state.path()).unwrap(),
-            history: History::open(state.path()).unwrap(),
-            records: OwnRecords::new(state.path()),
+            detachments: Detachments::open(state.path(), &writer).unwrap(),
+            history: History::open(state.path(), &writer).unwrap(),
+            records: OwnRecords::new(state.path(), &writer),
             events: EventHub::new(16),
             metrics: Metrics::new(),
             ready: oneshot::channel().0,
@@ -286,7 +289,7 @@ async fn what_could_not_be_seen_is_neither_given_up_nor_planned_for() {
         );
         assert!(ground.problem("networks/blue").unwrap().contains("cannot see"));
         tokio::time::advance(Duration::from_secs(20)).await;
-        ground.reconciler.on_time().await;
+        ground.reconciler.on_time();
     }
     // Seen at last: it is written, and then the address is given up.
     ground.looked(look(&["blue"], Vec::new()));
@@ -300,7 +303,7 @@ async fn a_first_look_that_shows_nothing_at_all_is_none() {
     assert!(!ground.reconciler.is_adopted() && ground.problem("(kernel)").is_some());
     assert!(ground.reconciler.busy.is_none(), "not again at once");
     tokio::time::advance(Duration::from_millis(200)).await;
-    ground.reconciler.on_time().await;
+    ground.reconciler.on_time();
     ground.looked(look(&[], Vec::new()));
     assert!(ground.reconciler.is_adopted() && ground.problem("(kernel)").is_none());
 }
@@ -326,7 +329,7 @@ async fn a_look_that_fails_is_repeated() {
     assert!(ground.problem("networks/blue").is_some());
     assert!(ground.reconciler.next_wake() <= Instant::now() + Duration::from_millis(200));
     tokio::time::advance(Duration::from_millis(200)).await;
-    ground.reconciler.on_time().await;
+    ground.reconciler.on_time();
     assert!(ground.reconciler.look.networks.contains(&blue()));
     let mut found = ground.as_known();
     found.observed.networks.get_mut(&blue()).unwrap().forwards.clear();
@@ -523,23 +526,4 @@ async fn of_a_plan_that_half_is_refused_the_other_half_is_known_to_be_done() {
     ground.reconciler.on_answer(passes::Answer::Applied(applied));
     let known = &ground.reconciler.observed.networks[&blue()].neighbours;
     assert_eq!(known.len(), done.len());
-}
-
-#[tokio::test(start_paused = true)]
-async fn that_no_copies_can_be_kept_is_one_line() {
-    let log = Log::begin();
-    let mut ground = Ground::informed(Vec::new(), Vec::new()).await;
-    ground.looked(look(&[], Vec::new()));
-    let state = ground._state.path().to_owned();
-    let lines = || log.lines("cannot keep copies").len();
-    for told in [1, 2] {
-        std::fs::remove_dir_all(&state).unwrap();
-        for _ in 0..10 {
-            ground.reconciler.copies_are_old(&Dirty::everything());
-            ground.reconciler.copy_records().await;
-            assert_eq!(lines(), told);
-        }
-        std::fs::create_dir(&state).unwrap();
-        ground.reconciler.copy_records().await;
-    }
 }

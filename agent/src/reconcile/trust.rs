@@ -5,13 +5,11 @@
 
 use std::{
     collections::BTreeSet,
-    io,
     time::{Duration, SystemTime},
 };
 
 use tokio::{sync::mpsc, time::Instant};
 use weft_core::{
-    complaint::Complaint,
     dirty::Dirty,
     problem::Problem,
     record::{Entry, Scope},
@@ -21,7 +19,7 @@ use weft_store::{Store, StoreError};
 use weft_store_schema::{Key, NetworkName};
 
 use super::{Reconciler, chain};
-use crate::{own_records::OwnRecords, problems::Source};
+use crate::{own_records::OwnRecords, problems::Source, state_file::Written};
 
 /// How long the store has for one answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -90,9 +88,9 @@ pub(super) struct Trust {
     /// What a former agent wrote down, and the networks that are in view for it, until the store has been compared with it.
     recalled: Option<(Vec<Entry>, BTreeSet<NetworkName>)>,
     /// When the copies of this host's records are to be written.
-    copy_at: Option<Instant>,
-    /// That they cannot be.
-    complaint: Complaint,
+    pub(super) copy_at: Option<Instant>,
+    /// They are being written.
+    pub(super) copying: Option<Written>,
     trial_at: Instant,
 }
 
@@ -109,7 +107,7 @@ impl Trust {
             records,
             recalled: None,
             copy_at: None,
-            complaint: Complaint::default(),
+            copying: None,
             trial_at: Instant::now(),
         };
         (trust, results)
@@ -368,33 +366,40 @@ impl Reconciler {
         }
     }
 
-    /// Writes down what this host needs back if the store loses it.
-    pub(super) async fn copy_records(&mut self) {
+    /// Has what this host needs back if the store loses it written down.
+    fn copy_records(&mut self) {
         // Before the store is known and believed, there is less in view than was written down.
-        if self.trust.copy_at.is_none() || !self.adopted {
-            return;
+        if self.trust.copy_at.is_some() && self.trust.copying.is_none() && self.adopted {
+            self.trust.copy_at = None;
+            self.trust.copying = Some(self.trust.records.write(self.snapshot.memorable()));
         }
-        let (records, entries) = (self.trust.records.clone(), self.snapshot.memorable());
-        let written = tokio::task::spawn_blocking(move || records.write(entries)).await;
-        match written.map_err(io::Error::other).flatten() {
-            Ok(()) => {
-                self.trust.copy_at = None;
-                self.trust.complaint.over();
-            }
-            Err(error) => {
-                self.trust.copy_at = Some(Instant::now() + COPY_PAUSE * 10);
-                if self.trust.complaint.is_news(&error.to_string()) {
-                    tracing::warn!(%error, "cannot keep copies of this host's records in the state directory; tried again");
-                }
-            }
+    }
+
+    /// They are written, or cannot be, which is told.
+    pub(super) fn on_copied(&mut self, written: bool) {
+        if !written {
+            self.trust.copy_at.get_or_insert(Instant::now() + COPY_PAUSE * 10);
+        }
+    }
+
+    /// Waits until all is on the disk that an agent which ends leaves to the next.
+    pub(super) async fn write_last(&mut self) {
+        if let Some(copying) = self.trust.copying.take() {
+            // If it could not be written, that was told.
+            let _ = copying.await;
+        }
+        self.copy_records();
+        let others = [self.history.written(), self.detachments.written()];
+        for written in self.trust.copying.take().into_iter().chain(others) {
+            let _ = written.await;
         }
     }
 
     /// Does what is due.
-    pub(super) async fn tend_trust(&mut self) {
+    pub(super) fn tend_trust(&mut self) {
         let now = Instant::now();
         if self.trust.copy_at.is_some_and(|at| at <= now) {
-            self.copy_records().await;
+            self.copy_records();
         }
         self.ask_about_deletions();
         if self.snapshot.is_distrusted() && self.trust.trial_at <= now {
@@ -410,7 +415,8 @@ impl Reconciler {
 
     /// When something is due.
     pub(super) fn trust_due(&self) -> Option<Instant> {
-        let copy = self.trust.copy_at.filter(|_| self.adopted);
+        let may_copy = self.adopted && self.trust.copying.is_none();
+        let copy = self.trust.copy_at.filter(|_| may_copy);
         let trial = self.snapshot.is_distrusted().then_some(self.trust.trial_at);
         // What waits for the connection is asked when that is there again.
         let ask = Some(self.trust.ask_at).filter(|at| *at > Instant::now());

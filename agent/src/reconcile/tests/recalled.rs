@@ -11,7 +11,8 @@ impl Ground {
         let mut ground = Self::new().await;
         ground.reconciler.history.note((CLUSTER, 5), true);
         let copies = vec![network(), endpoint("web", "10.1.0.2")];
-        OwnRecords::new(ground._state.path()).write(copies).unwrap();
+        let records = OwnRecords::new(ground._state.path(), &Writer::default());
+        records.write(copies).await.unwrap().unwrap();
         ground.connect();
         ground.reconciler.use_underlay(underlay());
         let peer = ground.reconciler.peer_document().unwrap();
