@@ -11,51 +11,109 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tokio::task::JoinHandle;
+
 /// The mounts of this process; pollable (`POLLPRI`), unlike most of /proc.
 pub(crate) const TABLE: &str = "/proc/self/mountinfo";
 
 /// The mount's number and what is mounted, for a namespace `net:[…]`. The kernel uses numbers again.
 type Source = (u64, Vec<u8>);
 
-/// What is mounted in some directories.
+/// What is mounted in some directories. The table is read on a thread for what blocks: on a host with thousands of mounts
+/// that takes long, and each container that comes or goes changes it.
 #[derive(Debug)]
 pub(crate) struct Mounts {
+    table: PathBuf,
     dirs: Vec<PathBuf>,
-    /// Where, and which mount of what it is.
-    known: BTreeSet<(PathBuf, Source)>,
+    /// None while the table is being read.
+    known: Option<Known>,
+    reading: Option<JoinHandle<(Known, io::Result<BTreeSet<PathBuf>>)>>,
+    /// What is to be forgotten when it has been read.
+    forgotten: BTreeSet<PathBuf>,
 }
 
+/// Where something is mounted, and which mount of what it is.
+#[derive(Debug, Default)]
+struct Known(BTreeSet<(PathBuf, Source)>);
+
 impl Mounts {
-    pub(crate) fn read(dirs: Vec<PathBuf>) -> io::Result<Self> {
-        let known = read(&dirs)?;
-        Ok(Self { dirs, known })
+    /// What is mounted now; waits for the table.
+    pub(crate) fn read(table: &Path, dirs: Vec<PathBuf>) -> io::Result<Self> {
+        let known = Known(read(table, &dirs)?);
+        Ok(Self {
+            table: table.to_owned(),
+            dirs,
+            known: Some(known),
+            reading: None,
+            forgotten: BTreeSet::new(),
+        })
     }
 
     /// A file came or went: what was known to be mounted there is not what is mounted there next, even if it
     /// should bear the same numbers.
     pub(crate) fn forget(&mut self, path: &Path) {
-        self.known.retain(|(known, _)| known != path);
+        match &mut self.known {
+            Some(known) => known.forget(path),
+            None => drop(self.forgotten.insert(path.to_owned())),
+        }
     }
 
-    /// Where something was mounted or unmounted since the last call.
-    pub(crate) fn changed(&mut self) -> io::Result<BTreeSet<PathBuf>> {
-        let now = read(&self.dirs)?;
-        let changed = now
-            .symmetric_difference(&self.known)
-            .map(|(path, _)| path.clone())
-            .collect();
-        self.known = now;
+    /// Whether the table is being read. What changes in it meanwhile may be in what is read, or not.
+    pub(crate) fn is_reading(&self) -> bool {
+        self.reading.is_some()
+    }
+
+    /// The table has changed: reads it. To be called within the runtime, when it is not being read.
+    pub(crate) fn look(&mut self) {
+        let mut known = self.known.take().unwrap_or_default();
+        let (table, dirs) = (self.table.clone(), self.dirs.clone());
+        self.reading = Some(tokio::task::spawn_blocking(move || {
+            let changed = known.compare(&table, &dirs);
+            (known, changed)
+        }));
+    }
+
+    /// Where something was mounted or unmounted since the last time, once the table has been read; never, if it is not
+    /// being read. Cancelling loses nothing.
+    pub(crate) async fn changed(&mut self) -> io::Result<BTreeSet<PathBuf>> {
+        let Some(reading) = &mut self.reading else {
+            return std::future::pending().await;
+        };
+        let read = reading.await;
+        self.reading = None;
+        let (mut known, changed) = read.map_err(io::Error::other)?;
+        let forgotten = std::mem::take(&mut self.forgotten);
+        forgotten.iter().for_each(|path| known.forget(path));
+        self.known = Some(known);
+        if !forgotten.is_empty() {
+            // What was read may have been from before, or from after.
+            self.look();
+        }
+        changed
+    }
+}
+
+impl Known {
+    fn forget(&mut self, path: &Path) {
+        self.0.retain(|(known, _)| known != path);
+    }
+
+    fn compare(&mut self, table: &Path, dirs: &[PathBuf]) -> io::Result<BTreeSet<PathBuf>> {
+        let now = read(table, dirs)?;
+        let changed = now.symmetric_difference(&self.0);
+        let changed = changed.map(|(path, _)| path.clone()).collect();
+        self.0 = now;
         Ok(changed)
     }
 }
 
-fn read(dirs: &[PathBuf]) -> io::Result<BTreeSet<(PathBuf, Source)>> {
+fn read(table: &Path, dirs: &[PathBuf]) -> io::Result<BTreeSet<(PathBuf, Source)>> {
     // The table names directories by what they are, the configuration perhaps by a link (/var/run).
     let real: Vec<_> = dirs
         .iter()
         .map(|dir| (fs::canonicalize(dir).unwrap_or_else(|_| dir.clone()), dir))
         .collect();
-    let table = fs::read(TABLE)?;
+    let table = fs::read(table)?;
     let mounts = table.split(|b| *b == b'\n').filter_map(mount);
     Ok(mounts
         .flat_map(|(path, source)| {
@@ -119,5 +177,46 @@ mod tests {
         );
         assert_eq!(mount(b""), None);
         assert_eq!(mount(b"1 2 3"), None);
+    }
+
+    /// A table that takes as long to read as it likes: until it is written.
+    #[tokio::test]
+    async fn nobody_waits_for_the_table() {
+        let dir = tempfile::tempdir().unwrap();
+        let (table, netns) = (dir.path().join("table"), dir.path().join("netns"));
+        fs::create_dir(&netns).unwrap();
+        let line = |n: u32, file: &str| {
+            let netns = fs::canonicalize(&netns).unwrap();
+            format!(
+                "{n} 28 0:4 net:[{n}] {}/{file} rw - nsfs nsfs rw\n",
+                netns.display()
+            )
+        };
+        fs::write(&table, line(1, "a")).unwrap();
+        let mut mounts = Mounts::read(&table, vec![netns.clone()]).unwrap();
+        fs::remove_file(&table).unwrap();
+        nix::unistd::mkfifo(&table, nix::sys::stat::Mode::S_IRWXU).unwrap();
+
+        mounts.look();
+        let soon = std::time::Duration::from_millis(20);
+        assert!(
+            tokio::time::timeout(soon, mounts.changed()).await.is_err(),
+            "it is being read"
+        );
+        // A file goes and comes meanwhile, and what is mounted there then has the number of what was.
+        mounts.forget(&netns.join("a"));
+        assert!(mounts.is_reading());
+        let write = |text: String| {
+            let table = table.clone();
+            tokio::task::spawn_blocking(move || fs::write(table, text).unwrap())
+        };
+        write(line(1, "a") + &line(2, "b")).await.unwrap();
+        let told = |names: &[&str]| names.iter().map(|name| netns.join(name)).collect::<BTreeSet<_>>();
+        assert_eq!(mounts.changed().await.unwrap(), told(&["b"]));
+        // So it is read once more by itself.
+        assert!(mounts.is_reading());
+        write(line(1, "a") + &line(2, "b")).await.unwrap();
+        assert_eq!(mounts.changed().await.unwrap(), told(&["a"]));
+        assert!(!mounts.is_reading());
     }
 }

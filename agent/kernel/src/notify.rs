@@ -9,7 +9,7 @@ use std::{
     fs::File,
     io::{self, IoSliceMut},
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -117,7 +117,7 @@ impl Notifications {
         let mount_table = File::open(mounts::TABLE).map_err(error)?;
         Ok(Self {
             mount_table: register(&mount_table, Interest::PRIORITY).map_err(error)?,
-            mounts: Mounts::read(all).map_err(error)?,
+            mounts: Mounts::read(Path::new(mounts::TABLE), all).map_err(error)?,
             readable: register(&socket, Interest::READABLE).map_err(error)?,
             socket,
             files: register(&inotify, Interest::READABLE).map_err(error)?,
@@ -172,11 +172,14 @@ impl Notifications {
                         notices.extend(changed.into_iter().map(Notice::Attachments));
                     }
                 }
-                ready = self.mount_table.ready_mut(Interest::PRIORITY) => {
+                ready = self.mount_table.ready_mut(Interest::PRIORITY), if !self.mounts.is_reading() => {
                     let Ok(mut ready) = ready else { return vec![Notice::Overrun] };
                     // Before the reading, so that what changes meanwhile is told of again.
                     ready.clear_ready();
-                    match self.mounts.changed() {
+                    self.mounts.look();
+                }
+                changed = self.mounts.changed(), if self.mounts.is_reading() => {
+                    match changed {
                         Ok(changed) => notices.extend(changed.into_iter().map(Notice::Attachments)),
                         Err(error) => {
                             let why = error.to_string();
