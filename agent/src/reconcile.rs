@@ -82,6 +82,9 @@ const MUCH: usize = 500;
 /// When that is done: what one piece of news leads to as a rule comes to rest before.
 const REST: Duration = Duration::from_millis(500);
 
+/// So many records are taken in before others have their turn: some ten milliseconds' worth.
+const TURN: usize = 4096;
+
 /// A question or request to the loop, answered by whatever the closure does.
 pub(crate) type Ask = Box<dyn FnOnce(&mut Reconciler) + Send>;
 
@@ -238,12 +241,8 @@ pub(crate) async fn run(
         tokio::select! {
             () = stop.cancelled() => break,
             Some(event) = store_events.recv() => {
-                reconciler.on_store_event(event, store_events.arrived());
-                // What came together is taken in together: the pass that follows costs the same.
-                while let Some(event) = store_events.try_recv() {
-                    reconciler.on_store_event(event, store_events.arrived());
-                }
-                reconciler.after_records();
+                let first = (event, store_events.arrived());
+                reconciler.on_store_events(first, || Some((store_events.try_recv()?, store_events.arrived())));
             }
             Some(done) = chore_results.recv() => reconciler.on_chore_done(done),
             Some(answered) = answer_results.recv() => reconciler.on_answered(answered),
@@ -262,6 +261,16 @@ pub(crate) async fn run(
         }
     }
     reconciler.finish().await;
+}
+
+/// How many records an event is about; what is about none counts, too.
+fn records_in(event: &StoreEvent) -> usize {
+    let records = match event {
+        StoreEvent::Listed { entries, .. } => entries.len(),
+        StoreEvent::Changed { changes, .. } => changes.len(),
+        StoreEvent::Progress { .. } | StoreEvent::Connection(_) => 0,
+    };
+    records.max(1)
 }
 
 /// What the kernel says next; nothing ever where nobody listens.
@@ -366,6 +375,24 @@ impl Reconciler {
     }
 
     // ---- what comes in -------------------------------------------------------------------------------
+
+    /// What came together is taken in together: the pass that follows costs the same. But not without end: a burst of
+    /// any length comes in turns, and between them the kernel, callers and the clock have theirs. What waits meanwhile
+    /// waits in etcd.
+    fn on_store_events(
+        &mut self,
+        first: (StoreEvent, Instant),
+        mut next: impl FnMut() -> Option<(StoreEvent, Instant)>,
+    ) {
+        let mut taken = 0;
+        let mut event = Some(first);
+        while let Some((now, arrived)) = event {
+            taken += records_in(&now);
+            self.on_store_event(now, arrived);
+            event = if taken < TURN { next() } else { None };
+        }
+        self.after_records();
+    }
 
     fn on_store_event(&mut self, event: StoreEvent, arrived: Instant) {
         let dirty = match event {

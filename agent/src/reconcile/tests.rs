@@ -5,6 +5,7 @@ mod disk;
 mod log;
 mod recalled;
 mod refused;
+mod turns;
 
 use serde_json::{Value, json};
 use weft_core::{

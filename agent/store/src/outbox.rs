@@ -18,6 +18,10 @@ pub(crate) struct Parcel {
     arrived: Instant,
 }
 
+/// Changes that are put together into one event, at most: the reader takes an event in as a whole, and has other things to
+/// do. What etcd tells at once stays together however much it is: it may be of one revision.
+const MOST_CHANGES: usize = 1024;
+
 #[derive(Debug)]
 pub(crate) struct Outbox {
     parcels: VecDeque<Parcel>,
@@ -76,7 +80,7 @@ impl Outbox {
                         },
                     generation: of,
                     ..
-                }) if *last == scope && *of == generation => {
+                }) if *last == scope && *of == generation && before.len() + changes.len() <= MOST_CHANGES => {
                     before.extend(changes);
                     return;
                 }
@@ -159,5 +163,35 @@ impl Events {
             StoreEvent::Progress { .. } => generation == self.interest.newest(),
             StoreEvent::Connection(_) => true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_put_together_up_to_a_turns_worth() {
+        let (sender, _receiver) = mpsc::channel(1);
+        let mut outbox = Outbox::new(sender, 1 << 20);
+        let scope = Scope::Networks;
+        let mut push = |count: usize| {
+            let deleted = |n: usize| Change::Deleted {
+                key: format!("/weft/v1/networks/n{n}").into_bytes(),
+                mod_revision: 7,
+            };
+            let changes = (0..count).map(deleted).collect();
+            let scope = scope.clone();
+            outbox.push(StoreEvent::Changed { scope, changes }, 1);
+        };
+        // What etcd tells at once is never taken apart.
+        for count in [1, 1000, 23, 1, MOST_CHANGES * 2, 1] {
+            push(count);
+        }
+        let lengths = outbox.parcels.iter().map(|parcel| match &parcel.event {
+            StoreEvent::Changed { changes, .. } => changes.len(),
+            _ => 0,
+        });
+        assert_eq!(lengths.collect::<Vec<_>>(), [1024, 1, MOST_CHANGES * 2, 1]);
     }
 }
