@@ -445,6 +445,18 @@ fn unseen(cluster: &Cluster, deed: impl FnOnce() -> Result<()>) -> Result<()> {
             Ok(())
         })
     };
+    // What is as old as the cut is told from what is newer by the revisions that the agents know before it. Of those at which
+    // nothing changed that they watch, they hear every ten seconds; so something that all of them watch changes.
+    let red = Cluster::network_key("red");
+    cluster.put(&red, &cluster.get(&red)?.context("a record")?)?;
+    let known = cluster.get_kv(&red)?.context("a record")?.mod_revision;
+    for host in cluster.hosts() {
+        eventually(SOON, "the agent knows it", || {
+            let status = status(host)?;
+            ensure!(status["applied_revision"].as_i64() >= Some(known), "{status}");
+            Ok(())
+        })?;
+    }
     for host in cluster.hosts() {
         host.netns().cut(&etcd, Cut::Refused)?;
     }
