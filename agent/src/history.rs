@@ -224,6 +224,11 @@ impl History {
         }));
     }
 
+    /// Whether what is remembered is still being written.
+    pub(crate) fn is_under_way(&self) -> bool {
+        !self.file.is_written() && !self.file.is_refused()
+    }
+
     /// All that is remembered until now, on its way to the disk.
     pub(crate) fn written(&mut self) -> Written {
         if self.file.is_written() {

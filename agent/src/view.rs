@@ -341,7 +341,7 @@ pub(crate) fn status(r: &Reconciler) -> v1::AgentStatus {
         passes,
         full_passes,
         problems: r.problems.to_proto(),
-        held_deletions: r.held_deletions().map(|(keys, reason, since)| v1::HeldDeletions {
+        held_deletions: r.surely_held().map(|(keys, reason, since)| v1::HeldDeletions {
             count: count(keys.len()),
             reason,
             since: since.map(Into::into),

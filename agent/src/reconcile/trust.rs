@@ -317,6 +317,11 @@ impl Reconciler {
         }
     }
 
+    /// The same, once an agent that is started would know that they are kept.
+    pub(crate) fn surely_held(&self) -> Option<(Vec<Key>, String, Option<SystemTime>)> {
+        self.held_deletions().filter(|_| !self.history.is_under_way())
+    }
+
     fn tell_held(&mut self) {
         // Before that, what a former agent held is not known yet.
         if self.trust.compared != Compared::Yes {

@@ -354,7 +354,10 @@ fn an_agent_is_healthy_from_its_first_pass_on() -> Result<()> {
     let host = lab.host(1);
     lab.etcd(1).stop()?;
     host.spawn_weftd(&[])?;
-    eventually(SOON, "the API is there", || health(host).map(drop))?;
+    eventually(SOON, "the API and the metrics are there", || {
+        health(host)?;
+        host.metrics().map(drop)
+    })?;
     assert_eq!(health(host)?, ServingStatus::NotServing);
     assert_eq!(host.metrics()?.get("weft_ready")?, 0.0);
     lab.etcd(1).start()?;

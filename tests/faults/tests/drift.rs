@@ -570,7 +570,12 @@ fn the_namespace_unmounted_or_deleted() -> Result<()> {
     let inside = Traffic::start(through.map(|to| (&matrix.scene.container, &far.container, *to)))?;
     for damage in [
         &["umount", "-l", &file][..],
-        &["sh", "-c", &format!("umount -l {file} && rm {file}")],
+        // It may be mounted again before the file can be removed.
+        &[
+            "sh",
+            "-c",
+            &format!("until umount -l {file}; rm {file}; do :; done"),
+        ],
     ] {
         let before = drift(host)?;
         host.exec(damage)?;

@@ -274,6 +274,17 @@ impl Agent {
         }
     }
 
+    /// An operator confirms deletions that the agent takes for a slip (`weft resync --accept`): nobody puts anything back here.
+    /// Whether there were any.
+    pub(crate) fn confirm_deletions(&mut self) -> bool {
+        let holds = self.snapshot.held_because().is_some();
+        if holds {
+            let dirty = self.snapshot.release_held();
+            self.take_in(&dirty);
+        }
+        holds
+    }
+
     pub(crate) fn take_in(&mut self, dirty: &Dirty) {
         self.heed_removal();
         let needed = BTreeSet::from([Scope::Networks, Scope::Peers, Scope::Removed, Scope::Vnis]);

@@ -41,6 +41,7 @@ impl World {
             let mut any = false;
             for n in 0..self.agents.len() {
                 any |= self.agents[n].all_news(&self.etcd, self.clock);
+                any |= self.agents[n].confirm_deletions();
                 for k in (0..self.agents[n].under_way.len()).rev() {
                     any = true;
                     self.step(n, k)?;

@@ -165,12 +165,18 @@ async fn with_lost_answer(
     // The connection stands before the answer is lost.
     store.get(&network_key("blue"), PATIENCE).await.unwrap();
     proxy.set(Mode::DropReplies);
-    let before = etcd.revision().await;
+    let (Write::Put(key, _) | Write::PutLeased(key, ..) | Write::Delete(key)) = &transaction.writes[0] else {
+        panic!("a transaction of a key");
+    };
+    // Not just any revision: the store writes its presence, too.
+    let key = key.to_string();
+    let written = async || etcd.range(&key, 0).await.first().map(|entry| entry.mod_revision);
+    let before = written().await;
     let committing = {
         let store = store.store.clone();
         tokio::spawn(async move { store.commit(&transaction, deadline).await })
     };
-    while etcd.revision().await == before {
+    while written().await == before {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     meanwhile().await;
