@@ -396,6 +396,11 @@ impl Reference {
         claims.any(|((of, _), claim)| of == network && claim.endpoint.is_some())
     }
 
+    /// Whether an address of a network is claimed, or only reserved.
+    pub(crate) fn is_claimed_of(&self, network: &NetworkName) -> bool {
+        self.claims.keys().any(|(of, _)| of == network)
+    }
+
     /// The network that a VNI is claimed for.
     pub(crate) fn network_of(&self, vni: Vni) -> Option<&NetworkName> {
         self.vnis.get(&u64::from(vni.get()))

@@ -65,11 +65,11 @@ impl World {
     }
 
     /// Whether what a chore is about depends on somebody who does nothing about it any more: the claims in a network that
-    /// its node does not look at keep the network's VNI.
+    /// its node does not look at keep the network's VNI, and so does a reservation until it ends.
     fn must_wait(&self, chore: &Chore) -> bool {
         let Chore::FreeVni(vni) = chore else { return false };
         let network = self.reference.network_of(*vni);
-        network.is_some_and(|network| self.reference.is_carried(network))
+        network.is_some_and(|network| self.reference.is_claimed_of(network))
     }
 
     /// What must be true at rest.
