@@ -455,8 +455,9 @@ impl AgentControl {
         };
         let gone = name.clone();
         self.ask(move |r| {
-            // In this order: seen first, it would be completed first.
-            r.detach(&gone);
+            // In this order: seen first, it would be completed first. It is this one that is meant, and not whatever was there
+            // when somebody asked before, of which the store's answer may be on its way: that none was.
+            r.detach_life(&gone, entry.create_revision);
             r.learn(&[Change::Put(entry)]);
         })
         .await?;

@@ -374,6 +374,11 @@ impl Reconciler {
             .snapshot
             .endpoint(endpoint)
             .map_or(0, |slot| slot.create_revision);
+        self.detach_life(endpoint, life);
+    }
+
+    /// The same for one whose record is not in view, and was created at this revision.
+    pub(crate) fn detach_life(&mut self, endpoint: &EndpointRef, life: i64) {
         let dirty = self.snapshot.detach(endpoint, life);
         self.take_in(dirty);
         self.run_chores();

@@ -390,9 +390,14 @@ impl Agent {
             .snapshot
             .endpoint(endpoint)
             .map_or(0, |slot| slot.create_revision);
+        self.detach_life(endpoint, life);
+        life
+    }
+
+    /// The same for one whose record is not in view.
+    pub(crate) fn detach_life(&mut self, endpoint: &EndpointRef, life: i64) {
         let dirty = self.snapshot.detach(endpoint, life);
         self.take_in(&dirty);
-        life
     }
 
     /// Writes down that an endpoint is detached.

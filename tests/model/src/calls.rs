@@ -150,11 +150,16 @@ impl World {
                     self.tell(n, &mut call, Told::Nothing)?;
                     return Ok(None);
                 }
-                let life = agent.detach(&name);
-                if let Some(entry) = unseen {
-                    agent.hear(self.etcd.revision);
-                    agent.learn(&[Change::Put(entry)], clock);
-                }
+                let life = match unseen {
+                    Some(entry) => {
+                        let life = entry.create_revision;
+                        agent.detach_life(&name, life);
+                        agent.hear(self.etcd.revision);
+                        agent.learn(&[Change::Put(entry)], clock);
+                        life
+                    }
+                    None => agent.detach(&name),
+                };
                 if !agent.adopted {
                     agent.remember_detach(&name);
                     self.promised.push((name, life));
