@@ -136,8 +136,8 @@ struct Sample {
     place: Option<String>,
 }
 
-/// Samples where each host sends frames for a MAC, until told to stop.
-fn watch_places(cluster: &Cluster, mac: &str, stop: &AtomicBool) -> Result<Vec<Sample>> {
+/// Samples where each host sends frames for a MAC, until told to stop. `begun` is set when it knows that of all.
+fn watch_places(cluster: &Cluster, mac: &str, begun: &AtomicBool, stop: &AtomicBool) -> Result<Vec<Sample>> {
     let mut samples: Vec<Sample> = Vec::new();
     let mut last: Vec<Option<Option<String>>> = vec![None; cluster.hosts().len()];
     while !stop.load(Ordering::Acquire) {
@@ -163,6 +163,7 @@ fn watch_places(cluster: &Cluster, mac: &str, stop: &AtomicBool) -> Result<Vec<S
                 });
             }
         }
+        begun.store(true, Ordering::Release);
     }
     Ok(samples)
 }
@@ -207,10 +208,14 @@ fn an_endpoint_that_moves_is_followed_in_one_step() -> Result<()> {
     let mut written: Vec<_> = claims.collect();
     written.push((Cluster::endpoint_key("blue", 2, "a"), record.to_string()));
 
-    let stop = AtomicBool::new(false);
+    let (begun, stop) = (AtomicBool::new(false), AtomicBool::new(false));
     let (moved_at, samples) = std::thread::scope(|scope| -> Result<_> {
-        let watching = scope.spawn(|| watch_places(&cluster, &mac, &stop));
+        let watching = scope.spawn(|| watch_places(&cluster, &mac, &begun, &stop));
         let changed = || -> Result<Instant> {
+            eventually(SOON, "all hosts are watched", || {
+                ensure!(begun.load(Ordering::Acquire));
+                Ok(())
+            })?;
             cluster.transact(&[a.key()], &written)?;
             let moved_at = Instant::now();
             eventually(SOON, "it is there", || {
