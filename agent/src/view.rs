@@ -114,7 +114,7 @@ pub(crate) fn addresses(r: &Reconciler, network: &NetworkName, released: bool) -
     let claimed = members.claims().map(|(address, slot)| {
         let claim = slot.value.as_ref();
         v1::Address {
-            address: with_length(r, network, *address),
+            address: with_length(r, network, address),
             state: match claim.map(|claim| claim.holder) {
                 Some(Holder::Endpoint) => v1::AddressState::Held,
                 Some(Holder::Reservation) => v1::AddressState::Reserved,

@@ -84,7 +84,7 @@ pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Ch
     let released = |network: &NetworkName| -> Vec<Chore> {
         let claims = snapshot.members(network).into_iter().flat_map(Members::claims);
         claims
-            .map(|(address, _)| Chore::ReleaseAddress(network.clone(), *address))
+            .map(|(address, _)| Chore::ReleaseAddress(network.clone(), address))
             .collect()
     };
     let claimed_vnis = |network: &NetworkName| -> Vec<Chore> {
@@ -130,7 +130,7 @@ pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Ch
                 let holder = slot.value.as_ref().map(|claim| &claim.node);
                 holder.is_some_and(|node| dirty.peers.contains(node))
             });
-            chores.extend(left.map(|(address, _)| Chore::ReleaseAddress(network.clone(), *address)));
+            chores.extend(left.map(|(address, _)| Chore::ReleaseAddress(network.clone(), address)));
         }
         for (network, addresses) in &dirty.addresses {
             chores.extend(
@@ -196,7 +196,7 @@ fn is_gone(snapshot: &Snapshot, endpoint: &EndpointRef) -> Option<Transaction> {
 fn is_anothers(snapshot: &Snapshot, network: &NetworkName, address: IpAddr) -> bool {
     let claim = snapshot
         .members(network)
-        .and_then(|members| members.claim(address)?.value.as_ref());
+        .and_then(|members| members.claim(address)?.value);
     claim.is_some_and(|claim| claim.node != *snapshot.node() && snapshot.peer_slot(&claim.node).is_some())
 }
 
@@ -214,9 +214,7 @@ pub fn rank(snapshot: &Snapshot, chore: &Chore) -> usize {
         Chore::PublishPeer | Chore::CompleteEndpoint(_) | Chore::DetachEndpoint(_) => return 0,
         // As a rule the node that held it is there to do it.
         Chore::ReleaseAddress(network, address) => {
-            let claim = snapshot
-                .members(network)
-                .and_then(|m| m.claim(*address)?.value.as_ref());
+            let claim = snapshot.members(network).and_then(|m| m.claim(*address)?.value);
             if claim.is_none_or(|claim| claim.node == *snapshot.node()) {
                 return 0;
             }

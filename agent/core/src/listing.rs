@@ -325,7 +325,7 @@ impl Snapshot {
                 members
                     .claims()
                     .filter(|(_, s)| s.held)
-                    .map(|(a, _)| Key::Address(network.clone(), *a)),
+                    .map(|(a, _)| Key::Address(network.clone(), a)),
             );
         }
         held.sort_unstable();
@@ -462,8 +462,7 @@ impl Snapshot {
             ),
             Scope::Addresses(network) => {
                 let claims = self.members.get(network).into_iter().flat_map(Members::claims);
-                known
-                    .extend(claims.map(|(a, s)| (Key::Address(network.clone(), *a), s.mod_revision, s.held)));
+                known.extend(claims.map(|(a, s)| (Key::Address(network.clone(), a), s.mod_revision, s.held)));
             }
         }
         known.retain(|(key, ..)| !present.contains(self.prefix.key(key).as_bytes()));

@@ -1,15 +1,20 @@
 //! A network's endpoints and claims as records, with the indexes that answer "who has this MAC, who has
 //! this address" when several records say so.
 
+mod claims;
+mod rows;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    hash::Hash,
     net::IpAddr,
 };
 
-use weft_store_schema::{AddressClaim, Endpoint, EndpointId, Holder, Mac, NodeName};
+use slab::Slab;
+use weft_store_schema::{Endpoint, EndpointId, Holder, Mac, NodeName};
 
 use crate::address_set::AddressSet;
+use claims::Claim;
+use rows::{Index, Number};
 
 /// An endpoint within its network.
 pub type Member = (NodeName, EndpointId);
@@ -44,85 +49,40 @@ impl<T> Default for Slot<T> {
     }
 }
 
-/// Some things: nearly always one, which takes no memory of its own then.
+/// A member of which something is known: a record, or claims.
 #[derive(Debug, Clone)]
-enum Few<T> {
-    One(T),
-    Many(BTreeSet<T>),
+struct Row {
+    member: Member,
+    record: Option<Slot<Endpoint>>,
+    /// Where it is among its node's, if it has a record.
+    place: u32,
 }
 
-impl<T: Clone + Ord> Few<T> {
-    fn insert(&mut self, item: &T) {
-        match self {
-            Self::One(one) if one == item => {}
-            Self::One(one) => *self = Self::Many(BTreeSet::from([one.clone(), item.clone()])),
-            Self::Many(many) => drop(many.insert(item.clone())),
-        }
-    }
-
-    /// Answers whether anything is left.
-    fn remove(&mut self, item: &T) -> bool {
-        match self {
-            Self::One(one) => one != item,
-            Self::Many(many) => {
-                many.remove(item);
-                !many.is_empty()
-            }
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &T> + use<'_, T> {
-        let (one, many) = match self {
-            Self::One(one) => (Some(one), None),
-            Self::Many(many) => (None, Some(many)),
-        };
-        one.into_iter().chain(many.into_iter().flatten())
-    }
-}
-
-/// What each key leads to.
-#[derive(Debug, Clone)]
-struct Index<K, V = Member>(HashMap<K, Few<V>>);
-
-impl<K, V> Default for Index<K, V> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
-}
-
-impl<K: Eq + Hash, V: Clone + Ord> Index<K, V> {
-    fn insert(&mut self, key: K, item: &V) {
-        match self.0.entry(key) {
-            std::collections::hash_map::Entry::Vacant(slot) => drop(slot.insert(Few::One(item.clone()))),
-            std::collections::hash_map::Entry::Occupied(mut slot) => slot.get_mut().insert(item),
-        }
-    }
-
-    fn remove(&mut self, key: &K, item: &V) {
-        if let Some(few) = self.0.get_mut(key)
-            && !few.remove(item)
-        {
-            self.0.remove(key);
-        }
-    }
-
-    fn get(&self, key: &K) -> impl Iterator<Item = &V> + use<'_, K, V> {
-        self.0.get(key).into_iter().flat_map(Few::iter)
-    }
+/// What is known of a node in this network.
+#[derive(Debug, Clone, Default)]
+struct There {
+    /// Its endpoints, in no order.
+    endpoints: Vec<Number>,
+    /// How many of its members have a row.
+    rows: u32,
 }
 
 /// A network's endpoints and claims.
+///
+/// There may be a hundred thousand of them, so each thing is held once: a member's names, its record and what is claimed for
+/// it in a row each, and the indexes hold numbers of rows only.
 #[derive(Debug, Clone, Default)]
 pub struct Members {
-    endpoints: BTreeMap<NodeName, BTreeMap<EndpointId, Slot<Endpoint>>>,
-    claims: HashMap<IpAddr, Slot<AddressClaim>>,
-    /// What each member holds by claims, whatever its record says.
-    claimed: Index<Member, IpAddr>,
+    rows: Slab<Row>,
+    by_name: Index<Member>,
+    nodes: BTreeMap<NodeName, There>,
+    claims: Slab<Claim>,
+    claims_at: Index<IpAddr>,
+    /// What each row's member holds by claims, whatever its record says.
+    claims_of: Index<Number>,
     by_mac: Index<Mac>,
     by_address: Index<IpAddr>,
     by_wish: Index<IpAddr>,
-    /// What reservations hold.
-    reserved: Index<Member, IpAddr>,
     /// Addresses that were given up, the oldest first, by the revision at which that was.
     released: BTreeSet<(i64, IpAddr)>,
     released_at: HashMap<IpAddr, i64>,
@@ -131,74 +91,69 @@ pub struct Members {
     spent: AddressSet,
     /// Endpoints of which it is not known what they have: never valid since this agent started, or not yet
     /// completed by their node's agent.
-    undetermined: BTreeSet<Member>,
+    undetermined: BTreeSet<Number>,
 }
 
 impl Members {
-    /// Every endpoint record, valid or not.
+    /// Every endpoint record, valid or not: by node, a node's in no order.
     pub fn endpoints(&self) -> impl Iterator<Item = (&NodeName, &EndpointId, &Slot<Endpoint>)> {
-        self.endpoints
-            .iter()
-            .flat_map(|(node, there)| there.iter().map(move |(id, slot)| (node, id, slot)))
+        self.nodes
+            .values()
+            .flat_map(|there| self.records(&there.endpoints))
+            .map(|((node, id), slot)| (node, id, slot))
+    }
+
+    fn records<'a>(
+        &'a self,
+        numbers: &'a [Number],
+    ) -> impl Iterator<Item = (&'a Member, &'a Slot<Endpoint>)> + use<'a> {
+        let rows = numbers.iter().filter_map(|number| self.row(*number));
+        rows.filter_map(|row| Some((&row.member, row.record.as_ref()?)))
+    }
+
+    fn row(&self, number: Number) -> Option<&Row> {
+        self.rows.get(number as usize)
+    }
+
+    /// The number of a member's row.
+    fn number(&self, member: &Member) -> Option<Number> {
+        let is_its = |number: &Number| self.row(*number).is_some_and(|row| row.member == *member);
+        self.by_name.get(member).find(is_its)
     }
 
     /// An endpoint's record.
-    pub fn endpoint(&self, (node, id): &Member) -> Option<&Slot<Endpoint>> {
-        self.endpoints.get(node)?.get(id)
+    pub fn endpoint(&self, member: &Member) -> Option<&Slot<Endpoint>> {
+        self.row(self.number(member)?)?.record.as_ref()
     }
 
-    /// A node's endpoint records.
+    /// A node's endpoint records, in no order.
     pub fn endpoints_on(&self, node: &NodeName) -> impl Iterator<Item = (&EndpointId, &Slot<Endpoint>)> {
-        self.endpoints.get(node).into_iter().flatten()
+        let numbers = self
+            .nodes
+            .get(node)
+            .map_or([].as_slice(), |there| &there.endpoints);
+        self.records(numbers).map(|((_, id), slot)| (id, slot))
     }
 
     /// Whether nothing is known.
     pub fn is_empty(&self) -> bool {
-        self.endpoints.is_empty() && self.claims.is_empty() && self.released.is_empty()
+        self.rows.is_empty() && self.claims.is_empty() && self.released.is_empty()
     }
 
     /// The number of endpoint records.
     pub fn count(&self) -> usize {
-        self.endpoints.values().map(BTreeMap::len).sum()
+        self.nodes.values().map(|there| there.endpoints.len()).sum()
     }
 
     /// The number of a node's endpoint records.
     pub fn count_on(&self, node: &NodeName) -> usize {
-        self.endpoints.get(node).map_or(0, BTreeMap::len)
+        self.nodes.get(node).map_or(0, |there| there.endpoints.len())
     }
 
     /// The nodes that have endpoints here.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeName> {
-        self.endpoints.keys()
-    }
-
-    /// Every claim.
-    pub fn claims(&self) -> impl Iterator<Item = (&IpAddr, &Slot<AddressClaim>)> {
-        self.claims.iter()
-    }
-
-    /// The claim of an address.
-    pub fn claim(&self, address: IpAddr) -> Option<&Slot<AddressClaim>> {
-        self.claims.get(&address)
-    }
-
-    /// Whether a claim says that this member holds the address.
-    pub fn is_claimed_by(&self, address: IpAddr, member: &Member) -> bool {
-        self.claim(address)
-            .and_then(|slot| slot.value.as_ref())
-            .is_some_and(|claim| is_of(claim, Holder::Endpoint, member))
-    }
-
-    /// Who else holds the address by its claim.
-    pub fn claimed_by_other(&self, address: IpAddr, member: &Member) -> Option<&AddressClaim> {
-        self.claim(address)
-            .and_then(|slot| slot.value.as_ref())
-            .filter(|claim| !is_of(claim, Holder::Endpoint, member))
-    }
-
-    /// What a reservation holds.
-    pub fn reserved_by(&self, reservation: &Member) -> BTreeSet<IpAddr> {
-        self.reserved.get(reservation).copied().collect()
+        let nodes = self.nodes.iter().filter(|(_, there)| !there.endpoints.is_empty());
+        nodes.map(|(node, _)| node)
     }
 
     /// The addresses that were given up, each with the revision at which that was, the oldest first.
@@ -221,58 +176,84 @@ impl Members {
         &self.spent
     }
 
-    /// What a member holds by claims, whatever its record says.
-    pub fn claimed_by(&self, member: &Member) -> BTreeSet<IpAddr> {
-        self.claimed.get(member).copied().collect()
-    }
-
     /// Whether there are endpoints of which it is not known what they have.
     pub fn any_undetermined(&self) -> bool {
-        self.undetermined.iter().any(|member| {
-            let slot = self.endpoint(member);
+        self.undetermined.iter().any(|number| {
+            let slot = self.row(*number).and_then(|row| row.record.as_ref());
             // One that was never understood tells no more when the store has lost it.
-            slot.is_some_and(|slot| slot.bad || slot.value.is_none()) || self.claimed.0.contains_key(member)
+            slot.is_some_and(|slot| slot.bad || slot.value.is_none())
+                || self.claims_by(*number, Holder::Endpoint).next().is_some()
         })
     }
 
     /// Whether this is one of those that may be undetermined. Cheap.
     pub(crate) fn may_be_undetermined(&self, member: &Member) -> bool {
-        self.undetermined.contains(member)
+        // As a rule there are none.
+        !self.undetermined.is_empty()
+            && self
+                .number(member)
+                .is_some_and(|number| self.undetermined.contains(&number))
     }
 
     /// Whether an address is claimed for an endpoint whose record is there and does not tell what it has, or may
     /// be.
     pub(crate) fn is_held_untold(&self, address: IpAddr) -> bool {
-        self.claim(address).is_some_and(|slot| match &slot.value {
-            Some(claim) if claim.holder == Holder::Reservation => false,
-            Some(claim) => self.may_be_undetermined(&(claim.node.clone(), claim.id.clone())),
-            None => self.any_undetermined(),
-        })
+        self.claim_at(address)
+            .is_some_and(|(_, claim)| match claim.holder {
+                Some(Holder::Reservation) => false,
+                Some(Holder::Endpoint) => self.undetermined.contains(&claim.row),
+                None => self.any_undetermined(),
+            })
     }
 
-    /// Every MAC that a record names.
-    pub fn macs(&self) -> impl Iterator<Item = &Mac> {
-        self.by_mac.0.keys()
+    /// Every MAC that a record names, as often as one does.
+    pub fn macs(&self) -> impl Iterator<Item = Mac> + use<'_> {
+        self.values().filter_map(|endpoint| endpoint.mac)
     }
 
-    /// Every address that a record names.
-    pub fn addresses(&self) -> impl Iterator<Item = &IpAddr> {
-        self.by_address.0.keys()
+    /// Every address that a record names, as often as one does.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<'_> {
+        self.values()
+            .flat_map(|endpoint| endpoint.addresses.iter().copied())
     }
 
-    /// Every member whose record names the MAC.
+    fn values(&self) -> impl Iterator<Item = &Endpoint> + use<'_> {
+        let rows = self.rows.iter();
+        rows.filter_map(|(_, row)| row.record.as_ref()?.value.as_ref())
+    }
+
+    /// Every member whose record names the MAC, in no order.
     pub fn with_mac(&self, mac: Mac) -> impl Iterator<Item = &Member> {
-        self.by_mac.get(&mac)
+        self.naming(self.by_mac.get(&mac), move |endpoint| endpoint.mac == Some(mac))
+            .map(|(member, ..)| member)
     }
 
-    /// Every member whose record names the address.
+    /// Every member whose record names the address, in no order.
     pub fn with_address(&self, address: IpAddr) -> impl Iterator<Item = &Member> {
-        self.by_address.get(&address)
+        let names = move |endpoint: &Endpoint| endpoint.addresses.contains(&address);
+        self.naming(self.by_address.get(&address), names)
+            .map(|(member, ..)| member)
     }
 
-    /// Every member whose record wishes for the address.
+    /// Every member whose record wishes for the address, in no order.
     pub fn wishing(&self, address: IpAddr) -> impl Iterator<Item = &Member> {
-        self.by_wish.get(&address)
+        let names = move |endpoint: &Endpoint| endpoint.requested.contains(&address);
+        self.naming(self.by_wish.get(&address), names)
+            .map(|(member, ..)| member)
+    }
+
+    /// Those of the rows whose records really say so.
+    fn naming(
+        &self,
+        rows: impl Iterator<Item = Number>,
+        says: impl Fn(&Endpoint) -> bool,
+    ) -> impl Iterator<Item = (&Member, &Slot<Endpoint>, &Endpoint)> {
+        rows.filter_map(move |number| {
+            let row = self.row(number)?;
+            let slot = row.record.as_ref()?;
+            let endpoint = slot.value.as_ref().filter(|endpoint| says(endpoint))?;
+            Some((&row.member, slot, endpoint))
+        })
     }
 
     /// What a member's record says, or said when it was last valid.
@@ -283,7 +264,8 @@ impl Members {
     /// The one member that has the MAC, the same on every host whatever the order in which records came:
     /// who holds any of its addresses by a claim, then who was there first.
     pub fn owner_of_mac(&self, mac: Mac) -> Option<(&Member, &Endpoint)> {
-        self.best(self.with_mac(mac), |member, endpoint| {
+        let rivals = self.naming(self.by_mac.get(&mac), |endpoint| endpoint.mac == Some(mac));
+        best(rivals, |member, endpoint| {
             endpoint.addresses.iter().any(|a| self.is_claimed_by(*a, member))
         })
     }
@@ -291,96 +273,127 @@ impl Members {
     /// The one member that has the address: who holds it by a claim; without a claim in sight, who was
     /// there first.
     pub fn owner_of_address(&self, address: IpAddr) -> Option<(&Member, &Endpoint)> {
-        self.best(self.with_address(address), |member, _| {
-            self.is_claimed_by(address, member)
+        let rivals = self.naming(self.by_address.get(&address), |endpoint| {
+            endpoint.addresses.contains(&address)
+        });
+        let claim = self.claim_at(address).map(|(_, claim)| claim);
+        let holds = |member: &Member| claim.is_some_and(|claim| self.is_of(claim, member));
+        best(rivals, |member, _| holds(member)).filter(|(member, _)| {
+            // One that was never valid tells of nobody else.
+            claim.is_none_or(|claim| claim.holder.is_none()) || holds(member)
         })
-        .filter(|(member, _)| self.claimed_by_other(address, member).is_none())
     }
 
-    fn best<'a>(
-        &'a self,
-        mut members: impl Iterator<Item = &'a Member>,
-        claimed: impl Fn(&Member, &Endpoint) -> bool,
-    ) -> Option<(&'a Member, &'a Endpoint)> {
-        let with_slot = |member: &'a Member| {
-            let slot = self.endpoint(member)?;
-            Some((member, slot, slot.value.as_ref()?))
-        };
-        let first = members.next().and_then(with_slot);
-        let mut rest = members.filter_map(with_slot).peekable();
-        if rest.peek().is_none() {
-            return first.map(|(member, _, endpoint)| (member, endpoint));
+    /// The member's row, made if there is none.
+    fn row_of(&mut self, member: Member) -> Number {
+        if let Some(number) = self.number(&member) {
+            return number;
         }
-        first
+        let (node, id) = member;
+        // Every record that is read has texts of its own: of a node's name one is kept.
+        let there = self.nodes.entry(node);
+        let node = there.key().clone();
+        there.or_default().rows += 1;
+        let member = (node, id);
+        let row = Row {
+            member: member.clone(),
+            record: None,
+            place: 0,
+        };
+        let number = self.rows.insert(row) as Number;
+        self.by_name.insert(&member, number);
+        number
+    }
+
+    /// Forgets a row of which nothing is known any more.
+    fn let_go(&mut self, number: Number) {
+        let Some(row) = self.row(number) else { return };
+        let mut claims = [Holder::Endpoint, Holder::Reservation]
             .into_iter()
-            .chain(rest)
-            .min_by_key(|(member, slot, endpoint)| {
-                (!claimed(member, endpoint), slot.create_revision, *member)
-            })
-            .map(|(member, _, endpoint)| (member, endpoint))
+            .flat_map(|holder| self.claims_by(number, holder));
+        if row.record.is_some() || claims.next().is_some() {
+            return;
+        }
+        drop(claims);
+        let member = self.rows.remove(number as usize).member;
+        self.by_name.remove(&member, number);
+        if let Some(there) = self.nodes.get_mut(&member.0) {
+            there.rows -= 1;
+            if there.rows == 0 {
+                self.nodes.remove(&member.0);
+            }
+        }
     }
 
     pub(crate) fn put_endpoint(&mut self, member: Member, slot: Slot<Endpoint>) {
-        self.unindex(&member);
-        let member = self.shared(member);
+        self.take_record(&member);
+        let number = self.row_of(member);
         match &slot.value {
             Some(endpoint) => {
                 if let Some(mac) = endpoint.mac {
-                    self.by_mac.insert(mac, &member);
+                    self.by_mac.insert(&mac, number);
                 }
                 for address in &endpoint.addresses {
-                    self.by_address.insert(*address, &member);
+                    self.by_address.insert(address, number);
                     self.used.insert(*address);
                     self.spent.insert(*address);
                 }
                 for address in &endpoint.requested {
-                    self.by_wish.insert(*address, &member);
+                    self.by_wish.insert(address, number);
                 }
                 if endpoint.mac.is_none() || endpoint.addresses.is_empty() {
-                    self.undetermined.insert(member.clone());
+                    self.undetermined.insert(number);
                 }
             }
-            None => drop(self.undetermined.insert(member.clone())),
+            None => drop(self.undetermined.insert(number)),
         }
-        let (node, id) = member;
-        self.endpoints.entry(node).or_default().insert(id, slot);
+        if let Some(row) = self.rows.get_mut(number as usize) {
+            if let Some(there) = self.nodes.get_mut(&row.member.0) {
+                row.place = there.endpoints.len() as u32;
+                there.endpoints.push(number);
+            }
+            row.record = Some(slot);
+        }
     }
 
     pub(crate) fn remove_endpoint(&mut self, member: &Member) -> Option<Slot<Endpoint>> {
-        self.unindex(member);
-        let there = self.endpoints.get_mut(&member.0)?;
-        let slot = there.remove(&member.1);
-        if there.is_empty() {
-            self.endpoints.remove(&member.0);
-        }
-        slot
+        let (number, slot) = self.take_record(member)?;
+        self.let_go(number);
+        Some(slot)
     }
 
-    fn unindex(&mut self, member: &Member) {
-        self.undetermined.remove(member);
-        let slot = self
-            .endpoints
-            .get(&member.0)
-            .and_then(|there| there.get(&member.1));
-        let Some(endpoint) = slot.and_then(|slot| slot.value.as_ref()) else {
-            return;
-        };
-        if let Some(mac) = endpoint.mac {
-            self.by_mac.remove(&mac, member);
+    /// Takes a record out of its row and of all indexes.
+    fn take_record(&mut self, member: &Member) -> Option<(Number, Slot<Endpoint>)> {
+        let number = self.number(member)?;
+        let row = self.rows.get_mut(number as usize)?;
+        let slot = row.record.take()?;
+        let place = row.place as usize;
+        if let Some(there) = self.nodes.get_mut(&member.0) {
+            there.endpoints.swap_remove(place);
+            let moved = there.endpoints.get(place);
+            if let Some(moved) = moved.and_then(|moved| self.rows.get_mut(*moved as usize)) {
+                moved.place = place as u32;
+            }
         }
-        for address in &endpoint.requested {
-            self.by_wish.remove(address, member);
+        self.undetermined.remove(&number);
+        if let Some(endpoint) = &slot.value {
+            if let Some(mac) = endpoint.mac {
+                self.by_mac.remove(&mac, number);
+            }
+            for address in &endpoint.requested {
+                self.by_wish.remove(address, number);
+            }
+            for address in &endpoint.addresses {
+                self.by_address.remove(address, number);
+                self.recount(*address);
+            }
         }
-        let addresses = endpoint.addresses.clone();
-        for address in addresses {
-            self.by_address.remove(&address, member);
-            self.recount(address);
-        }
+        Some((number, slot))
     }
 
     /// Notes whether an address is used, and spent, after something of it is gone.
     fn recount(&mut self, address: IpAddr) {
-        let used = self.claims.contains_key(&address) || self.with_address(address).next().is_some();
+        let used = self.claim_at(address).is_some() || self.with_address(address).next().is_some();
         if !used {
             self.used.remove(address);
             if !self.released_at.contains_key(&address) {
@@ -403,49 +416,25 @@ impl Members {
         }
     }
 
-    pub(crate) fn endpoint_mut(&mut self, (node, id): &Member) -> Option<&mut Slot<Endpoint>> {
-        self.endpoints.get_mut(node)?.get_mut(id)
-    }
-
-    pub(crate) fn put_claim(&mut self, address: IpAddr, mut slot: Slot<AddressClaim>) {
-        self.remove_claim(address);
-        if let Some(claim) = &mut slot.value {
-            let member = self.shared((claim.node.clone(), claim.id.clone()));
-            self.held_by(claim.holder).insert(member.clone(), &address);
-            (claim.node, claim.id) = member;
-        }
-        self.claims.insert(address, slot);
-        self.used.insert(address);
-        self.spent.insert(address);
-    }
-
-    pub(crate) fn remove_claim(&mut self, address: IpAddr) -> Option<Slot<AddressClaim>> {
-        let slot = self.claims.remove(&address)?;
-        if let Some(claim) = &slot.value {
-            let member = (claim.node.clone(), claim.id.clone());
-            self.held_by(claim.holder).remove(&member, &address);
-        }
-        self.recount(address);
-        Some(slot)
-    }
-
-    fn held_by(&mut self, holder: Holder) -> &mut Index<Member, IpAddr> {
-        match holder {
-            Holder::Endpoint => &mut self.claimed,
-            Holder::Reservation => &mut self.reserved,
-        }
-    }
-
-    /// The same names, with the texts that are there already: every record that is read has texts of its own.
-    fn shared(&self, (node, id): Member) -> Member {
-        let Some((known, there)) = self.endpoints.get_key_value(&node) else {
-            return (node, id);
-        };
-        let id = there.get_key_value(&id).map_or(id, |(known, _)| known.clone());
-        (known.clone(), id)
+    pub(crate) fn endpoint_mut(&mut self, member: &Member) -> Option<&mut Slot<Endpoint>> {
+        let number = self.number(member)?;
+        self.rows.get_mut(number as usize)?.record.as_mut()
     }
 }
 
-fn is_of(claim: &AddressClaim, holder: Holder, (node, id): &Member) -> bool {
-    claim.holder == holder && claim.node == *node && claim.id == *id
+/// Of several who name the same thing the one that has it: who has claimed it, then who was there first.
+fn best<'a>(
+    mut rivals: impl Iterator<Item = (&'a Member, &'a Slot<Endpoint>, &'a Endpoint)>,
+    claimed: impl Fn(&Member, &Endpoint) -> bool,
+) -> Option<(&'a Member, &'a Endpoint)> {
+    let first = rivals.next()?;
+    // Nearly always.
+    let Some(second) = rivals.next() else {
+        return Some((first.0, first.2));
+    };
+    [first, second]
+        .into_iter()
+        .chain(rivals)
+        .min_by_key(|(member, slot, endpoint)| (!claimed(member, endpoint), slot.create_revision, *member))
+        .map(|(member, _, endpoint)| (member, endpoint))
 }

@@ -373,7 +373,7 @@ impl Snapshot {
             if scopes.contains(&Scope::Endpoints(network.clone())) {
                 continue;
             }
-            let claims = members.claims().map(|(a, _)| Key::Address(network.clone(), *a));
+            let claims = members.claims().map(|(a, _)| Key::Address(network.clone(), a));
             let released = members.released().map(|(_, a)| Key::Released(network.clone(), a));
             let others = members.endpoints().filter(|(node, ..)| **node != self.node);
             let others = others.map(|(node, id, _)| {

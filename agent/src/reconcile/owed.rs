@@ -257,7 +257,7 @@ impl Reconciler {
             return false;
         };
         let is_own = |address| {
-            let claim = members.claim(address).and_then(|slot| slot.value.as_ref());
+            let claim = members.claim(address).and_then(|slot| slot.value);
             claim.is_some_and(|claim| claim.node == self.node.name)
         };
         self.book.releases(network).any(is_own)
@@ -294,7 +294,7 @@ impl Reconciler {
                 let claim = self
                     .snapshot
                     .members(network)
-                    .and_then(|members| members.claim(*address)?.value.as_ref())
+                    .and_then(|members| members.claim(*address)?.value)
                     .filter(|claim| claim.node == self.node.name);
                 let Some(claim) = claim else { return false };
                 (self.own_endpoint(network, &claim.id), Some(*address))

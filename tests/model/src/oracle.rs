@@ -197,9 +197,9 @@ pub(crate) fn check_refusal(agent: &Agent, refusal: &Refusal, choosing: &Choosin
                 .network(network)
                 .and_then(|slot| slot.value.as_ref());
             let there = members.claims().any(|(address, slot)| {
-                let subnet = record.and_then(|record| record.subnet_of(*address));
+                let subnet = record.and_then(|record| record.subnet_of(address));
                 // One of an earlier network of the name is none.
-                subnet.is_some_and(|subnet| subnet.admits(*address))
+                subnet.is_some_and(|subnet| subnet.admits(address))
                     && slot.value.as_ref().is_some_and(|claim| {
                         claim.holder == Holder::Reservation
                             && (&claim.node, &claim.id) == (&reservation.0, &reservation.1)

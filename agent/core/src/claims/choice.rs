@@ -59,7 +59,7 @@ pub(super) struct Asking<'a> {
 
 /// What holds an address, as far as its claim can be read.
 pub(super) fn holder(members: &Members, network: &NetworkName, address: IpAddr) -> Option<TakenBy> {
-    let claim = members.claim(address)?.value.as_ref()?;
+    let claim = members.claim(address)?.value?;
     Some(match claim.holder {
         weft_store_schema::Holder::Endpoint => TakenBy::Endpoint(EndpointRef {
             network: network.clone(),

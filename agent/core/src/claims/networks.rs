@@ -215,7 +215,7 @@ pub fn update_network(
     let members = snapshot.members(name).unwrap_or(&nobody);
     let mut stranded: Vec<_> = members
         .claims()
-        .map(|(address, _)| *address)
+        .map(|(address, _)| address)
         .filter(|a| admits(before, *a) && !admits(&after, *a))
         .map(|a| (a, holder(members, name, a)))
         .collect();
