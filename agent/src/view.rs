@@ -192,10 +192,10 @@ pub(crate) fn endpoint(r: &Reconciler, name: &EndpointRef, value: &Endpoint, rev
         network: name.network.to_string(),
         node: name.node.to_string(),
         id: name.id.to_string(),
-        name: value.name.as_deref().unwrap_or_default().to_owned(),
+        name: value.name().unwrap_or_default().to_owned(),
         attachment: Some(v1::Attachment {
-            netns: value.attachment.netns.to_string(),
-            ifname: value.attachment.ifname.to_string(),
+            netns: value.netns().to_owned(),
+            ifname: value.attachment().ifname.to_string(),
         }),
         addresses: value
             .addresses

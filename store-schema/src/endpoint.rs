@@ -1,11 +1,11 @@
 //! `endpoints/<network>/<node>/<id>`: one interface of one container in one network.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::LazyLock};
+use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{IfName, Mac, NameError, RecordError, document};
+use crate::{Addresses, IfName, Mac, RecordError, document};
 
 /// The interface's name inside the container when the record gives none.
 pub const DEFAULT_IFNAME: &str = "eth0";
@@ -54,22 +54,26 @@ pub struct AttachmentDocument {
     pub ifname: Option<String>,
 }
 
-/// A valid endpoint.
+/// A valid endpoint. An agent holds every one of the networks that its host takes part in, so it is kept small.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// A name for people.
-    pub name: Option<Box<str>>,
-    /// Where the interface is.
-    pub attachment: Attachment,
     /// Addresses wished for.
     pub requested: Box<[IpAddr]>,
     /// Addresses held (or, in a record written by hand, said to be held), no two the same.
-    pub addresses: Box<[IpAddr]>,
+    pub addresses: Addresses,
     /// The MAC, once known.
     pub mac: Option<Mac>,
     /// The operator's notes; boxed because nearly every record has none.
     pub labels: Option<Box<BTreeMap<String, String>>>,
+    texts: Texts,
 }
+
+/// What only the endpoint's own host needs, and whoever lists it: where the interface is, the interface's name if it is not
+/// the usual one, and the name for people, one after another. None of them holds a control character.
+#[derive(Clone, PartialEq, Eq)]
+struct Texts(Box<str>);
+
+const BETWEEN: char = '\0';
 
 /// A container's network namespace and the interface in it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -99,10 +103,9 @@ impl EndpointDocument {
             }
         }
         Ok(Endpoint {
-            name: self.name.map(Into::into),
-            attachment: self.attachment.validate()?,
-            requested: addresses("requested_addresses", &self.requested_addresses)?,
-            addresses: addresses("addresses", &self.addresses)?,
+            texts: Texts::new(&self.attachment.validate()?, self.name.as_deref()),
+            requested: addresses("requested_addresses", &self.requested_addresses)?.into(),
+            addresses: addresses("addresses", &self.addresses)?.into(),
             mac: self
                 .mac
                 .map(|text| text.parse().map_err(|e| RecordError::field("mac", e)))
@@ -130,11 +133,9 @@ impl AttachmentDocument {
             );
             return Err(RecordError::field(field, why));
         }
-        // Nearly every record has the same one: one text for all of them.
-        static USUAL: LazyLock<Result<IfName, NameError>> = LazyLock::new(|| IfName::new(DEFAULT_IFNAME));
         let ifname = match self.ifname.as_deref() {
-            None | Some(DEFAULT_IFNAME) => USUAL.clone(),
-            Some(other) => IfName::new(other),
+            None => Ok(IfName::usual()),
+            Some(given) => IfName::new(given),
         };
         let ifname = ifname.map_err(|e| RecordError::field("attachment.ifname", e))?;
         Ok(Attachment {
@@ -144,7 +145,7 @@ impl AttachmentDocument {
     }
 }
 
-fn addresses(field: &str, texts: &[String]) -> Result<Box<[IpAddr]>, RecordError> {
+fn addresses(field: &str, texts: &[String]) -> Result<Vec<IpAddr>, RecordError> {
     if texts.len() > MAX_ADDRESSES {
         return Err(RecordError::field(
             field,
@@ -174,10 +175,53 @@ fn addresses(field: &str, texts: &[String]) -> Result<Box<[IpAddr]>, RecordError
         }
         addresses.push(address);
     }
-    Ok(addresses.into())
+    Ok(addresses)
+}
+
+impl Texts {
+    fn new(attachment: &Attachment, name: Option<&str>) -> Self {
+        let ifname = match attachment.ifname.as_str() {
+            DEFAULT_IFNAME => "",
+            other => other,
+        };
+        let name = name.unwrap_or_default();
+        Self(format!("{}{BETWEEN}{ifname}{BETWEEN}{name}", attachment.netns).into())
+    }
+
+    fn get(&self) -> [&str; 3] {
+        let mut parts = self.0.splitn(3, BETWEEN);
+        [(); 3].map(|()| parts.next().unwrap_or_default())
+    }
+}
+
+impl fmt::Debug for Texts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.get(), f)
+    }
 }
 
 impl Endpoint {
+    /// A name for people.
+    pub fn name(&self) -> Option<&str> {
+        let [.., name] = self.texts.get();
+        Some(name).filter(|name| !name.is_empty())
+    }
+
+    /// Path of the container's network namespace.
+    pub fn netns(&self) -> &str {
+        let [netns, ..] = self.texts.get();
+        netns
+    }
+
+    /// Where the interface is.
+    pub fn attachment(&self) -> Attachment {
+        let [netns, ifname, _] = self.texts.get();
+        Attachment {
+            netns: netns.into(),
+            ifname: IfName::new(ifname).unwrap_or_else(|_| IfName::usual()),
+        }
+    }
+
     /// Decodes and validates a stored endpoint.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 //! This crate does no I/O, knows no clock and no etcd client, and never decides what to program.
 
 mod address;
+mod addresses;
 mod claim;
 mod document;
 mod endpoint;
@@ -21,6 +22,7 @@ mod schema;
 mod status;
 
 pub use address::{AddressRange, parse_reserved};
+pub use addresses::Addresses;
 pub use claim::{AddressClaim, AddressClaimDocument, Holder, ReleasedDocument, VniClaim, VniClaimDocument};
 pub use document::{MAX_RECORD_BYTES, RECORD_VERSION, check_room, decode, encode, set_fields};
 pub use endpoint::{Attachment, AttachmentDocument, DEFAULT_IFNAME, Endpoint, EndpointDocument};

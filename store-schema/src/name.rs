@@ -1,6 +1,10 @@
 //! Names that become part of keys, paths, interface names and messages: parsed once, then trusted.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{Arc, LazyLock},
+};
 
 use thiserror::Error;
 
@@ -109,6 +113,14 @@ name!(
     /// A network interface's name as the kernel accepts it, at most 15 bytes.
     IfName, "interface name", is_ifname, IFNAME_RULE
 );
+
+impl IfName {
+    /// [`crate::DEFAULT_IFNAME`]: one text for all who have it.
+    pub(crate) fn usual() -> Self {
+        static USUAL: LazyLock<IfName> = LazyLock::new(|| IfName(crate::DEFAULT_IFNAME.into()));
+        USUAL.clone()
+    }
+}
 
 #[cfg(test)]
 mod tests {

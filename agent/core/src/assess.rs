@@ -106,10 +106,10 @@ impl Pass<'_> {
         let member: Member = (name.node.clone(), name.id.clone());
         let own = name.node == *self.snapshot.node();
         if own
-            && let Some(owner) = self.snapshot.owner_of_attachment(&endpoint.attachment)
+            && let Some(owner) = self.snapshot.owner_of_attachment(&endpoint.attachment())
             && owner != name
         {
-            let place = &endpoint.attachment;
+            let place = endpoint.attachment();
             let message = format!(
                 "{} in {} belongs to endpoint {owner}; choose another ifname, or delete one of the two",
                 place.ifname, place.netns
@@ -121,8 +121,8 @@ impl Pass<'_> {
             .network(&name.network)
             .and_then(|s| s.value.as_ref());
         for (field, addresses) in [
-            ("requested_addresses", &endpoint.requested),
-            ("addresses", &endpoint.addresses),
+            ("requested_addresses", &*endpoint.requested),
+            ("addresses", &*endpoint.addresses),
         ] {
             for (i, address) in addresses.iter().enumerate() {
                 let at = || format!("{field}[{i}]");

@@ -120,7 +120,7 @@ pub fn look_into(snapshot: &Snapshot, part: &Dirty) -> Vec<LookInto> {
                 network: network.clone(),
                 id: id.clone(),
                 port_name: ownership::port_name(&name),
-                attachment: endpoint.attachment.clone(),
+                attachment: endpoint.attachment(),
             });
         }
     }
@@ -342,7 +342,7 @@ impl<'a> Pass<'a> {
         let Some(endpoint) = &slot.value else {
             return Wanted::Keep;
         };
-        if self.snapshot.owner_of_attachment(&endpoint.attachment) != Some(name) {
+        if self.snapshot.owner_of_attachment(&endpoint.attachment()) != Some(name) {
             return Wanted::Absent;
         }
         let member = (name.node.clone(), name.id.clone());
@@ -384,7 +384,7 @@ impl<'a> Pass<'a> {
             .map(|s| s.net)
             .collect();
         let mtu = self.mtu(network);
-        let alias = ownership::alias(name, endpoint.name.as_deref());
+        let alias = ownership::alias(name, endpoint.name());
         Wanted::Is(Box::new(Local {
             port_name: ownership::port_name(name),
             port: Port {
@@ -394,7 +394,7 @@ impl<'a> Pass<'a> {
                 bridge_port: Some(PortFlags::ENDPOINT),
             },
             interface: Interface {
-                attachment: endpoint.attachment.clone(),
+                attachment: endpoint.attachment(),
                 alias,
                 mac,
                 mtu,

@@ -225,19 +225,21 @@ impl Snapshot {
         }
         self.judge(key, decoded);
         let was_part = self.takes_part(&endpoint.network);
-        self.forget_attachment(endpoint, before.as_ref(), dirty);
-        if own && let Some(value) = &slot.value {
-            let users = self.attachments.entry(value.attachment.clone()).or_default();
-            dirty.endpoints.extend(users.iter().cloned());
-            users.insert(endpoint.clone());
+        if own {
+            self.forget_attachment(endpoint, before.as_ref(), dirty);
+            if let Some(value) = &slot.value {
+                let users = self.attachments.entry(value.attachment()).or_default();
+                dirty.endpoints.extend(users.iter().cloned());
+                users.insert(endpoint.clone());
+            }
         }
         self.touch_endpoint(endpoint, before.as_ref(), dirty);
         if before.as_ref().is_none_or(|before| before.value != slot.value) {
             self.touch_claims(endpoint, dirty);
         }
         let members = self.members.entry(endpoint.network.clone()).or_default();
-        members.put_endpoint(member, slot.clone());
-        self.touch_endpoint(endpoint, Some(&slot), dirty);
+        members.put_endpoint(member, slot);
+        self.touch_endpoint(endpoint, self.endpoint(endpoint), dirty);
         if own && !was_part {
             dirty.networks.insert(endpoint.network.clone());
         }
@@ -251,18 +253,22 @@ impl Snapshot {
         dirty: &mut Dirty,
     ) {
         if let Some(value) = slot.and_then(|slot| slot.value.as_ref())
-            && let Some(users) = self.attachments.get_mut(&value.attachment)
+            && let attachment = value.attachment()
+            && let Some(users) = self.attachments.get_mut(&attachment)
         {
             users.remove(endpoint);
             dirty.endpoints.extend(users.iter().cloned());
             if users.is_empty() {
-                self.attachments.remove(&value.attachment);
+                self.attachments.remove(&attachment);
             }
         }
     }
 
     /// Notes or clears that a record cannot be understood.
     fn judge(&mut self, key: &Key, decoded: Result<(), RecordError>) {
+        if decoded.is_ok() && self.problems.is_empty() {
+            return;
+        }
         let shown = key.to_string();
         match decoded {
             Ok(()) => drop(self.problems.remove(&shown)),

@@ -66,7 +66,7 @@ impl Holdings {
                     let endpoint = Endpoint::decode(&entry.value).ok();
                     let held = Held {
                         name: name.clone(),
-                        title: endpoint.as_ref().and_then(|e| e.name.clone()),
+                        title: endpoint.as_ref().and_then(|e| e.name().map(Into::into)),
                         addresses: endpoint.iter().flat_map(|e| &e.addresses).copied().collect(),
                         create_revision: entry.create_revision,
                     };

@@ -88,10 +88,11 @@ impl AgentControl {
         let reservation = reservation(&request.reservation)?;
         let name = self.endpoint(&request.network, None, &id)?;
         let (document, valid) = asked_for(request)?;
-        let place = valid.attachment.clone();
+        let place = valid.attachment();
+        let checking = place.clone();
         let checked = self
             .kernel
-            .run(move |kernel| kernel.check_attachment(&place))
+            .run(move |kernel| kernel.check_attachment(&checking))
             .await
             .map_err(|_| stopping())?;
         checked.map_err(|error| ApiError::invalid("attachment.netns", chain(&error)))?;
@@ -109,7 +110,7 @@ impl AgentControl {
                     .filter(|_| !r.snapshot.is_done_for(&same));
                 let there = there?.value.as_ref()?;
                 Some(
-                    there.attachment == wanted.attachment
+                    there.attachment() == wanted.attachment()
                         && wanted.requested.iter().all(|a| there.addresses.contains(a)),
                 )
             })
@@ -118,15 +119,12 @@ impl AgentControl {
             Some(false) => return Err(ApiError::AlreadyExists { what }),
             Some(true) => {}
             None => {
-                let (made, attachment) = (name.clone(), valid.attachment.clone());
+                let (made, attachment) = (name.clone(), place.clone());
                 let taken = self
                     .ask(move |r| r.snapshot.owner_of_attachment(&attachment).cloned())
                     .await?;
                 if let Some(owner) = taken {
-                    let why = format!(
-                        "{} in {} belongs to endpoint {owner}",
-                        valid.attachment.ifname, valid.attachment.netns
-                    );
+                    let why = format!("{} in {} belongs to endpoint {owner}", place.ifname, place.netns);
                     return Err(ApiError::Conflict { what, why });
                 }
                 let lease = match &reservation {

@@ -109,7 +109,7 @@ fn held(r: &Reconciler, network: &NetworkName) -> Vec<(EndpointRef, v1::HeldEndp
         };
         let mut addresses = members.claimed_by(&(name.node.clone(), name.id.clone()));
         addresses.extend(slot.value.iter().flat_map(|endpoint| &endpoint.addresses));
-        let title = slot.value.as_ref().and_then(|endpoint| endpoint.name.as_deref());
+        let title = slot.value.as_ref().and_then(|endpoint| endpoint.name());
         let told = held_endpoint(&name, title, addresses);
         (name, told)
     };

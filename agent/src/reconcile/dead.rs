@@ -41,7 +41,7 @@ impl Reconciler {
         let slot = self.snapshot.endpoint(endpoint)?;
         let told = !slot.bad && !slot.held && !self.snapshot.awaits_detach(endpoint);
         let value = slot.value.as_ref().filter(|_| told)?;
-        Some(&value.attachment.netns)
+        Some(value.netns())
     }
 
     /// What was found; none if only a panic or the runtime's end kept it away.

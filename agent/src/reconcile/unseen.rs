@@ -54,9 +54,9 @@ impl Reconciler {
                     .snapshot
                     .endpoint(&endpoint)
                     .filter(|_| look.looks_into(&endpoint))?;
-                let netns = &slot.value.as_ref()?.attachment.netns;
+                let netns = slot.value.as_ref()?.netns();
                 // One that is gone is waited for otherwise.
-                let is_there = !weft_kernel::is_gone(Path::new(&**netns));
+                let is_there = !weft_kernel::is_gone(Path::new(netns));
                 is_there.then_some((network, Some(id)))
             })
             .collect();

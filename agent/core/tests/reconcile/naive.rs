@@ -205,9 +205,9 @@ impl Here<'_> {
     }
 
     fn local(&self, name: &EndpointRef, endpoint: &Endpoint, mac: Mac, there: &mut ObservedNetwork) {
-        let place = &endpoint.attachment;
+        let place = endpoint.attachment();
         let rivals = self.records.endpoints.iter();
-        let rivals = rivals.filter(|(n, (_, e))| n.node == *self.node && e.attachment == *place);
+        let rivals = rivals.filter(|(n, (_, e))| n.node == *self.node && e.attachment() == place);
         let first = rivals.map(|(n, (created, _))| (*created, n)).min();
         if first.map(|(_, n)| n) != Some(name) {
             return;
@@ -235,7 +235,7 @@ impl Here<'_> {
         }
         let (port_name, alias) = (
             ownership::port_name(name),
-            ownership::alias(name, endpoint.name.as_deref()),
+            ownership::alias(name, endpoint.name()),
         );
         let (mtu, attachment) = (self.mtu(), place.clone());
         let bridge_port = Some(PortFlags::ENDPOINT);
