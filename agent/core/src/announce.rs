@@ -8,14 +8,12 @@
 //! In: plans, and what became of them. Out: what is to be announced. It must not know records, nor how
 //! an announcement is made.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use weft_store_schema::{EndpointId, EndpointRef, IfName, Mac, NetworkName, NodeName};
 
 use crate::{
+    address_map::AddressMap,
     dataplane::{Observed, ObservedNetwork},
     ownership::port_name,
     plan::{Op, Plan},
@@ -48,7 +46,7 @@ pub struct Announcer {
 /// The MAC that each address of a network had last on this host.
 #[derive(Debug)]
 struct Last {
-    macs: HashMap<IpAddr, Mac>,
+    macs: AddressMap<Mac>,
     /// An address that is not among them has had no holder since there are containers to remember one.
     complete: bool,
     /// So many may be remembered before those of addresses that nobody has any more are forgotten.
@@ -102,7 +100,7 @@ impl Announcer {
         if there.is_none() {
             // Made by this plan: who comes from now on is all that there is.
             self.networks.entry(network.clone()).or_insert(Last {
-                macs: HashMap::new(),
+                macs: AddressMap::default(),
                 complete: true,
                 room: MOST_IDLE,
             });
@@ -118,8 +116,8 @@ impl Announcer {
             // There before this agent was: who had the other addresses is not known.
             let ends = there.interfaces.values();
             let local = ends.flat_map(|end| end.addresses.iter().map(|net| (net.addr(), end.mac)));
-            let remote = there.neighbours.iter().map(|(address, mac)| (*address, *mac));
-            let macs: HashMap<IpAddr, Mac> = local.chain(remote).collect();
+            let remote = there.neighbours.iter().map(|(address, mac)| (address, *mac));
+            let macs: AddressMap<Mac> = local.chain(remote).collect();
             Last {
                 room: 2 * macs.len() + MOST_IDLE,
                 macs,
@@ -152,7 +150,7 @@ impl Last {
                 .flat_map(|end| end.addresses.iter().map(ipnet::IpNet::addr))
                 .collect();
             self.macs
-                .retain(|a, _| *a == address || there.neighbours.contains_key(a) || local.contains(a));
+                .retain(|a, _| a == address || there.neighbours.contains_key(&a) || local.contains(&a));
             self.complete = false;
             self.room = 2 * self.macs.len() + MOST_IDLE;
         }

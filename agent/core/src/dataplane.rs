@@ -9,7 +9,9 @@ use std::{
 };
 
 use ipnet::IpNet;
-use weft_store_schema::{Attachment, EndpointId, Family, IfName, Mac, NetworkName, Vni};
+use weft_store_schema::{Addresses, Attachment, EndpointId, Family, IfName, Mac, NetworkName, Vni};
+
+use crate::address_map::AddressMap;
 
 /// The bridge of a network on this host, always named [`crate::ownership::BRIDGE`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -151,7 +153,7 @@ pub struct ForwardRow {
     /// The bridge's entry.
     pub bridge: Option<BridgeTarget>,
     /// The VXLAN devices' entries: remote VTEPs, in their order. One at most when all is right.
-    pub vteps: Vec<IpAddr>,
+    pub vteps: Addresses,
 }
 
 /// Where a bridge FDB entry points.
@@ -169,12 +171,26 @@ impl ForwardRow {
         match forward {
             Forward::Local(port) => Self {
                 bridge: Some(BridgeTarget::Port(port.clone())),
-                vteps: Vec::new(),
+                vteps: Addresses::default(),
             },
             Forward::Remote(vtep) => Self {
                 bridge: Some(BridgeTarget::Tunnel(Family::of(*vtep))),
-                vteps: vec![*vtep],
+                vteps: [*vtep].into_iter().collect(),
             },
+        }
+    }
+
+    /// Leaves only some of the VTEPs.
+    pub fn leave(&mut self, keep: impl Fn(IpAddr) -> bool) {
+        self.vteps = self.vteps.iter().copied().filter(|vtep| keep(*vtep)).collect();
+    }
+
+    /// Adds a VTEP, in its place.
+    pub fn add(&mut self, vtep: IpAddr) {
+        if !self.vteps.contains(&vtep) {
+            let mut vteps: Vec<IpAddr> = self.vteps.iter().copied().chain([vtep]).collect();
+            vteps.sort_unstable();
+            self.vteps = vteps.into();
         }
     }
 
@@ -205,7 +221,7 @@ pub struct ObservedNetwork {
     /// Forwarding entries by MAC; no empty rows.
     pub forwards: HashMap<Mac, ForwardRow>,
     /// Permanent neighbours on the bridge.
-    pub neighbours: HashMap<IpAddr, Mac>,
+    pub neighbours: AddressMap<Mac>,
 }
 
 /// What the kernel of this host holds of weft's.

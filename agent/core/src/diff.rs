@@ -182,10 +182,9 @@ fn carry(
         let unexplained = there
             .neighbours
             .keys()
-            .filter(|a| !wanted.neighbours.contains_key(*a) && !lost.bridge);
+            .filter(|a| !wanted.neighbours.contains_key(a) && !lost.bridge);
         late.extend(
             unexplained
-                .copied()
                 .collect::<BTreeSet<_>>()
                 .into_iter()
                 .map(Op::DeleteNeighbour),

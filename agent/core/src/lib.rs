@@ -3,6 +3,7 @@
 //! No clock, I/O, environment or async. Whatever cannot be made sense of becomes a `Problem` beside the
 //! result and never blocks the rest.
 
+pub mod address_map;
 pub mod address_set;
 pub mod announce;
 pub mod answer;

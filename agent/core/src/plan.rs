@@ -219,7 +219,7 @@ impl ObservedNetwork {
             Op::DeleteTunnel(family) => {
                 self.tunnels.remove(family);
                 for row in self.forwards.values_mut() {
-                    row.vteps.retain(|vtep| Family::of(*vtep) != *family);
+                    row.leave(|vtep| Family::of(vtep) != *family);
                 }
                 self.lose_bridge_entries(|target| *target == BridgeTarget::Tunnel(*family));
             }
@@ -269,14 +269,13 @@ impl ObservedNetwork {
                 row.bridge = wanted.bridge;
                 if let Forward::Remote(vtep) = forward {
                     // A replace changes the device's entry; the other family's device is another table.
-                    row.vteps.retain(|v| v.is_ipv4() != vtep.is_ipv4());
-                    row.vteps.push(*vtep);
-                    row.vteps.sort_unstable();
+                    row.leave(|v| v.is_ipv4() != vtep.is_ipv4());
+                    row.add(*vtep);
                 }
             }
             Op::DeleteVtep(mac, vtep) => {
                 if let Some(row) = self.forwards.get_mut(mac) {
-                    row.vteps.retain(|v| v != vtep);
+                    row.leave(|v| v != *vtep);
                     if row.is_empty() {
                         self.forwards.remove(mac);
                     }

@@ -237,6 +237,16 @@ impl Channel {
         &mut self,
         message: &RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, Refusal> {
+        self.dump_into(message, Vec::push)
+    }
+
+    /// The same, each object taken in as it comes: of a large table not everything is held at a time. What was gathered is
+    /// begun anew if the table changed meanwhile.
+    pub(crate) fn dump_into<T: Default>(
+        &mut self,
+        message: &RouteNetlinkMessage,
+        mut take: impl FnMut(&mut T, RouteNetlinkMessage),
+    ) -> Result<T, Refusal> {
         for last_try in (0..DUMP_TRIES).rev() {
             let fault = fault::at(Step::Question);
             fault.refusal()?;
@@ -244,7 +254,7 @@ impl Channel {
             self.send()?;
             self.has_leftovers = fault == Fault::Lose;
             fault.loss()?;
-            let (mut objects, mut end) = (Vec::new(), None);
+            let (mut taken, mut end) = (T::default(), None);
             let mut interrupted = fault == Fault::Interrupt;
             while end.is_none() {
                 self.receive(|raw| {
@@ -254,7 +264,9 @@ impl Channel {
                     interrupted |= raw.flags & NLM_F_DUMP_INTR != 0;
                     match raw.kind {
                         NLMSG_DONE | NLMSG_ERROR => end = Some(wire::error_of(raw)),
-                        _ => objects.extend(wire::decode(raw)),
+                        _ => wire::decode(raw)
+                            .into_iter()
+                            .for_each(|object| take(&mut taken, object)),
                     }
                 })?;
             }
@@ -262,7 +274,7 @@ impl Channel {
                 return Err(refusal);
             }
             if !interrupted || last_try == 0 {
-                return Ok(objects);
+                return Ok(taken);
             }
         }
         Err(Refusal::Lost)

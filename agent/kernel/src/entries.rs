@@ -11,6 +11,7 @@ use netlink_packet_route::{
     route::RouteProtocol,
 };
 use weft_core::{
+    address_map::AddressMap,
     dataplane::{BridgeTarget, ForwardRow},
     ownership,
 };
@@ -215,31 +216,28 @@ pub(crate) fn dump_forwards(
 ) -> Result<HashMap<Mac, ForwardRow>, KernelError> {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
-    let objects = channel
-        .dump(&RouteNetlinkMessage::GetNeighbour(message))
+    let rows;
+    (rows, *foreign) = channel
+        .dump_into(
+            &RouteNetlinkMessage::GetNeighbour(message),
+            |(rows, foreign), object| read_forward(&object, devices, foreign, rows),
+        )
         .map_err(|r| refused(format!("list the forwarding entries of {place}"), r))?;
-    foreign.clear();
-    let mut rows = HashMap::new();
-    read_forwards(objects, devices, foreign, &mut rows);
     Ok(rows)
 }
 
-/// Adds the forwarding entries of an answer to what is known of them.
-pub(crate) fn read_forwards(
-    objects: Vec<RouteNetlinkMessage>,
+/// Adds the forwarding entry of an answer to what is known of them.
+pub(crate) fn read_forward(
+    object: &RouteNetlinkMessage,
     devices: &HashMap<u32, Device>,
     foreign: &mut HashSet<(u32, Mac)>,
     rows: &mut HashMap<Mac, ForwardRow>,
 ) {
-    for object in objects {
-        let RouteNetlinkMessage::NewNeighbour(message) = object else {
-            continue;
-        };
-        let Some(device) = devices.get(&message.header.ifindex) else {
-            continue;
-        };
-        foreign.extend(foreign_in_tunnel(&message, device));
-        add_entry(rows, read_entry(&message), device);
+    if let RouteNetlinkMessage::NewNeighbour(message) = object
+        && let Some(device) = devices.get(&message.header.ifindex)
+    {
+        foreign.extend(foreign_in_tunnel(message, device));
+        add_entry(rows, read_entry(message), device);
     }
 }
 
@@ -251,10 +249,7 @@ fn add_entry(rows: &mut HashMap<Mac, ForwardRow>, entry: Option<Entry>, device: 
             }
         }
         Some(Entry::Vtep(mac, vtep)) => {
-            let vteps = &mut rows.entry(mac).or_default().vteps;
-            if !vteps.contains(&vtep) {
-                vteps.push(vtep);
-            }
+            rows.entry(mac).or_default().add(vtep);
         }
         None => {}
     }
@@ -279,7 +274,11 @@ pub(crate) fn get_forward(
     of_bridge.attributes.push(NeighbourAttribute::Controller(bridge));
     for question in std::iter::once(of_bridge).chain(tunnels) {
         match channel.request(RouteNetlinkMessage::GetNeighbour(question), 0) {
-            Ok(answers) => read_forwards(answers, devices, foreign, &mut rows),
+            Ok(answers) => {
+                for answer in &answers {
+                    read_forward(answer, devices, foreign, &mut rows);
+                }
+            }
             Err(refusal) if refusal.is(nix::errno::Errno::ENOENT) => {}
             Err(refusal) => {
                 return Err(refused(
@@ -304,26 +303,29 @@ pub(crate) fn dump_neighbours(
     channel: &mut Channel,
     bridge: u32,
     place: &str,
-) -> Result<HashMap<IpAddr, Mac>, KernelError> {
+) -> Result<AddressMap<Mac>, KernelError> {
     let mut message = NeighbourMessage::default();
     message.attributes.push(NeighbourAttribute::IfIndex(bridge));
-    let objects = channel
-        .dump(&RouteNetlinkMessage::GetNeighbour(message))
-        .map_err(|r| refused(format!("list the neighbours of {place}"), r))?;
-    Ok(read_neighbours(&objects, bridge))
+    channel
+        .dump_into(
+            &RouteNetlinkMessage::GetNeighbour(message),
+            |neighbours: &mut AddressMap<Mac>, object| {
+                if let Some((address, mac)) = read_neighbour_on(&object, bridge) {
+                    neighbours.insert(address, mac);
+                }
+            },
+        )
+        .map_err(|r| refused(format!("list the neighbours of {place}"), r))
 }
 
-/// The neighbours of a dump that are ours and on this bridge.
-pub(crate) fn read_neighbours(objects: &[RouteNetlinkMessage], bridge: u32) -> HashMap<IpAddr, Mac> {
-    objects
-        .iter()
-        .filter_map(|object| match object {
-            RouteNetlinkMessage::NewNeighbour(message) if message.header.ifindex == bridge => {
-                read_neighbour(message)
-            }
-            _ => None,
-        })
-        .collect()
+/// The neighbour of a dump, if it is ours and on this bridge.
+pub(crate) fn read_neighbour_on(object: &RouteNetlinkMessage, bridge: u32) -> Option<(IpAddr, Mac)> {
+    match object {
+        RouteNetlinkMessage::NewNeighbour(message) if message.header.ifindex == bridge => {
+            read_neighbour(message)
+        }
+        _ => None,
+    }
 }
 
 /// One neighbour on a network's bridge.

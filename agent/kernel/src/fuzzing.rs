@@ -43,8 +43,13 @@ pub fn answers(datagram: &[u8]) -> String {
         ends.push((link.endpoint(), observe::read_interface(link, "/run/netns/c1")));
     }
     let (mut foreign, mut rows) = (HashSet::new(), HashMap::new());
-    entries::read_forwards(objects.clone(), &devices, &mut foreign, &mut rows);
-    let neighbours = entries::read_neighbours(&objects, BRIDGE);
+    for object in &objects {
+        entries::read_forward(object, &devices, &mut foreign, &mut rows);
+    }
+    let neighbours: Vec<_> = objects
+        .iter()
+        .filter_map(|object| entries::read_neighbour_on(object, BRIDGE))
+        .collect();
     let on_interface = addresses::read_on(&objects, BRIDGE);
     let own = objects.iter().filter_map(underlay::read_own).count();
     let default = objects.iter().filter_map(underlay::read_default).min();

@@ -259,6 +259,8 @@ impl Reconciler {
         for (_, error) in &seen.errors {
             self.metrics.failed(During::Look, error);
         }
+        let tables = seen.observed.networks.values();
+        self.took_much(tables.map(|there| there.forwards.len()).sum());
         let knows_networks = self.note_unseen(&look, &seen);
         // What was to be done before the look is no repair: the records want it, whoever touched the kernel.
         let expected = match self.host() {

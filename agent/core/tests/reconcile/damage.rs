@@ -309,8 +309,8 @@ impl Damage {
                 } else {
                     "fd99::8"
                 };
-                row.vteps.retain(|v| Family::of(*v) != self.family);
-                row.vteps.push(vtep.parse().unwrap());
+                row.leave(|v| Family::of(v) != self.family);
+                row.add(vtep.parse().unwrap());
             }
             _ => {}
         }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use weft_core::{
+    address_map::AddressMap,
     dataplane::{
         Bridge, BridgeTarget, Forward, ForwardRow, Interface, Observed, ObservedNetwork, Port, Tunnel,
     },
@@ -26,7 +27,7 @@ struct Namespace {
     interfaces: BTreeMap<IfName, (EndpointId, Interface)>,
     bridge_fdb: HashMap<Mac, BridgeTarget>,
     vxlan_fdb: HashMap<(Family, Mac), IpAddr>,
-    neighbours: HashMap<IpAddr, Mac>,
+    neighbours: AddressMap<Mac>,
 }
 
 /// One host's kernel.
@@ -112,7 +113,7 @@ impl Kernel {
             }
             let vteps: BTreeMap<_, _> = ns.vxlan_fdb.iter().collect();
             for ((_, mac), vtep) in vteps {
-                forwards.entry(*mac).or_default().vteps.push(*vtep);
+                forwards.entry(*mac).or_default().add(*vtep);
             }
             let observed = ObservedNetwork {
                 unmounted: ns.unmounted,

@@ -252,14 +252,6 @@ pub(crate) fn plan(network: &NetworkName, ops: Vec<Op>) -> Plan {
     }
 }
 
-/// Rows in an order of their own: the kernel has none.
-pub(crate) fn sorted(mut observed: ObservedNetwork) -> ObservedNetwork {
-    for row in observed.forwards.values_mut() {
-        row.vteps.sort();
-    }
-    observed
-}
-
 /// The whole chain of an error in one line.
 pub(crate) fn chain(error: &KernelError) -> String {
     let mut text = error.to_string();
@@ -342,13 +334,13 @@ impl Ground {
 
     pub(crate) fn observed(&mut self, network: &NetworkName) -> Option<ObservedNetwork> {
         let places = places(network, &self.modelled(network));
-        self.kernel.observe_network(network, &places).unwrap().map(sorted)
+        self.kernel.observe_network(network, &places).unwrap()
     }
 
     /// What the kernel holds is what was predicted.
     pub(crate) fn assert_as_modelled(&mut self, network: &NetworkName, after: &str) {
         let observed = self.observed(network);
-        let model = self.model.networks.get(network).cloned().map(sorted);
+        let model = self.model.networks.get(network).cloned();
         assert!(
             observed == model,
             "after {after}\n{}",
@@ -374,7 +366,10 @@ fn shown(observed: Option<&ObservedNetwork>) -> String {
     };
     let mut rest = observed.clone();
     let forwards: BTreeMap<_, _> = rest.forwards.drain().collect();
-    let neighbours: BTreeMap<_, _> = rest.neighbours.drain().collect();
+    let neighbours: BTreeMap<_, _> = std::mem::take(&mut rest.neighbours)
+        .iter()
+        .map(|(a, mac)| (a, *mac))
+        .collect();
     let mut text = format!("{rest:#?}\n");
     for (mac, row) in forwards {
         text += &format!("{mac} {row:?}\n");
