@@ -210,11 +210,11 @@ fn ends(found: &Interface, wanted: &Interface) -> String {
 }
 
 fn row(found: &ForwardRow) -> String {
-    let bridge = found.bridge.as_ref().map(|target| match target {
+    let bridge = found.bridge().map(|target| match target {
         BridgeTarget::Port(name) => format!("bridge to {name}"),
-        BridgeTarget::Tunnel(family) => format!("bridge to {}", ownership::tunnel_name(*family)),
+        BridgeTarget::Tunnel(family) => format!("bridge to {}", ownership::tunnel_name(family)),
     });
-    let vteps = found.vteps.iter().map(|vtep| Some(format!("tunnel to {vtep}")));
+    let vteps = found.vteps().iter().map(|vtep| Some(format!("tunnel to {vtep}")));
     differences(&std::iter::once(bridge).chain(vteps).collect::<Vec<_>>())
 }
 

@@ -202,7 +202,7 @@ pub(crate) fn endpoint(r: &Reconciler, name: &EndpointRef, value: &Endpoint, rev
             .iter()
             .map(|a| with_length(r, &name.network, *a))
             .collect(),
-        requested_addresses: value.requested.iter().map(ToString::to_string).collect(),
+        requested_addresses: value.requested().iter().map(ToString::to_string).collect(),
         mac: value.mac.map(|m| m.to_string()).unwrap_or_default(),
         vtep: peer
             .and_then(|p| Family::ALL.into_iter().find_map(|f| p.vtep(f)))
@@ -222,10 +222,8 @@ pub(crate) fn endpoint(r: &Reconciler, name: &EndpointRef, value: &Endpoint, rev
         message,
         mtu: veth.map_or(0, |v| v.mtu.into()),
         labels: value
-            .labels
-            .iter()
-            .flat_map(|l| l.iter())
-            .map(|(k, v)| (k.clone(), v.clone()))
+            .labels()
+            .map(|(name, text)| (name.to_owned(), text.to_owned()))
             .collect(),
         revision,
         local,

@@ -39,18 +39,6 @@ impl From<Vec<IpAddr>> for Addresses {
     }
 }
 
-impl FromIterator<IpAddr> for Addresses {
-    fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Self {
-        let mut addresses = addresses.into_iter();
-        match (addresses.next(), addresses.next()) {
-            (Some(one), None) => Self(Few::One(one)),
-            (first, second) => Self(Few::Others(
-                first.into_iter().chain(second).chain(addresses).collect(),
-            )),
-        }
-    }
-}
-
 impl<'a> IntoIterator for &'a Addresses {
     type Item = &'a IpAddr;
     type IntoIter = slice::Iter<'a, IpAddr>;
@@ -78,7 +66,6 @@ mod tests {
         for count in 0..=3 {
             let addresses = Addresses::from(all[..count].to_vec());
             assert_eq!(*addresses, all[..count]);
-            assert_eq!(all[..count].iter().copied().collect::<Addresses>(), addresses);
             assert_eq!(addresses.is_empty(), addresses == Addresses::default());
         }
     }

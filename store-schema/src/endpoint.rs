@@ -57,15 +57,20 @@ pub struct AttachmentDocument {
 /// A valid endpoint. An agent holds every one of the networks that its host takes part in, so it is kept small.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Addresses wished for.
-    pub requested: Box<[IpAddr]>,
     /// Addresses held (or, in a record written by hand, said to be held), no two the same.
     pub addresses: Addresses,
     /// The MAC, once known.
     pub mac: Option<Mac>,
-    /// The operator's notes; boxed because nearly every record has none.
-    pub labels: Option<Box<BTreeMap<String, String>>>,
     texts: Texts,
+    /// Boxed because nearly every record has none of it.
+    rest: Option<Box<Rest>>,
+}
+
+/// What few endpoints have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Rest {
+    requested: Vec<IpAddr>,
+    labels: BTreeMap<String, String>,
 }
 
 /// What only the endpoint's own host needs, and whoever lists it: where the interface is, the interface's name if it is not
@@ -102,15 +107,19 @@ impl EndpointDocument {
                 ));
             }
         }
+        let texts = Texts::new(&self.attachment.validate()?, self.name.as_deref());
+        let rest = Rest {
+            requested: addresses("requested_addresses", &self.requested_addresses)?,
+            labels: self.labels,
+        };
         Ok(Endpoint {
-            texts: Texts::new(&self.attachment.validate()?, self.name.as_deref()),
-            requested: addresses("requested_addresses", &self.requested_addresses)?.into(),
+            texts,
             addresses: addresses("addresses", &self.addresses)?.into(),
             mac: self
                 .mac
                 .map(|text| text.parse().map_err(|e| RecordError::field("mac", e)))
                 .transpose()?,
-            labels: (!self.labels.is_empty()).then(|| Box::new(self.labels)),
+            rest: (rest != Rest::default()).then(|| Box::new(rest)),
         })
     }
 }
@@ -205,6 +214,17 @@ impl Endpoint {
     pub fn name(&self) -> Option<&str> {
         let [.., name] = self.texts.get();
         Some(name).filter(|name| !name.is_empty())
+    }
+
+    /// Addresses wished for.
+    pub fn requested(&self) -> &[IpAddr] {
+        self.rest.as_ref().map_or(&[], |rest| &rest.requested)
+    }
+
+    /// The operator's notes.
+    pub fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
+        let all = self.rest.iter().flat_map(|rest| &rest.labels);
+        all.map(|(name, text)| (name.as_str(), text.as_str()))
     }
 
     /// Path of the container's network namespace.

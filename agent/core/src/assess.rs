@@ -121,7 +121,7 @@ impl Pass<'_> {
             .network(&name.network)
             .and_then(|s| s.value.as_ref());
         for (field, addresses) in [
-            ("requested_addresses", &*endpoint.requested),
+            ("requested_addresses", endpoint.requested()),
             ("addresses", &*endpoint.addresses),
         ] {
             for (i, address) in addresses.iter().enumerate() {

@@ -132,12 +132,12 @@ pub fn complete(
     let has_claim =
         |a: &IpAddr| members.is_claimed_by(*a, &member) && members.claim(*a).is_some_and(|slot| !slot.held);
     let claimed = !written.addresses.is_empty() && written.addresses.iter().all(has_claim);
-    let granted = written.requested.iter().all(|a| written.addresses.contains(a));
+    let granted = written.requested().iter().all(|a| written.addresses.contains(a));
     if claimed && granted && written.mac.is_some() {
         return Ok(None);
     }
     let (network, network_at) = network_of(snapshot, &name.network)?;
-    let mut wished: Vec<IpAddr> = written.requested.to_vec();
+    let mut wished: Vec<IpAddr> = written.requested().to_vec();
     // Written anew without addresses, after a deletion or with another wish: what it holds is in its claims.
     let mut kept: Vec<IpAddr> = if endpoint.addresses.is_empty() {
         let left = members.claimed_by(&member).into_iter();
@@ -151,7 +151,7 @@ pub fn complete(
     wished.extend(
         kept.iter()
             .copied()
-            .filter(|a| !members.is_claimed_by(*a, &member) && written.requested.is_empty()),
+            .filter(|a| !members.is_claimed_by(*a, &member) && written.requested().is_empty()),
     );
     kept.retain(|a| members.is_claimed_by(*a, &member));
     let asking = Asking {
@@ -270,7 +270,7 @@ pub fn release_orphan(snapshot: &Snapshot, network: &NetworkName, address: IpAdd
         Some(there) if there.bad || there.held => return None,
         Some(there) => {
             let endpoint = there.value.as_ref()?;
-            let named = endpoint.addresses.contains(&address) || endpoint.requested.contains(&address);
+            let named = endpoint.addresses.contains(&address) || endpoint.requested().contains(&address);
             // One without addresses is about to be completed, and may take up what it held.
             if named || endpoint.addresses.is_empty() {
                 return None;

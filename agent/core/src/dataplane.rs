@@ -5,11 +5,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
     net::IpAddr,
 };
 
 use ipnet::IpNet;
-use weft_store_schema::{Addresses, Attachment, EndpointId, Family, IfName, Mac, NetworkName, Vni};
+use weft_store_schema::{Attachment, EndpointId, Family, IfName, Mac, NetworkName, Vni};
 
 use crate::address_map::AddressMap;
 
@@ -147,13 +148,18 @@ pub enum Forward {
     Remote(IpAddr),
 }
 
-/// What the kernel's two forwarding tables hold for a MAC.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ForwardRow {
-    /// The bridge's entry.
-    pub bridge: Option<BridgeTarget>,
-    /// The VXLAN devices' entries: remote VTEPs, in their order. One at most when all is right.
-    pub vteps: Addresses,
+/// What the kernel's two forwarding tables hold for a MAC: the bridge's entry, and the VXLAN devices' entries, remote VTEPs in
+/// their order. One VTEP at most when all is right.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ForwardRow(Row);
+
+/// One for each endpoint of a network, so the usual one is small. What can be said by an earlier one is.
+#[derive(Clone, PartialEq, Eq)]
+enum Row {
+    Nothing,
+    /// The tunnel of the VTEP's family, and that VTEP.
+    Remote(IpAddr),
+    Other(Box<(Option<BridgeTarget>, Vec<IpAddr>)>),
 }
 
 /// Where a bridge FDB entry points.
@@ -165,38 +171,81 @@ pub enum BridgeTarget {
     Tunnel(Family),
 }
 
+impl Default for ForwardRow {
+    fn default() -> Self {
+        Self(Row::Nothing)
+    }
+}
+
 impl ForwardRow {
+    /// A row of these entries.
+    pub fn new(bridge: Option<BridgeTarget>, mut vteps: Vec<IpAddr>) -> Self {
+        vteps.sort_unstable();
+        vteps.dedup();
+        Self(match (&bridge, &vteps[..]) {
+            (None, []) => Row::Nothing,
+            (Some(BridgeTarget::Tunnel(family)), [vtep]) if Family::of(*vtep) == *family => {
+                Row::Remote(*vtep)
+            }
+            _ => Row::Other(Box::new((bridge, vteps))),
+        })
+    }
+
     /// The row that a MAC should have.
     pub fn of(forward: &Forward) -> Self {
         match forward {
-            Forward::Local(port) => Self {
-                bridge: Some(BridgeTarget::Port(port.clone())),
-                vteps: Addresses::default(),
-            },
-            Forward::Remote(vtep) => Self {
-                bridge: Some(BridgeTarget::Tunnel(Family::of(*vtep))),
-                vteps: [*vtep].into_iter().collect(),
-            },
+            Forward::Local(port) => Self::new(Some(BridgeTarget::Port(port.clone())), Vec::new()),
+            Forward::Remote(vtep) => Self(Row::Remote(*vtep)),
         }
+    }
+
+    /// The bridge's entry.
+    pub fn bridge(&self) -> Option<BridgeTarget> {
+        match &self.0 {
+            Row::Nothing => None,
+            Row::Remote(vtep) => Some(BridgeTarget::Tunnel(Family::of(*vtep))),
+            Row::Other(other) => other.0.clone(),
+        }
+    }
+
+    /// The remote VTEPs, in their order.
+    pub fn vteps(&self) -> &[IpAddr] {
+        match &self.0 {
+            Row::Nothing => &[],
+            Row::Remote(vtep) => std::slice::from_ref(vtep),
+            Row::Other(other) => &other.1,
+        }
+    }
+
+    /// Gives it another entry of the bridge's, or none.
+    pub fn set_bridge(&mut self, bridge: Option<BridgeTarget>) {
+        *self = Self::new(bridge, self.vteps().to_vec());
     }
 
     /// Leaves only some of the VTEPs.
     pub fn leave(&mut self, keep: impl Fn(IpAddr) -> bool) {
-        self.vteps = self.vteps.iter().copied().filter(|vtep| keep(*vtep)).collect();
+        let left = self.vteps().iter().copied().filter(|vtep| keep(*vtep));
+        *self = Self::new(self.bridge(), left.collect());
     }
 
-    /// Adds a VTEP, in its place.
+    /// Adds a VTEP.
     pub fn add(&mut self, vtep: IpAddr) {
-        if !self.vteps.contains(&vtep) {
-            let mut vteps: Vec<IpAddr> = self.vteps.iter().copied().chain([vtep]).collect();
-            vteps.sort_unstable();
-            self.vteps = vteps.into();
-        }
+        let vteps = self.vteps().iter().copied().chain([vtep]);
+        *self = Self::new(self.bridge(), vteps.collect());
     }
 
     /// Whether the kernel holds nothing for the MAC.
     pub fn is_empty(&self) -> bool {
-        self.bridge.is_none() && self.vteps.is_empty()
+        matches!(self.0, Row::Nothing)
+    }
+}
+
+impl fmt::Debug for ForwardRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ForwardRow")
+            .field("bridge", &self.bridge())
+            .field("vteps", &self.vteps())
+            .finish()
     }
 }
 

@@ -220,20 +220,20 @@ struct Lost {
 
 impl Lost {
     fn without(&self, row: &ForwardRow) -> ForwardRow {
-        let bridge = row.bridge.clone().filter(|target| match target {
+        if !self.bridge && self.tunnels.is_empty() && self.ports.is_empty() {
+            return row.clone();
+        }
+        let bridge = row.bridge().filter(|target| match target {
             BridgeTarget::Port(port) => !self.ports.contains(port),
             BridgeTarget::Tunnel(family) => !self.tunnels.contains(family),
         });
-        let vteps = row
-            .vteps
-            .iter()
-            .copied()
-            .filter(|v| !self.tunnels.contains(&Family::of(*v)))
-            .collect();
-        ForwardRow {
-            bridge: bridge.filter(|_| !self.bridge),
-            vteps,
-        }
+        let vteps = row.vteps().iter().copied();
+        ForwardRow::new(
+            bridge.filter(|_| !self.bridge),
+            vteps
+                .filter(|v| !self.tunnels.contains(&Family::of(*v)))
+                .collect(),
+        )
     }
 }
 
@@ -371,13 +371,13 @@ fn diff_interface(id: &EndpointId, wanted: &Interface, there: &Interface, ops: &
 
 fn diff_forward(mac: Mac, wanted: &Forward, row: &ForwardRow, puts: &mut Vec<Op>, late: &mut Vec<Op>) {
     let goal = ForwardRow::of(wanted);
-    let put = row.bridge != goal.bridge || goal.vteps.iter().any(|v| !row.vteps.contains(v));
+    let put = row.bridge() != goal.bridge() || goal.vteps().iter().any(|v| !row.vteps().contains(v));
     if put {
         puts.push(Op::PutForward(mac, wanted.clone()));
     }
-    for vtep in row.vteps.iter().filter(|v| !goal.vteps.contains(v)) {
+    for vtep in row.vteps().iter().filter(|v| !goal.vteps().contains(v)) {
         // Putting replaces the VTEP in the same device; deleting the old one then would find nothing.
-        let replaced = put && goal.vteps.iter().any(|v| v.is_ipv4() == vtep.is_ipv4());
+        let replaced = put && goal.vteps().iter().any(|v| v.is_ipv4() == vtep.is_ipv4());
         if !replaced {
             late.push(Op::DeleteVtep(mac, *vtep));
         }
@@ -385,12 +385,8 @@ fn diff_forward(mac: Mac, wanted: &Forward, row: &ForwardRow, puts: &mut Vec<Op>
 }
 
 fn drop_row(mac: Mac, row: &ForwardRow, late: &mut Vec<Op>) {
-    late.extend(
-        row.bridge
-            .iter()
-            .map(|target| Op::DeleteBridgeEntry(mac, target.clone())),
-    );
-    late.extend(row.vteps.iter().map(|vtep| Op::DeleteVtep(mac, *vtep)));
+    late.extend(row.bridge().map(|target| Op::DeleteBridgeEntry(mac, target)));
+    late.extend(row.vteps().iter().map(|vtep| Op::DeleteVtep(mac, *vtep)));
 }
 
 /// Whether an endpoint is carried by this host as its record says: a local one attached and reachable, a

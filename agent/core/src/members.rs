@@ -7,6 +7,8 @@ mod rows;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
+    ops::Deref,
+    sync::Arc,
 };
 
 use slab::Slab;
@@ -29,11 +31,29 @@ pub struct Slot<T> {
     /// The store does not have the record any more, and its effect is kept until somebody confirms.
     pub held: bool,
     /// The bytes, kept only where this node may have to rewrite the record.
-    pub raw: Option<Box<[u8]>>,
+    pub raw: Option<Raw>,
     /// The revision at which the key was created.
     pub create_revision: i64,
     /// The revision at which it was last written.
     pub mod_revision: i64,
+}
+
+/// A record's bytes. In most slots there are none, so that has to be small.
+#[derive(Debug, Clone)]
+pub struct Raw(Arc<Vec<u8>>);
+
+impl From<&[u8]> for Raw {
+    fn from(bytes: &[u8]) -> Self {
+        Self(Arc::new(bytes.to_vec()))
+    }
+}
+
+impl Deref for Raw {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl<T> Default for Slot<T> {
@@ -237,7 +257,7 @@ impl Members {
 
     /// Every member whose record wishes for the address, in no order.
     pub fn wishing(&self, address: IpAddr) -> impl Iterator<Item = &Member> {
-        let names = move |endpoint: &Endpoint| endpoint.requested.contains(&address);
+        let names = move |endpoint: &Endpoint| endpoint.requested().contains(&address);
         self.naming(self.by_wish.get(&address), names)
             .map(|(member, ..)| member)
     }
@@ -338,7 +358,7 @@ impl Members {
                     self.used.insert(*address);
                     self.spent.insert(*address);
                 }
-                for address in &endpoint.requested {
+                for address in endpoint.requested() {
                     self.by_wish.insert(address, number);
                 }
                 if endpoint.mac.is_none() || endpoint.addresses.is_empty() {
@@ -380,7 +400,7 @@ impl Members {
             if let Some(mac) = endpoint.mac {
                 self.by_mac.remove(&mac, number);
             }
-            for address in &endpoint.requested {
+            for address in endpoint.requested() {
                 self.by_wish.remove(address, number);
             }
             for address in &endpoint.addresses {

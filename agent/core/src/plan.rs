@@ -195,7 +195,9 @@ impl ObservedNetwork {
     /// Entries of the bridge's table go with what they point at.
     fn lose_bridge_entries(&mut self, lost: impl Fn(&BridgeTarget) -> bool) {
         self.forwards.retain(|_, row| {
-            row.bridge = row.bridge.take().filter(|target| !lost(target));
+            if row.bridge().is_some_and(|target| lost(&target)) {
+                row.set_bridge(None);
+            }
             !row.is_empty()
         });
     }
@@ -227,7 +229,7 @@ impl ObservedNetwork {
                 self.ports.insert(local.port_name.clone(), local.port.clone());
                 self.interfaces.insert(id.clone(), local.interface.clone());
                 let row = self.forwards.entry(local.interface.mac).or_default();
-                row.bridge = Some(BridgeTarget::Port(local.port_name.clone()));
+                row.set_bridge(Some(BridgeTarget::Port(local.port_name.clone())));
             }
             Op::PutPort(_, name, port) => {
                 self.ports.insert(name.clone(), port.clone());
@@ -266,12 +268,11 @@ impl ObservedNetwork {
             Op::PutForward(mac, forward) => {
                 let row = self.forwards.entry(*mac).or_default();
                 let wanted = ForwardRow::of(forward);
-                row.bridge = wanted.bridge;
-                if let Forward::Remote(vtep) = forward {
-                    // A replace changes the device's entry; the other family's device is another table.
-                    row.leave(|v| v.is_ipv4() != vtep.is_ipv4());
-                    row.add(*vtep);
-                }
+                // A replace changes the device's entry; the other family's device is another table.
+                let of_others = |v: &&IpAddr| !wanted.vteps().iter().any(|w| w.is_ipv4() == v.is_ipv4());
+                let kept = row.vteps().iter().filter(of_others);
+                let vteps = kept.chain(wanted.vteps()).copied().collect();
+                *row = ForwardRow::new(wanted.bridge(), vteps);
             }
             Op::DeleteVtep(mac, vtep) => {
                 if let Some(row) = self.forwards.get_mut(mac) {
@@ -283,8 +284,8 @@ impl ObservedNetwork {
             }
             Op::DeleteBridgeEntry(mac, target) => {
                 if let Some(row) = self.forwards.get_mut(mac) {
-                    if row.bridge.as_ref() == Some(target) {
-                        row.bridge = None;
+                    if row.bridge().as_ref() == Some(target) {
+                        row.set_bridge(None);
                     }
                     if row.is_empty() {
                         self.forwards.remove(mac);

@@ -216,7 +216,7 @@ impl Snapshot {
             && (before.held || before.create_revision == slot.create_revision)
             && let Some(old) = &before.value
         {
-            if new.addresses.is_empty() && new.requested.iter().all(|a| old.addresses.contains(a)) {
+            if new.addresses.is_empty() && new.requested().iter().all(|a| old.addresses.contains(a)) {
                 new.addresses.clone_from(&old.addresses);
             }
             if new.addresses == old.addresses {

@@ -245,7 +245,7 @@ fn add_entry(rows: &mut HashMap<Mac, ForwardRow>, entry: Option<Entry>, device: 
     match entry {
         Some(Entry::Bridge(mac, _)) => {
             if let Device::Target(target) = device {
-                rows.entry(mac).or_default().bridge = Some(target.clone());
+                rows.entry(mac).or_default().set_bridge(Some(target.clone()));
             }
         }
         Some(Entry::Vtep(mac, vtep)) => {

@@ -7,7 +7,7 @@ use std::{collections::HashSet, net::IpAddr, path::PathBuf};
 
 use ipnet::IpNet;
 use weft_core::{
-    dataplane::{Bridge, BridgeTarget, Interface, Observed, Port, PortFlags, Tunnel},
+    dataplane::{Bridge, BridgeTarget, ForwardRow, Interface, Observed, Port, PortFlags, Tunnel},
     dirty::Dirty,
     ownership,
 };
@@ -221,12 +221,12 @@ impl Notice {
             }),
             Self::Forward { network, mac, seen } => {
                 let row = known.networks.get(network).and_then(|n| n.forwards.get(mac));
-                let bridge = row.and_then(|row| row.bridge.as_ref());
-                let vteps = row.map_or([].as_slice(), |row| &row.vteps);
+                let bridge = row.and_then(ForwardRow::bridge);
+                let vteps = row.map_or([].as_slice(), ForwardRow::vteps);
                 match seen {
-                    ForwardSeen::Bridge(target) => target.is_some() && bridge == target.as_ref(),
-                    ForwardSeen::NotInBridge(Some(target)) => bridge != Some(target),
+                    ForwardSeen::Bridge(target) => target.is_some() && bridge == *target,
                     ForwardSeen::NotInBridge(None) => bridge.is_none(),
+                    ForwardSeen::NotInBridge(target) => bridge != *target,
                     ForwardSeen::Vtep(vtep) => {
                         vteps.contains(vtep)
                             && vteps.iter().all(|v| v == vtep || v.is_ipv4() != vtep.is_ipv4())

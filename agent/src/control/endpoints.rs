@@ -111,7 +111,7 @@ impl AgentControl {
                 let there = there?.value.as_ref()?;
                 Some(
                     there.attachment() == wanted.attachment()
-                        && wanted.requested.iter().all(|a| there.addresses.contains(a)),
+                        && wanted.requested().iter().all(|a| there.addresses.contains(a)),
                 )
             })
             .await?;

@@ -216,7 +216,7 @@ impl Reconciler {
                 let key = key.to_string();
                 let problem = transaction.as_ref().err().map(|refusal| Problem {
                     key: key.clone(),
-                    field: value.and_then(|e| refusal.field(&e.requested, &e.addresses)),
+                    field: value.and_then(|e| refusal.field(e.requested(), &e.addresses)),
                     message: refusal.to_string(),
                 });
                 self.problems.set(Source::Claim, &key, problem);

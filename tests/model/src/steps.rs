@@ -87,7 +87,7 @@ impl World {
                     Chore::CompleteEndpoint(name) => {
                         check_view(agent, &name.network, &self.reference)?;
                         let value = agent.snapshot.endpoint(name).and_then(|slot| slot.value.as_ref());
-                        value.map_or_else(Vec::new, |e| [&*e.requested, &*e.addresses].concat())
+                        value.map_or_else(Vec::new, |e| [e.requested(), &*e.addresses].concat())
                     }
                     _ => Vec::new(),
                 };

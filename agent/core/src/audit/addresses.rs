@@ -321,7 +321,7 @@ fn endpoint_claim(
             value: Some(endpoint),
             mod_revision,
             ..
-        }) if !endpoint.addresses.is_empty() && !endpoint.requested.contains(address) => (
+        }) if !endpoint.addresses.is_empty() && !endpoint.requested().contains(address) => (
             FindingKind::ClaimNotNamed,
             format!("claimed for endpoint {holder}, which does not name it"),
             Guard::Unchanged(of_holder, *mod_revision),

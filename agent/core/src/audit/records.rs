@@ -171,5 +171,5 @@ impl Records {
 /// Whether an endpoint is yet to be completed by its node's agent.
 pub(super) fn is_pending(endpoint: &Endpoint) -> bool {
     let granted = |address| endpoint.addresses.contains(address);
-    endpoint.addresses.is_empty() || endpoint.mac.is_none() || !endpoint.requested.iter().all(granted)
+    endpoint.addresses.is_empty() || endpoint.mac.is_none() || !endpoint.requested().iter().all(granted)
 }

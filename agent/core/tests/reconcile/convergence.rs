@@ -205,11 +205,11 @@ fn check_ops(ops: &[(NetworkName, Op)], before: &Observed, after: &Observed) {
             Op::DeleteVtep(mac, vtep) => before
                 .forwards
                 .get(mac)
-                .is_some_and(|row| row.vteps.contains(vtep)),
+                .is_some_and(|row| row.vteps().contains(vtep)),
             Op::DeleteBridgeEntry(mac, target) => before
                 .forwards
                 .get(mac)
-                .is_some_and(|row| row.bridge.as_ref() == Some(target)),
+                .is_some_and(|row| row.bridge().as_ref() == Some(target)),
             Op::PutNeighbour(address, mac) => after.neighbours.get(address) == Some(mac),
             Op::DeleteNeighbour(address) => before.neighbours.contains_key(address),
         };
@@ -235,13 +235,13 @@ fn check_locals(observed: &Observed) {
         for interface in there.interfaces.values() {
             if let Some(row) = there.forwards.get(&interface.mac) {
                 assert!(
-                    row.vteps.is_empty(),
+                    row.vteps().is_empty(),
                     "{} is local, and at {:?}",
                     interface.mac,
-                    row.vteps
+                    row.vteps()
                 );
                 assert!(
-                    !matches!(row.bridge, Some(BridgeTarget::Tunnel(_))),
+                    !matches!(row.bridge(), Some(BridgeTarget::Tunnel(_))),
                     "{} is local",
                     interface.mac
                 );

@@ -301,8 +301,8 @@ impl Damage {
         let row = there.forwards.entry(self.mac).or_default();
         match self.what {
             RowLess => *row = ForwardRow::default(),
-            RowBehindTunnel => row.bridge = Some(BridgeTarget::Tunnel(self.family)),
-            RowBehindPort => row.bridge = port.map(BridgeTarget::Port),
+            RowBehindTunnel => row.set_bridge(Some(BridgeTarget::Tunnel(self.family))),
+            RowBehindPort => row.set_bridge(port.map(BridgeTarget::Port)),
             RowAt => {
                 let vtep = if self.family == Family::V4 {
                     "10.99.8.8"

@@ -84,12 +84,12 @@ impl Kernel {
                 }
             }
             for (mac, row) in &there.forwards {
-                if let Some(target) = &row.bridge
-                    && ns.is_enslaved(target)
+                if let Some(target) = row.bridge()
+                    && ns.is_enslaved(&target)
                 {
-                    ns.bridge_fdb.insert(*mac, target.clone());
+                    ns.bridge_fdb.insert(*mac, target);
                 }
-                for vtep in &row.vteps {
+                for vtep in row.vteps() {
                     let family = Family::of(*vtep);
                     if ns.tunnels.contains_key(&family) {
                         ns.vxlan_fdb.insert((family, *mac), *vtep);
@@ -109,7 +109,7 @@ impl Kernel {
         let networks = self.namespaces.iter().map(|(name, ns)| {
             let mut forwards: HashMap<Mac, ForwardRow> = HashMap::new();
             for (mac, target) in &ns.bridge_fdb {
-                forwards.entry(*mac).or_default().bridge = Some(target.clone());
+                forwards.entry(*mac).or_default().set_bridge(Some(target.clone()));
             }
             let vteps: BTreeMap<_, _> = ns.vxlan_fdb.iter().collect();
             for ((_, mac), vtep) in vteps {

@@ -191,7 +191,7 @@ fn what_takes_the_place_of_ours_is_taken_back() {
                 .unwrap()[0]
                 .1
                 .as_ref()
-                .map(|row| row.vteps.len()),
+                .map(|row| row.vteps().len()),
             Some(0)
         );
         assert_ne!(ground.observed(&blue), Some(ground.modelled(&blue)));
