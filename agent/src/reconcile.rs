@@ -538,6 +538,7 @@ impl Reconciler {
         }
         if self.give_back_at.is_some_and(|at| at <= now) {
             self.give_back_at = None;
+            self.snapshot.shrink_to_fit();
             // There, so that nobody who asks the loop waits for it. Nothing depends on when it is done.
             drop(self.kernel.run(|_| memory::give_back()));
         }

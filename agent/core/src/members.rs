@@ -3,6 +3,8 @@
 
 mod claims;
 mod rows;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -419,6 +421,15 @@ impl Members {
             if !self.released_at.contains_key(&address) {
                 self.spent.remove(address);
             }
+        }
+    }
+
+    /// Gives up room for more than there is.
+    pub(crate) fn shrink_to_fit(&mut self) {
+        self.rows.shrink_to_fit();
+        self.claims.shrink_to_fit();
+        for there in self.nodes.values_mut() {
+            there.endpoints.shrink_to_fit();
         }
     }
 

@@ -402,6 +402,12 @@ impl Snapshot {
         dirty
     }
 
+    /// Gives up room for more records than there are: what many of them are taken into grows by doubling. To be called when
+    /// it has come to rest.
+    pub fn shrink_to_fit(&mut self) {
+        self.members.values_mut().for_each(Members::shrink_to_fit);
+    }
+
     /// What the MTU of every network depends on: the smallest underlay MTU among the peers, and whether all
     /// of them can be reached over IPv4.
     pub fn underlay_limits(&self) -> Option<(u16, bool)> {
