@@ -230,14 +230,18 @@ mod tests {
         assert_eq!(read(&fs::read(&path).unwrap()), read(newer.as_bytes()));
     }
 
-    #[tokio::test]
-    async fn what_is_remembered_outlives_the_agent() {
-        let dir = tempfile::tempdir().unwrap();
-        let endpoint = EndpointRef {
+    fn web() -> EndpointRef {
+        EndpointRef {
             network: "blue".parse().unwrap(),
             node: "h1".parse().unwrap(),
             id: "web".parse().unwrap(),
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_outlives_the_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let endpoint = web();
         open(dir.path()).insert(&endpoint, 7).on_disk().await.unwrap();
         let mut again = open(dir.path());
         assert_eq!(again.iter().collect::<Vec<_>>(), [(&endpoint, &7)]);
@@ -251,11 +255,7 @@ mod tests {
     #[tokio::test]
     async fn what_could_not_be_written_is_written_when_it_is_asked_for_again() {
         let dir = tempfile::tempdir().unwrap();
-        let endpoint = EndpointRef {
-            network: "blue".parse().unwrap(),
-            node: "h1".parse().unwrap(),
-            id: "web".parse().unwrap(),
-        };
+        let endpoint = web();
         let mut detachments = open(dir.path());
         let in_the_way = dir.path().join("detached.new");
         fs::create_dir(&in_the_way).unwrap();

@@ -10,6 +10,7 @@ mod identity;
 mod notices;
 mod owed;
 mod passes;
+mod records;
 mod refused;
 mod removal;
 mod repairs;
@@ -38,11 +39,11 @@ use weft_core::{
     dataplane::Observed,
     dirty::Dirty,
     plan::Plan,
-    record::{Change, Connection, Scope, StoreEvent},
+    record::{Connection, Scope},
     snapshot::Snapshot,
 };
 use weft_kernel::{KernelError, Notice, Notifications, memory};
-use weft_proto::v1::{self, EventKind};
+use weft_proto::v1;
 use weft_store::{Events, Store};
 use weft_store_schema::{EndpointRef, NetworkName};
 
@@ -56,7 +57,7 @@ use crate::{
     metrics::{Arrivals, Metrics},
     node::{Node, Underlay},
     own_records::OwnRecords,
-    problems::{Problems, Source},
+    problems::Problems,
     repeats::Repeats,
     state_file::Written,
 };
@@ -76,14 +77,6 @@ const LAST_PLAN: Duration = Duration::from_secs(5);
 
 /// How long the disk is waited for then.
 const LAST_WRITES: Duration = Duration::from_secs(5);
-
-/// Taking in this much at once leaves so much memory behind that giving it back is worth the time.
-const MUCH: usize = 500;
-/// When that is done: what one piece of news leads to as a rule comes to rest before.
-const REST: Duration = Duration::from_millis(500);
-
-/// So many records are taken in before others have their turn: some ten milliseconds' worth.
-const TURN: usize = 4096;
 
 /// A question or request to the loop, answered by whatever the closure does.
 pub(crate) type Ask = Box<dyn FnOnce(&mut Reconciler) + Send>;
@@ -263,16 +256,6 @@ pub(crate) async fn run(
     reconciler.finish().await;
 }
 
-/// How many records an event is about; what is about none counts, too.
-fn records_in(event: &StoreEvent) -> usize {
-    let records = match event {
-        StoreEvent::Listed { entries, .. } => entries.len(),
-        StoreEvent::Changed { changes, .. } => changes.len(),
-        StoreEvent::Progress { .. } | StoreEvent::Connection(_) => 0,
-    };
-    records.max(1)
-}
-
 /// What the kernel says next; nothing ever where nobody listens.
 async fn told(notifications: &mut Option<Notifications>) -> Vec<Notice> {
     match notifications {
@@ -375,157 +358,6 @@ impl Reconciler {
     }
 
     // ---- what comes in -------------------------------------------------------------------------------
-
-    /// What came together is taken in together: the pass that follows costs the same. But not without end: a burst of
-    /// any length comes in turns, and between them the kernel, callers and the clock have theirs. What waits meanwhile
-    /// waits in etcd.
-    fn on_store_events(
-        &mut self,
-        first: (StoreEvent, Instant),
-        mut next: impl FnMut() -> Option<(StoreEvent, Instant)>,
-    ) {
-        let mut taken = 0;
-        let mut event = Some(first);
-        while let Some((now, arrived)) = event {
-            taken += records_in(&now);
-            self.on_store_event(now, arrived);
-            event = if taken < TURN { next() } else { None };
-        }
-        self.after_records();
-    }
-
-    fn on_store_event(&mut self, event: StoreEvent, arrived: Instant) {
-        let dirty = match event {
-            StoreEvent::Listed {
-                scope,
-                revision,
-                cluster_id,
-                continues,
-                entries,
-            } => {
-                if !self.scopes.contains(&scope) {
-                    return;
-                }
-                self.took_much(entries.len());
-                let before = self.snapshot.position();
-                let went_back = |now: (u64, i64)| before.is_some_and(|b| b.0 != now.0 || b.1 > now.1);
-                let dirty = if continues {
-                    self.snapshot
-                        .apply_listing(&scope, cluster_id, revision, &entries)
-                } else {
-                    self.snapshot
-                        .apply_other_history(&scope, cluster_id, revision, &entries)
-                };
-                if !continues || self.snapshot.position().is_some_and(went_back) {
-                    self.reached.begin_anew();
-                    // What was known when says nothing of the revisions of another history.
-                    self.cooldowns = Cooldowns::default();
-                }
-                self.bump();
-                dirty
-            }
-            StoreEvent::Changed { scope, changes } => {
-                if !self.scopes.contains(&scope) {
-                    return;
-                }
-                self.took_much(changes.len());
-                let dirty = self.snapshot.apply_changes(&changes);
-                self.announce(&changes);
-                dirty
-            }
-            StoreEvent::Progress { revision } => {
-                self.snapshot.saw(revision);
-                self.reached.is_informed_to(revision);
-                return;
-            }
-            StoreEvent::Connection(connection) => {
-                let (kind, message) = match &connection {
-                    Connection::Up { cluster_id } => (
-                        EventKind::StoreConnected,
-                        format!("connected to etcd cluster {cluster_id:x}"),
-                    ),
-                    Connection::Down { why } => (EventKind::StoreLost, why.clone()),
-                };
-                self.events.publish(v1::Event {
-                    kind: kind.into(),
-                    message,
-                    ..v1::Event::default()
-                });
-                if matches!(connection, Connection::Up { .. }) {
-                    self.book.reconnected(Instant::now());
-                    self.refused.reconnected();
-                }
-                self.connection = Some(connection);
-                self.bump();
-                return;
-            }
-        };
-        self.note_arrival(&dirty, arrived);
-        self.take_in(dirty);
-    }
-
-    /// Notes that so many things were taken in at once.
-    pub(super) fn took_much(&mut self, count: usize) {
-        if count >= MUCH {
-            self.give_back_at = Some(Instant::now() + REST);
-        }
-    }
-
-    /// Measures how long it takes until the kernel has what an event asks for.
-    fn note_arrival(&mut self, dirty: &Dirty, arrived: Instant) {
-        // What is found at the start is as old as it is.
-        if self.ready.is_none() && !dirty.is_empty() {
-            self.arrivals.take_in(arrived);
-        }
-    }
-
-    /// What is to be done after any change of the snapshot.
-    fn after_records(&mut self) {
-        self.problems
-            .replace(Source::Record, self.snapshot.problems().values());
-        self.cooldowns
-            .note(&self.cooldowns_in_use, self.snapshot.revision(), Instant::now());
-        self.settle_identity();
-        self.tell_removal();
-        self.look_after_trust();
-        self.end_detachments();
-        self.sweep_after_reboot();
-        self.run_chores();
-        if self.interest_is_stale {
-            self.update_interest();
-        }
-        self.bump();
-    }
-
-    /// Applies changes that did not come by the watch: our own transactions, and what they were refused for.
-    pub(crate) fn learn(&mut self, changes: &[Change]) {
-        let dirty = self.snapshot.learn(changes);
-        self.note_arrival(&dirty, Instant::now());
-        self.take_in(dirty);
-        self.after_records();
-    }
-
-    /// Notes what a change of the snapshot made dirty, and what it makes owed.
-    fn take_in(&mut self, dirty: Dirty) {
-        self.heed_removal();
-        self.copies_are_old(&dirty);
-        self.add_chores(&dirty);
-        let networks = dirty.everything || !dirty.networks.is_empty();
-        if networks {
-            let networks = self.snapshot.networks();
-            let in_use = networks.filter_map(|(_, slot)| Some(slot.value.as_ref()?.cooldown));
-            self.cooldowns_in_use = in_use.collect();
-        }
-        self.interest_is_stale |= networks || dirty.endpoints.iter().any(|e| e.node == self.node.name);
-        for endpoint in &dirty.endpoints {
-            let network = self.observed.networks.get(&endpoint.network);
-            if endpoint.node == self.node.name && network.is_some_and(|n| n.unseen.contains(&endpoint.id)) {
-                // Its record may say only now where its container is.
-                self.look.endpoints.insert(endpoint.clone());
-            }
-        }
-        self.dirty.merge(dirty);
-    }
 
     fn on_time(&mut self) {
         let now = Instant::now();

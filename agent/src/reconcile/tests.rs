@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use weft_core::{
     chores::Chore,
     plan::Op,
-    record::{Committed, Entry},
+    record::{Change, Committed, Entry, StoreEvent},
 };
 use weft_store::StoreError;
 use weft_store_schema::NodeName;

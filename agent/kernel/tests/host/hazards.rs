@@ -4,6 +4,7 @@ use std::{fs, path::Path};
 
 use nix::mount::{MntFlags, umount2};
 use weft_core::{dataplane::ObservedNetwork, plan::Op};
+use weft_store_schema::NetworkName;
 
 use crate::ground::{
     bind, bridge, chain, create, devices, find, id, inside, json, local, make_namespace, network, on_host,
@@ -17,13 +18,19 @@ fn number(namespace: &Path, device: &str) -> u64 {
     link["ifindex"].as_u64().unwrap()
 }
 
+/// A network's devices, and an endpoint in a container.
+fn devices_and_web(network: &NetworkName, container: &Path) -> Vec<Op> {
+    let mut ops = devices(100);
+    ops.push(create(&local(network, "web", container, 5), "web"));
+    ops
+}
+
 #[test]
 fn a_namespace_that_was_unmounted_is_mounted_again_with_all_that_is_in_it() {
     on_host(|ground| {
         let blue = network("blue");
         let c1 = ground.container("c1");
-        let mut ops = devices(100);
-        ops.push(create(&local(&blue, "web", &c1, 5), "web"));
+        let ops = devices_and_web(&blue, &c1);
         ground.apply(&blue, ops);
         let path = ground.namespace(&blue);
         let numbers = || (number(&path, "vx4"), number(&c1, "eth0"));
@@ -61,8 +68,7 @@ fn another_namespace_in_the_place_of_one_takes_over_when_something_is_done_there
     on_host(|ground| {
         let blue = network("blue");
         let c1 = ground.container("c1");
-        let mut ops = devices(100);
-        ops.push(create(&local(&blue, "web", &c1, 5), "web"));
+        let ops = devices_and_web(&blue, &c1);
         ground.apply(&blue, ops.clone());
         let before = number(&c1, "eth0");
         let path = ground.namespace(&blue);
@@ -85,8 +91,7 @@ fn the_hosts_own_namespace_in_the_place_of_one_changes_nothing_in_it() {
     on_host(|ground| {
         let blue = network("blue");
         let c1 = ground.container("c1");
-        let mut ops = devices(100);
-        ops.push(create(&local(&blue, "web", &c1, 5), "web"));
+        let ops = devices_and_web(&blue, &c1);
         ground.apply(&blue, ops);
         let before = number(&c1, "eth0");
         let path = ground.namespace(&blue);
@@ -139,8 +144,7 @@ fn a_container_with_ipv6_off_gets_its_addresses() {
             "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1",
         ));
         run(&inside(&c1, "ip link add f0 type veth peer name f1"));
-        let mut ops = devices(100);
-        ops.push(create(&local(&blue, "web", &c1, 5), "web"));
+        let ops = devices_and_web(&blue, &c1);
         ground.apply(&blue, ops);
         ground.assert_as_modelled(&blue, "attaching a container with IPv6 off");
         let other = run(&inside(&c1, "sysctl -n net.ipv6.conf.f0.disable_ipv6"));
@@ -239,8 +243,7 @@ fn an_ipv6_address_takes_another_prefix_length_when_the_old_one_goes_first() {
     on_host(|ground| {
         let blue = network("blue");
         let c1 = ground.container("c1");
-        let mut ops = devices(100);
-        ops.push(create(&local(&blue, "web", &c1, 5), "web"));
+        let ops = devices_and_web(&blue, &c1);
         ground.apply(&blue, ops);
         let (old, new) = ("fd01::5/64".parse().unwrap(), "fd01::5/48".parse().unwrap());
         // The order of diff_interface; the other way round nothing is left of it.

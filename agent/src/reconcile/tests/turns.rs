@@ -1,6 +1,7 @@
 //! A burst of events that does not end: it is taken in in turns.
 
 use super::*;
+use crate::reconcile::records::TURN;
 
 #[tokio::test]
 async fn a_burst_without_end_leaves_others_their_turn() {
