@@ -187,6 +187,11 @@ impl History {
         self.stored.known.is_none()
     }
 
+    /// The revision up to which the store was known, if it was.
+    pub(crate) fn revision(&self) -> Option<i64> {
+        self.stored.known.map(|known| known.revision)
+    }
+
     /// Why a store at this position is not the one that was known, if it is not.
     pub(crate) fn contradicts(&self, (cluster_id, revision): (u64, i64)) -> Option<String> {
         let known = self.stored.known?;

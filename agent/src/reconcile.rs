@@ -6,6 +6,7 @@
 
 mod barriers;
 mod dead;
+mod evidence;
 mod identity;
 mod notices;
 mod owed;
@@ -222,7 +223,7 @@ pub(crate) async fn run(
 ) {
     let (chores_done, mut chore_results) = mpsc::unbounded_channel();
     let (answers, mut answer_results) = Answers::new();
-    let (trust, mut censuses) = Trust::new(parts.records.clone());
+    let (trust, mut evidence) = Trust::new(parts.records.clone());
     let (identity, mut others_seen) = Identity::new();
     let mut reconciler = Reconciler::new(parts, changed, chores_done, answers, trust, identity);
     reconciler.find_underlay();
@@ -239,7 +240,7 @@ pub(crate) async fn run(
             }
             Some(done) = chore_results.recv() => reconciler.on_chore_done(done),
             Some(answered) = answer_results.recv() => reconciler.on_answered(answered),
-            Some(census) = censuses.recv() => reconciler.on_census(census),
+            Some(evidence) = evidence.recv() => reconciler.on_evidence(evidence),
             Some(seen) = others_seen.recv() => reconciler.on_alive_seen(seen),
             notices = told(&mut notifications) => reconciler.on_notices(notices),
             Some(ask) = asks.recv() => ask(&mut reconciler),

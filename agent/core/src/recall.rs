@@ -102,6 +102,19 @@ impl Snapshot {
         .collect()
     }
 
+    /// This node's endpoints that were written down and the store does not have, with the last revision at which they are
+    /// known to have been there.
+    pub fn recalled_missing(&self, entries: &[Entry]) -> Vec<(Key, i64)> {
+        let keys = entries
+            .iter()
+            .filter_map(|entry| Some((self.prefix.parse(&entry.key).ok()?, entry.mod_revision)));
+        keys.filter(|(key, _)| {
+            let own = matches!(key, Key::Endpoint(endpoint) if endpoint.node == self.node);
+            own && self.known_from(key).is_none()
+        })
+        .collect()
+    }
+
     /// Believes the store again, if nothing is missing of what this host carries: all that is in its kernel is explained
     /// by records that the store has. Whether it is believed.
     pub fn end_distrust(&mut self, host: &Host, observed: &Observed) -> bool {

@@ -37,6 +37,19 @@ impl Suspicion {
         networks.first().copied().filter(|_| networks.len() == 1)
     }
 
+    /// Why nobody can have meant it, if so, by what there was before its revision and at it; `before` is none if nobody can tell
+    /// any more. `known` is how many networks this host knows of.
+    pub fn verdict(&self, before: Option<&Census>, after: &Census, known: usize) -> Option<String> {
+        match before {
+            Some(before) => before.slip(after, self.revision),
+            None if self.is_evident() => Some(format!(
+                "revision {} deleted records of several networks or peers at once",
+                self.revision
+            )),
+            None => after.emptied(known),
+        }
+    }
+
     /// Whether it shows without a census that nobody meant it.
     fn is_evident(&self) -> bool {
         let records = self.keys.iter().filter(|key| !matches!(key, Key::Endpoint(_)));
@@ -133,14 +146,7 @@ impl Snapshot {
             return Dirty::default();
         }
         self.suspicions.remove(&suspicion.revision);
-        let because = match before {
-            Some(before) => before.slip(after, suspicion.revision),
-            None if suspicion.is_evident() => Some(format!(
-                "revision {} deleted records of several networks or peers at once",
-                suspicion.revision
-            )),
-            None => after.emptied(self.networks.len()),
-        };
+        let because = suspicion.verdict(before, after, self.networks.len());
         let mut dirty = Dirty::default();
         if let Some(because) = because {
             self.held_because.get_or_insert(because);

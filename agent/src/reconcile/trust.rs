@@ -13,16 +13,17 @@ use weft_core::{
     dirty::Dirty,
     problem::Problem,
     record::{Entry, Scope},
-    suspicion::{Census, Suspicion},
+    suspicion::Suspicion,
 };
-use weft_store::{Store, StoreError};
+use weft_store::StoreError;
 use weft_store_schema::{Key, NetworkName};
 
-use super::{Reconciler, chain};
+use super::{
+    Reconciler, chain,
+    evidence::{ANY, AtStart, Evidence, Question, Start},
+};
 use crate::{own_records::OwnRecords, problems::Source, state_file::Written};
 
-/// How long the store has for one answer.
-const PATIENCE: Duration = Duration::from_secs(3);
 /// Before it is asked again.
 const PAUSE: Duration = Duration::from_millis(500);
 /// So many times in a row it may give none before that is told.
@@ -35,35 +36,6 @@ const COPY_PAUSE: Duration = Duration::from_secs(1);
 const TRIAL_PAUSE: Duration = Duration::from_secs(1);
 /// Of the time, one part in so many is spent on that at most.
 const TRIAL_SHARE: u32 = 20;
-
-/// Any endpoint counts as one that was there before: what was there is not known, or not in question.
-const ANY: i64 = i64::MAX;
-
-/// What a census is for.
-#[derive(Debug)]
-enum Question {
-    /// Whether deletions are meant.
-    Suspicion(Suspicion),
-    /// Whether the store that this agent starts with has been emptied.
-    Start,
-}
-
-/// What the store has said: before the deletion, if that can be told, and after it.
-pub(super) struct Answer {
-    question: Question,
-    result: Result<(Option<Census>, Census), StoreError>,
-}
-
-#[cfg(test)]
-impl Answer {
-    /// What the store has, told to an agent that has just started.
-    pub(super) fn at_start(now: Census) -> Self {
-        Self {
-            question: Question::Start,
-            result: Ok((None, now)),
-        }
-    }
-}
 
 /// Whether the store has been compared with what is known from before this agent started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +55,7 @@ pub(super) struct Trust {
     ask_at: Instant,
     /// How often in a row the store gave no answer to what was asked of the whole prefix.
     unanswered: u32,
-    answers: mpsc::UnboundedSender<Answer>,
+    answers: mpsc::UnboundedSender<Evidence>,
     records: OwnRecords,
     /// What a former agent wrote down, and the networks that are in view for it, until the store has been compared with it.
     recalled: Option<(Vec<Entry>, BTreeSet<NetworkName>)>,
@@ -95,7 +67,7 @@ pub(super) struct Trust {
 }
 
 impl Trust {
-    pub(super) fn new(records: OwnRecords) -> (Self, mpsc::UnboundedReceiver<Answer>) {
+    pub(super) fn new(records: OwnRecords) -> (Self, mpsc::UnboundedReceiver<Evidence>) {
         let (answers, results) = mpsc::unbounded_channel();
         let trust = Self {
             compared: Compared::No,
@@ -136,29 +108,23 @@ impl Reconciler {
         let open: Vec<Suspicion> = self.snapshot.suspicions().cloned().collect();
         for suspicion in open {
             if self.trust.asking.insert(suspicion.revision) {
-                self.ask_census(Question::Suspicion(suspicion));
+                self.ask_store(Question::Suspicion(suspicion));
             }
         }
     }
 
-    fn ask_census(&self, question: Question) {
+    fn ask_store(&self, question: Question) {
         let (store, answers) = (self.store.clone(), self.trust.answers.clone());
-        let now = self.snapshot.revision();
         tokio::spawn(async move {
-            let result = match &question {
-                Question::Suspicion(suspicion) => ask_suspicion(&store, suspicion).await,
-                Question::Start => at(&store, None, ANY, now).await.map(|after| (None, after)),
-            };
             // The loop may have ended meanwhile.
-            let _ = answers.send(Answer { question, result });
+            let _ = answers.send(question.ask(&store).await);
         });
     }
 
-    pub(super) fn on_census(&mut self, answer: Answer) {
-        let Answer { question, result } = answer;
-        self.tell_census(result.as_ref().err());
-        match (question, result) {
-            (Question::Suspicion(suspicion), result) => {
+    pub(super) fn on_evidence(&mut self, evidence: Evidence) {
+        match evidence {
+            Evidence::Suspicion(suspicion, result) => {
+                self.tell_census(result.as_ref().err());
                 self.trust.asking.remove(&suspicion.revision);
                 match result {
                     Ok((before, after)) => {
@@ -172,24 +138,31 @@ impl Reconciler {
                     }
                 }
             }
-            (Question::Start, Ok((_, mut after))) => {
+            Evidence::Start(Ok(AtStart { because, mut now })) => {
+                self.tell_census(None);
                 // By now this agent has written its record itself. One that has never run had none.
-                after.own_peer = self.trust.found_itself.unwrap_or(true) || self.history.is_empty();
-                let networks = self.snapshot.networks().map(|(name, _)| name);
-                let recalled = self.trust.recalled.iter().flat_map(|(_, networks)| networks);
-                let known: BTreeSet<_> = networks
-                    .chain(self.observed.networks.keys())
-                    .chain(self.unseen_networks())
-                    .chain(recalled)
-                    .collect();
-                let because = after.emptied(known.len());
+                now.own_peer = self.trust.found_itself.unwrap_or(true) || self.history.is_empty();
+                let because = because.or_else(|| now.emptied(self.known_networks()));
                 self.end_comparison(because);
             }
-            (Question::Start, Err(_)) => {
+            Evidence::Start(Err(error)) => {
+                self.tell_census(Some(&error));
                 self.trust.compared = Compared::No;
                 self.trust.ask_at = Instant::now() + PAUSE;
             }
         }
+    }
+
+    /// How many networks this host knows of: from the records, its kernel, and what a former agent wrote down.
+    fn known_networks(&self) -> usize {
+        let networks = self.snapshot.networks().map(|(name, _)| name);
+        let recalled = self.trust.recalled.iter().flat_map(|(_, networks)| networks);
+        let known: BTreeSet<_> = networks
+            .chain(self.observed.networks.keys())
+            .chain(self.unseen_networks())
+            .chain(recalled)
+            .collect();
+        known.len()
     }
 
     /// Says that the store does not tell what is in it, if it goes on like that: what was deleted is kept until then, or,
@@ -253,9 +226,19 @@ impl Reconciler {
         let recalled = self.trust.recalled.iter().flat_map(|(_, networks)| networks);
         let mut concerned = carries.iter().copied().chain(recalled);
         let lacks_some = concerned.any(|network| !self.snapshot.takes_part(network));
-        if because.is_none() && lacks_some {
+        let copies = self.trust.recalled.iter();
+        let missing: Vec<_> = copies
+            .flat_map(|(entries, _)| self.snapshot.recalled_missing(entries))
+            .collect();
+        if because.is_none() && (lacks_some || !missing.is_empty()) {
             self.trust.compared = Compared::Asked;
-            self.ask_census(Question::Start);
+            let start = Start {
+                missing,
+                known: self.history.revision().unwrap_or(ANY),
+                now: self.snapshot.revision(),
+                networks: self.known_networks(),
+            };
+            self.ask_store(Question::Start(start));
         } else {
             self.end_comparison(because);
         }
@@ -426,34 +409,5 @@ impl Reconciler {
         // What waits for the connection is asked when that is there again.
         let ask = Some(self.trust.ask_at).filter(|at| *at > Instant::now());
         [copy, trial, ask].into_iter().flatten().min()
-    }
-}
-
-async fn ask_suspicion(store: &Store, suspicion: &Suspicion) -> Result<(Option<Census>, Census), StoreError> {
-    let network = suspicion.network();
-    let before = async {
-        if suspicion.missed {
-            return Ok(None);
-        }
-        store.census(network, ANY, suspicion.revision - 1, PATIENCE).await
-    };
-    let since = if suspicion.missed { suspicion.since } else { ANY };
-    let after = at(store, network, since, suspicion.revision);
-    tokio::try_join!(before, after)
-}
-
-/// A census at a revision, or now, if that is compacted away.
-async fn at(
-    store: &Store,
-    network: Option<&NetworkName>,
-    since: i64,
-    revision: i64,
-) -> Result<Census, StoreError> {
-    match store.census(network, since, revision, PATIENCE).await? {
-        Some(census) => Ok(census),
-        None => Ok(store
-            .census(network, since, 0, PATIENCE)
-            .await?
-            .unwrap_or_default()),
     }
 }

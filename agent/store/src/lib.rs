@@ -37,7 +37,7 @@ pub use config::{Config, Limits, Secret, Timing, Tls, User};
 pub use error::{Cause, StoreError};
 pub use health::Health;
 pub use outbox::Events;
-pub use read::{Fetched, Listing};
+pub use read::{Ending, Fetched, Listing};
 
 use interest::Interest;
 use members::Members;
@@ -192,6 +192,21 @@ impl Store {
         deadline: Duration,
     ) -> Result<Option<Census>, StoreError> {
         read::census(&self.members, network, since, revision, deadline).await
+    }
+
+    /// Finds out what has become of a key that was there at revision `since` and is not at `until`, linearizably, in a number
+    /// of reads that grows with the logarithm of the revisions in between; `deadline` is for each of them.
+    ///
+    /// # Errors
+    /// When no endpoint answers in time, or etcd refuses.
+    pub async fn end_of_life(
+        &self,
+        key: &Key,
+        since: i64,
+        until: i64,
+        deadline: Duration,
+    ) -> Result<Ending, StoreError> {
+        read::end_of_life(&self.members, key, since, until, deadline).await
     }
 
     /// Grants a lease: what is put under it is gone when it ends, at the earliest after `ttl` (whole seconds, at least

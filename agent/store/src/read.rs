@@ -55,6 +55,17 @@ pub struct Listing {
     pub cluster_id: u64,
 }
 
+/// What has become of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// This revision deleted it. If it was put again and deleted again, one of those that did.
+    Deleted(i64),
+    /// It was deleted before what the store's history still has.
+    Forgotten,
+    /// It was not there when it was known to be: this is not the history in which it was.
+    NeverBegan,
+}
+
 /// Several scopes at one revision.
 #[derive(Debug)]
 pub(crate) struct Lists {
@@ -141,6 +152,46 @@ pub(crate) async fn list(
             }
         }
     }
+}
+
+/// What has become of a key that was there at `since` and is not at `until`, by halving what lies between.
+pub(crate) async fn end_of_life(
+    members: &Members,
+    key: &Key,
+    since: i64,
+    until: i64,
+    deadline: Duration,
+) -> Result<Ending, StoreError> {
+    let full = members.config().prefix.key(key);
+    let is_there = async |revision: i64| {
+        let options = GetOptions::new().with_count_only().with_revision(revision);
+        let ask = |client| range(client, full.clone(), options.clone(), 0);
+        match members.ask(deadline, true, ask).await.result {
+            Ok(answer) => Ok(Some(answer.count() > 0)),
+            Err(failure) if failure.verdict == Verdict::Compacted => Ok(None),
+            Err(failure) => {
+                let what = format!("finding out when {key} was deleted");
+                Err(as_read_error(failure, what, members, deadline))
+            }
+        }
+    };
+    let mut was_there = is_there(since).await?;
+    if was_there == Some(false) {
+        return Ok(Ending::NeverBegan);
+    }
+    let (mut there, mut gone) = (since, until);
+    while gone - there > 1 {
+        let between = there + (gone - there) / 2;
+        match is_there(between).await? {
+            Some(false) => gone = between,
+            // Before that, nobody knows; it may have been deleted there.
+            answer => (there, was_there) = (between, answer),
+        }
+    }
+    Ok(match was_there {
+        Some(_) => Ending::Deleted(gone),
+        None => Ending::Forgotten,
+    })
 }
 
 /// Counts the records of some kinds at a revision; none if it is compacted away. Survivors are endpoints that were created

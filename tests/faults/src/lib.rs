@@ -4,9 +4,14 @@
 //! It sees the product from outside: records, the command line, the kernel's own listings.
 
 mod churn;
+mod loss;
 mod settled;
 
 pub use churn::Churn;
+pub use loss::{
+    ALL, ENDPOINTS, all_writes, holds, holds_nothing, records, records_are_copied, republish, two_networks,
+    writes_all_again,
+};
 pub use settled::{caught_up, connected, forwards_as_recorded, log_lines};
 
 use anyhow::{Result, ensure};

@@ -1,104 +1,14 @@
 //! A store that has lost records: what runs stays, until they come back or somebody confirms. What is meant goes at once.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use weft_e2e::{Cluster, SOON, Station, status, writes};
-use weft_faults::{CIDRS, between, one_each};
+use weft_faults::{
+    ALL, CIDRS, ENDPOINTS, all_writes, between, holds, holds_nothing, one_each, records, records_are_copied,
+    republish, two_networks, writes_all_again,
+};
 use weft_lab::{Cut, Host, Lab, eventually};
-
-const ALL: &str = "/weft/v1/";
-const ENDPOINTS: &str = "/weft/v1/endpoints/";
-
-/// Three hosts: blue on the first two, red on the last two. No host but the second sees endpoints of both.
-fn two_networks(cluster: &Cluster) -> Result<Vec<Station>> {
-    cluster.network("blue", &CIDRS)?;
-    cluster.network("red", &["10.2.0.0/24"])?;
-    let places = [
-        ("blue", 1, "a"),
-        ("blue", 2, "b"),
-        ("red", 2, "c"),
-        ("red", 3, "d"),
-    ];
-    let stations = places
-        .iter()
-        .map(|(network, host, id)| cluster.endpoint(network, *host, id));
-    let mut stations = stations.collect::<Result<Vec<_>>>()?;
-    for network in ["blue", "red"] {
-        let of_network = stations.iter_mut().filter(|s| s.network == network);
-        let mut of_network: Vec<Station> = of_network.map(|s| s.clone()).collect();
-        cluster.up(&mut of_network)?;
-        for up in of_network {
-            let at = stations
-                .iter_mut()
-                .find(|s| s.id == up.id)
-                .context("it is there")?;
-            *at = up;
-        }
-    }
-    Ok(stations)
-}
-
-/// Waits until a host says that it holds what the store has lost, for a reason with these words, and what to do.
-fn holds(host: &Host, words: &str) -> Result<()> {
-    eventually(SOON, "the agent says what it holds", || {
-        let status = status(host)?;
-        let held = &status["held_deletions"];
-        let reason = held["reason"].as_str().unwrap_or_default();
-        ensure!(reason.contains(words), "{status}");
-        ensure!(
-            held["count"].as_u64() > Some(0) && held["since"].is_string(),
-            "{held}"
-        );
-        let told = status["problems"].to_string();
-        ensure!(told.contains("weft resync --republish"), "{told}");
-        Ok(())
-    })
-}
-
-fn holds_nothing(host: &Host) -> Result<()> {
-    eventually(SOON, "nothing is held any more", || {
-        let status = status(host)?;
-        ensure!(status["held_deletions"].is_null(), "{}", status["held_deletions"]);
-        ensure!(!status["problems"].to_string().contains("(store)"), "{status}");
-        Ok(())
-    })
-}
-
-fn all_writes(cluster: &Cluster) -> Result<Vec<u64>> {
-    cluster.hosts().iter().map(writes).collect()
-}
-
-/// What people and agents have recorded, but for what says who is there just now.
-fn records(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
-    let mut all = cluster.get_prefix(ALL)?;
-    all.retain(|key, _| {
-        let kind = key.strip_prefix(ALL).and_then(|rest| rest.split('/').next());
-        matches!(
-            kind,
-            Some("networks" | "endpoints" | "addresses" | "vnis" | "peers")
-        )
-    });
-    Ok(all)
-}
-
-fn republish(host: &Host) -> Result<serde_json::Value> {
-    host.weft_json(&["resync", "--republish"])
-}
-
-/// All hosts are told to write their own again, and then everything is there as before.
-fn writes_all_again(cluster: &Cluster, before: &BTreeMap<String, String>) -> Result<()> {
-    for host in cluster.hosts() {
-        republish(host)?;
-    }
-    for host in cluster.hosts() {
-        holds_nothing(host)?;
-    }
-    let after = records(cluster)?;
-    ensure!(after == *before, "before: {before:#?}\nafter: {after:#?}");
-    Ok(())
-}
 
 #[test]
 fn what_a_slip_deletes_is_held_until_it_comes_back() -> Result<()> {
@@ -207,19 +117,7 @@ fn an_agent_that_ends_while_it_holds_goes_on_holding_and_writes_it_again() -> Re
     let stations = two_networks(&cluster)?;
     let before = records(&cluster)?;
     let traffic = between(&stations)?;
-    // The copies of this host's records are written within a second or so.
-    for host in cluster.hosts() {
-        eventually(SOON, "the host's own records are written down", || {
-            let copies = std::fs::read_to_string(host.dir().join("state/records.json"))?;
-            let own = stations.iter().filter(|s| s.host == host.number());
-            for station in own {
-                let whole =
-                    copies.contains(&station.key()) && copies.contains(&station.addresses[0].to_string());
-                ensure!(whole, "{copies}");
-            }
-            Ok(())
-        })?;
-    }
+    records_are_copied(&cluster, &stations)?;
     // One agent holds already, one is away meanwhile.
     cluster.host(3).kill9()?;
     cluster.del_prefix(ALL)?;

@@ -2,7 +2,9 @@
 
 use anyhow::{Result, ensure};
 use weft_e2e::{Cluster, SOON, status, writes};
-use weft_faults::{between, one_each};
+use weft_faults::{
+    ENDPOINTS, between, holds, holds_nothing, one_each, records, records_are_copied, republish, two_networks,
+};
 use weft_lab::{Host, eventually};
 
 const NETWORKS: &str = "/weft/v1/networks/";
@@ -71,5 +73,71 @@ fn networks_that_were_deleted_while_no_agent_ran_are_held_and_written_again() ->
     let after = cluster.get_prefix(NETWORKS)?;
     ensure!(after == before, "before: {before:?}\nafter: {after:?}");
     traffic.nothing_lost()?;
+    cluster.close()
+}
+
+/// While the second host's agent is away, which has endpoints in both networks, all endpoints are deleted by mistake, and
+/// the other hosts write theirs again. When it is back, it holds its own for a reason with these words.
+fn a_slip_is_held_by_one_that_was_away(words: &str, meanwhile: fn(&Cluster) -> Result<()>) -> Result<()> {
+    let cluster = Cluster::of(3)?;
+    let stations = two_networks(&cluster)?;
+    let before = records(&cluster)?;
+    records_are_copied(&cluster, &stations)?;
+    let traffic = between(&stations)?;
+    let away = cluster.host(2);
+    away.kill9()?;
+    cluster.del_prefix(ENDPOINTS)?;
+    for number in [1, 3] {
+        holds(cluster.host(number), "at once")?;
+        republish(cluster.host(number))?;
+    }
+    meanwhile(&cluster)?;
+    away.start_weftd()?;
+    holds(away, words)?;
+    ensure!(writes(away)? == 0, "{} has written", away.node());
+    traffic.wait_more(30)?;
+    republish(away)?;
+    for host in cluster.hosts() {
+        holds_nothing(host)?;
+    }
+    ensure!(writes(away)? == 0, "{} has written", away.node());
+    let after = records(&cluster)?;
+    ensure!(after == before, "before: {before:#?}\nafter: {after:#?}");
+    traffic.nothing_lost()?;
+    cluster.close()
+}
+
+/// Others' endpoints, which are back, are no sign that its own were meant: the history tells how they went.
+#[test]
+fn an_agent_that_was_away_during_a_slip_holds_what_is_its_own() -> Result<()> {
+    a_slip_is_held_by_one_that_was_away("deleted 4 endpoints at once, as a mistaken", |_| Ok(()))
+}
+
+#[test]
+fn also_when_the_history_of_the_slip_is_compacted_away() -> Result<()> {
+    a_slip_is_held_by_one_that_was_away("only newer ones (2)", |cluster| {
+        let revision = cluster.etcd(1).status()?.revision;
+        cluster.etcdctl(&["compact", &revision.to_string()]).map(drop)
+    })
+}
+
+#[test]
+fn endpoints_that_were_deleted_one_by_one_while_their_agent_was_away_are_gone() -> Result<()> {
+    let cluster = Cluster::of(3)?;
+    let stations = two_networks(&cluster)?;
+    records_are_copied(&cluster, &stations)?;
+    let away = cluster.host(2);
+    away.kill9()?;
+    for station in stations.iter().filter(|s| s.host == 2) {
+        cluster.del(&station.key())?;
+    }
+    away.start_weftd()?;
+    for network in ["blue", "red"] {
+        eventually(SOON, "the network is gone from the host", || {
+            ensure!(!away.netns_of(network).exists());
+            Ok(())
+        })?;
+    }
+    ensure!(status(away)?["held_deletions"].is_null());
     cluster.close()
 }

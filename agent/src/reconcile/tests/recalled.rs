@@ -65,8 +65,13 @@ async fn a_network_that_is_gone_with_its_endpoints_is_asked_about() {
         own_peer: true,
         ..weft_core::suspicion::Census::default()
     };
-    let meant = trust::Answer::at_start(all);
-    ground.reconciler.on_census(meant);
+    let meant = evidence::AtStart {
+        because: None,
+        now: all,
+    };
+    ground
+        .reconciler
+        .on_evidence(evidence::Evidence::Start(Ok(meant)));
     ground.reconciler.step();
     let r = &ground.reconciler;
     assert!(r.is_adopted() && r.held_deletions().is_none() && r.pinned.is_empty());

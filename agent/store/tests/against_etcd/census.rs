@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use weft_core::suspicion::Census;
+use weft_store::Ending;
+use weft_store_schema::Key;
 
 use crate::{PATIENCE, config, etcd::Etcd, network, open};
 
@@ -96,4 +98,42 @@ fn counting_while_connecting_needs_little_stack() {
         assert_eq!(after.map(|census| census.networks), Some(1));
         store.close().await;
     });
+}
+
+#[tokio::test]
+async fn the_revision_that_deleted_a_key_is_found() {
+    let etcd = Etcd::one().await;
+    let name = "endpoints/blue/host1/a";
+    let (mut lives, mut between) = (Vec::new(), 0);
+    for more in [3, 40] {
+        let put = etcd.put(name, "{}").await;
+        for _ in 0..more {
+            between = etcd.put("networks/blue", "{}").await;
+        }
+        lives.push((put, etcd.delete(name).await));
+    }
+    let now = etcd.put("networks/blue", "{}").await;
+    let (store, _events) = open(config(&etcd.urls())).await;
+    let key = weft_store_schema::Prefix::default().parse(format!("/weft/v1/{name}").as_bytes());
+    let key: Key = key.unwrap();
+    let ending = async |since, until| store.end_of_life(&key, since, until, PATIENCE).await.unwrap();
+    let (first, last) = (lives[0], lives[1]);
+    assert_eq!(ending(first.0, last.0 - 1).await, Ending::Deleted(first.1));
+    assert_eq!(ending(last.0, now).await, Ending::Deleted(last.1));
+    assert_eq!(ending(last.0, last.1).await, Ending::Deleted(last.1));
+    let of_either = ending(first.0, now).await;
+    assert!(
+        lives.iter().any(|life| of_either == Ending::Deleted(life.1)),
+        "{of_either:?}"
+    );
+    assert_eq!(ending(last.1, now).await, Ending::NeverBegan, "another history");
+    etcd.compact(between).await;
+    assert_eq!(
+        ending(first.0, now).await,
+        Ending::Deleted(last.1),
+        "the history has that yet"
+    );
+    etcd.compact(now).await;
+    assert_eq!(ending(last.0, now).await, Ending::Forgotten);
+    store.close().await;
 }
