@@ -102,9 +102,11 @@ impl Census {
     /// Why a store at this revision is not believed when it lacks endpoints that nobody has seen go. `known` is how many
     /// networks this host knows of.
     pub fn emptied(&self, known: usize) -> Option<String> {
-        if !self.own_peer && !self.removed {
+        if self.survivors {
+            None
+        } else if !self.own_peer && !self.removed {
             Some("the store has lost this node's own record, and nobody has removed the node".to_owned())
-        } else if self.survivors || known <= 1 {
+        } else if known <= 1 {
             None
         } else if self.endpoints == 0 {
             Some(format!(
