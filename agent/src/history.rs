@@ -63,7 +63,7 @@ pub(crate) struct Removed {
     pub(crate) held: Vec<String>,
 }
 
-/// The file is rewritten when the store has come this much further.
+/// The file is rewritten when the store has come this much further, or when it is time.
 const STRIDE: i64 = 1000;
 
 /// Whether no mark began this life.

@@ -65,7 +65,13 @@ fn run(args: Args, teardown: bool) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(wiring::run(config));
+    // On those threads, and not on this one: what the store tells is then taken in where it was read, without another
+    // thread to be woken.
+    let agent = runtime.spawn(wiring::run(config));
+    let result = match runtime.block_on(agent) {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    };
     // Not waited for: a look at a path that hangs.
     runtime.shutdown_background();
     result

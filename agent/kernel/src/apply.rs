@@ -17,7 +17,9 @@ use weft_store_schema::NetworkName;
 use crate::{
     Kernel, KernelError,
     channel::{Channel, Refusal},
-    links, refused,
+    links,
+    namespace::Identity,
+    refused,
 };
 
 /// One network while a plan is applied to it.
@@ -25,8 +27,12 @@ struct Site<'k> {
     kernel: &'k mut Kernel,
     network: &'k NetworkName,
     place: String,
+    /// Which namespace it was when the plan began, if there was one.
+    within: Option<Identity>,
     /// Indexes of the namespace's links by name, asked for when first needed.
     indexes: HashMap<String, u32>,
+    /// They are from before this plan: as good as ever for entries, of which one for a link that is gone is refused.
+    remembered: bool,
     writes: u64,
 }
 
@@ -41,13 +47,7 @@ impl Kernel {
         };
         for (network, ops) in &plan.networks {
             self.clear_replaced(network);
-            let mut site = Site {
-                kernel: self,
-                network,
-                place: ownership::namespace_name(network),
-                indexes: HashMap::new(),
-                writes: 0,
-            };
+            let mut site = Site::new(self, network);
             let mut failures = Failures::default();
             let mut rest = ops.as_slice();
             while let Some(op) = rest.first() {
@@ -79,6 +79,7 @@ impl Kernel {
                 rest = later;
             }
             outcome.writes += site.writes;
+            site.leave();
         }
         outcome
     }
@@ -118,8 +119,42 @@ fn unless_gone(result: Result<(), Refusal>) -> Result<(), Refusal> {
     }
 }
 
-impl Site<'_> {
+impl<'k> Site<'k> {
+    fn new(kernel: &'k mut Kernel, network: &'k NetworkName) -> Self {
+        // If it cannot be entered, the first operation says why.
+        let namespace = kernel.enter(network).ok().flatten();
+        let (within, indexes) = namespace
+            .map(|namespace| (namespace.identity, std::mem::take(&mut namespace.indexes)))
+            .unzip();
+        let indexes = indexes.unwrap_or_default();
+        Self {
+            within,
+            remembered: !indexes.is_empty(),
+            place: ownership::namespace_name(network),
+            kernel,
+            network,
+            indexes,
+            writes: 0,
+        }
+    }
+
+    /// Leaves what is known of the namespace's links to the next plan, if it is still the same namespace.
+    fn leave(self) {
+        let namespace = self.kernel.networks.get_mut(self.network);
+        if let Some(namespace) = namespace.filter(|namespace| Some(namespace.identity) == self.within) {
+            namespace.indexes = self.indexes;
+        }
+    }
+
+    /// Forgets what was known of the links before this plan: whether there is one decides what is done.
+    fn look_again(&mut self) {
+        if std::mem::take(&mut self.remembered) {
+            self.indexes.clear();
+        }
+    }
+
     fn one(&mut self, op: &Op) -> Result<(), KernelError> {
+        self.look_again();
         match op {
             Op::CreateNamespace => self.create_namespace(),
             Op::DeleteNamespace => self.delete_namespace(),

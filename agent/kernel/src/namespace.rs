@@ -4,7 +4,7 @@
 //! ever changes its namespace.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::{self, File, OpenOptions},
     io,
     os::{
@@ -103,6 +103,9 @@ pub(crate) struct Namespace {
     packets: Option<OwnedFd>,
     /// MACs that a tunnel's table (by the tunnel's index) had as somebody else's when it was last looked at.
     pub(crate) foreign: HashSet<(u32, Mac)>,
+    /// Indexes of its links by name, as they were when one was last asked for. Somebody may have made another link since, so
+    /// only what is refused then may rest on them.
+    pub(crate) indexes: HashMap<String, u32>,
 }
 
 impl Namespace {
@@ -131,6 +134,7 @@ impl Namespace {
             filters,
             packets: None,
             foreign: HashSet::new(),
+            indexes: HashMap::new(),
         })
     }
 

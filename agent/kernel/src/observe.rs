@@ -171,6 +171,7 @@ impl Kernel {
         let Some(namespace) = self.enter(network)? else {
             return Ok(None);
         };
+        namespace.indexes.clear();
         let all = links::dump(&mut namespace.channel, &place)?;
         let mut links = sort(&all);
         if let Some(bridge) = &mut links.network.bridge {

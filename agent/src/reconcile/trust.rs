@@ -32,6 +32,8 @@ const CENSUS_UNTOLD: u32 = 4;
 const CENSUS: &str = "(store census)";
 /// The copies of this host's records are written at most this often.
 const COPY_PAUSE: Duration = Duration::from_secs(1);
+/// How far the store is known is remembered at least this often, while it changes.
+const POSITION_PAUSE: Duration = Duration::from_secs(10);
 /// Whether the store may be believed again is looked at this often, and more seldom if it takes long.
 const TRIAL_PAUSE: Duration = Duration::from_secs(1);
 /// Of the time, one part in so many is spent on that at most.
@@ -63,6 +65,8 @@ pub(super) struct Trust {
     pub(super) copy_at: Option<Instant>,
     /// They are being written.
     pub(super) copying: Option<Written>,
+    /// When it was last remembered how far the store is known.
+    noted: Instant,
     trial_at: Instant,
 }
 
@@ -80,6 +84,7 @@ impl Trust {
             recalled: None,
             copy_at: None,
             copying: None,
+            noted: Instant::now(),
             trial_at: Instant::now(),
         };
         (trust, results)
@@ -333,11 +338,15 @@ impl Reconciler {
         Some(count)
     }
 
-    /// Remembers how far the store is known, if it is believed.
+    /// Remembers how far the store is known, if it is believed: now, or if it is time or far enough.
     pub(super) fn note_position(&mut self, now: bool) {
         let position = self.snapshot.position();
         if let Some(position) = position.filter(|_| self.adopted && self.snapshot.held_because().is_none()) {
+            let now = now || self.trust.noted.elapsed() >= POSITION_PAUSE;
             self.history.note(position, now);
+            if now {
+                self.trust.noted = Instant::now();
+            }
         }
     }
 
@@ -360,6 +369,8 @@ impl Reconciler {
         if self.trust.copy_at.is_some() && self.trust.copying.is_none() && self.adopted {
             self.trust.copy_at = None;
             self.trust.copying = Some(self.trust.records.write(self.snapshot.memorable()));
+            // What they are compared with when an agent starts.
+            self.note_position(true);
         }
     }
 

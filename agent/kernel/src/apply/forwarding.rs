@@ -2,6 +2,7 @@
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
+use nix::errno::Errno;
 use weft_core::{
     dataplane::{BridgeTarget, Forward},
     ownership,
@@ -15,6 +16,18 @@ use crate::{KernelError, channel::Refusal, entries, refused};
 impl Site<'_> {
     /// Forwarding entries and neighbours, as many as there are in a row.
     pub(super) fn entries(&mut self, ops: &[Op]) -> Vec<(usize, KernelError)> {
+        loop {
+            let (failed, misled) = self.try_entries(ops);
+            if !misled {
+                return failed;
+            }
+            // Somebody has made a link anew since the last plan. What was carried out may be so again.
+            self.look_again();
+        }
+    }
+
+    /// The same; and whether a link was not there any more that is remembered from an earlier plan.
+    fn try_entries(&mut self, ops: &[Op]) -> (Vec<(usize, KernelError)>, bool) {
         let mut failed = Vec::new();
         let mut messages = Vec::with_capacity(ops.len());
         let mut places = Vec::with_capacity(ops.len());
@@ -37,6 +50,7 @@ impl Site<'_> {
             Ok(channel) => channel.batch(messages),
             Err(_) => (0..messages.len()).map(|i| (i, Refusal::Lost)).collect(),
         };
+        let misled = self.remembered && refusals.iter().any(|(_, refusal)| refusal.is(Errno::ENODEV));
         for (i, refusal) in refusals {
             let (i, deletes) = places[i];
             let result = if deletes {
@@ -54,7 +68,7 @@ impl Site<'_> {
         failed.sort_by_key(|(i, _)| *i);
         // An operation of two messages fails once.
         failed.dedup_by_key(|(i, _)| *i);
-        failed
+        (failed, misled)
     }
 
     /// What has to go before an entry can be put: in a tunnel's table an entry that a user has made without

@@ -430,3 +430,37 @@ fn two_networks_side_by_side() {
         ground.assert_as_modelled(&red, "the other's removal");
     });
 }
+
+/// Indexes are remembered from one plan to the next; of a device that somebody made anew, they are not what counts.
+#[test]
+fn entries_reach_a_device_that_somebody_has_made_anew() {
+    on_host(|ground| {
+        let blue = network("blue");
+        ground.apply(&blue, devices(100));
+        let put = |n| Op::PutForward(mac(n), Forward::Remote(ip("10.99.0.2")));
+        ground.apply(&blue, vec![put(1)]);
+        ground.meddle(&blue, "ip link del vx4");
+        ground.meddle(&blue, "ip link add vx4 type vxlan id 100 dstport 4789 nolearning");
+        ground.meddle(&blue, "ip link set vx4 master br0 up");
+        let entries = |ground: &Ground| {
+            let fdb = ground.ask(&blue, "bridge -j fdb show dev vx4");
+            let macs = fdb.iter().filter(|entry| entry["dst"] == "10.99.0.2");
+            macs.map(|entry| entry["mac"].clone()).collect::<Vec<_>>()
+        };
+        ground
+            .kernel
+            .apply(&crate::ground::plan(&blue, vec![put(2), put(3)]));
+        assert_eq!(entries(ground), ["02:42:00:00:00:03", "02:42:00:00:00:02"]);
+        ground.meddle(&blue, "ip link set vx4 name old");
+        ground.meddle(&blue, "ip link del old");
+        ground.meddle(&blue, "ip link add vx4 type vxlan id 100 dstport 4789 nolearning");
+        ground.meddle(
+            &blue,
+            "bridge fdb add 02:42:00:00:00:02 dev vx4 dst 10.99.0.2 self extern_learn",
+        );
+        let gone = vec![Op::DeleteVtep(mac(2), ip("10.99.0.2"))];
+        let outcome = ground.kernel.apply(&crate::ground::plan(&blue, gone));
+        assert!(outcome.failed.is_empty());
+        assert!(entries(ground).is_empty(), "what is to go goes from the new one");
+    });
+}
