@@ -29,7 +29,10 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser as _;
 use tracing_subscriber::{
-    EnvFilter, filter::LevelFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
 };
 
 use config::{Args, Config, LogFormat};
@@ -78,21 +81,27 @@ fn run(args: Args, teardown: bool) -> anyhow::Result<()> {
 }
 
 /// A level is that of weft itself: libraries that tell of each frame they send would bury what it says. Whoever wants to hear
-/// them writes directives.
-fn directives(level: &str) -> String {
-    match level.parse::<LevelFilter>() {
-        Ok(of_weft) if of_weft > LevelFilter::INFO => format!("info,weft={of_weft}"),
-        _ => level.to_owned(),
+/// them writes directives. `EnvFilter`, which knows more of these, costs a megabyte of regular expressions.
+fn log_filter(level: &str) -> anyhow::Result<Targets> {
+    if let Ok(of_weft) = level.parse::<LevelFilter>() {
+        let of_libraries = of_weft.min(LevelFilter::INFO);
+        return Ok(Targets::new()
+            .with_default(of_libraries)
+            .with_target("weft", of_weft));
     }
+    let mut directives = level.split(',');
+    let wrong = directives.find(|one| !one.contains('=') && one.parse::<LevelFilter>().is_err());
+    let filter = wrong.is_none().then(|| level.parse().ok()).flatten();
+    filter.with_context(|| {
+        format!(
+            "setting log.level: {:?} is none of error, warn, info, debug and trace, nor directives such as info,h2=debug",
+            wrong.unwrap_or(level)
+        )
+    })
 }
 
 fn start_log(config: &Config) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(directives(&config.log_level)).with_context(|| {
-        format!(
-            "setting log.level: {:?} is not a level such as info or debug",
-            config.log_level
-        )
-    })?;
+    let filter = log_filter(&config.log_level)?;
     let registry = tracing_subscriber::registry().with(filter);
     match config.log_format {
         LogFormat::Text => {
@@ -116,10 +125,17 @@ fn start_log(config: &Config) -> anyhow::Result<()> {
 
 #[test]
 fn a_level_is_wefts_own() {
-    assert_eq!(directives("info"), "info");
-    assert_eq!(directives("warn"), "warn");
-    assert_eq!(directives("DEBUG"), "info,weft=debug");
-    assert_eq!(directives("info,h2=debug"), "info,h2=debug");
-    let filter = EnvFilter::new(directives("debug"));
-    assert!(filter.to_string().contains("weft=debug"));
+    use tracing::Level;
+
+    let heard = |level: &str, target: &str, at: Level| log_filter(level).unwrap().would_enable(target, &at);
+    assert!(heard("info", "weft_store::watch", Level::INFO));
+    assert!(!heard("info", "weftd", Level::DEBUG));
+    assert!(heard("DEBUG", "weft_store::watch", Level::DEBUG) && heard("DEBUG", "weftd", Level::DEBUG));
+    assert!(heard("debug", "h2", Level::INFO) && !heard("debug", "h2", Level::DEBUG));
+    assert!(heard("warn", "h2", Level::WARN) && !heard("warn", "weftd", Level::INFO));
+    assert!(heard("info,h2=debug", "h2", Level::DEBUG) && heard("info,h2=debug", "weftd", Level::INFO));
+    for wrong in ["verbose", "info,verbose", "h2=loud"] {
+        let told = log_filter(wrong).unwrap_err().to_string();
+        assert!(told.contains("setting log.level"), "{told}");
+    }
 }
