@@ -22,6 +22,9 @@ use crate::{
     refused,
 };
 
+/// So many entries are sent before it is seen to that whoever listens to the kernel keeps up.
+const AT_ONCE: usize = 4096;
+
 /// One network while a plan is applied to it.
 struct Site<'k> {
     kernel: &'k mut Kernel,
@@ -45,6 +48,7 @@ impl Kernel {
             failed: Vec::new(),
             held_back: Vec::new(),
         };
+        let mut is_heard = true;
         for (network, ops) in &plan.networks {
             self.clear_replaced(network);
             let mut site = Site::new(self, network);
@@ -60,12 +64,16 @@ impl Kernel {
                 let entries = rest
                     .iter()
                     .take_while(|op| is_entry(op) && !failures.hold_back(op))
+                    .take(AT_ONCE)
                     .count();
                 let links = rest.iter().take_while(|op| deleted_link(op).is_some()).count();
                 let together = if links > 1 { links } else { entries.max(1) };
                 let (now, later) = rest.split_at(together);
                 let failed = if entries > 0 {
-                    site.entries(now)
+                    let failed = site.entries(now);
+                    // Behind for long, it is not waited for again.
+                    is_heard = is_heard && (entries < AT_ONCE || site.kernel.registry.listener.catch_up());
+                    failed
                 } else if links > 1 {
                     site.delete_links(now)
                 } else {

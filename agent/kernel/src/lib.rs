@@ -7,6 +7,7 @@
 mod addresses;
 mod announce;
 mod apply;
+mod backlog;
 mod channel;
 mod entries;
 mod error;

@@ -82,6 +82,7 @@ impl Notifications {
         if setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
             setsockopt(&fd, sockopt::RcvBuf, &RECEIVE_BUFFER).map_err(|e| error(e.into()))?;
         }
+        kernel.registry.listener.is(&socket).map_err(error)?;
         for group in [
             RTNLGRP_LINK,
             RTNLGRP_NEIGH,

@@ -27,6 +27,7 @@ use weft_store_schema::{EndpointId, NetworkName};
 
 use crate::{
     addresses,
+    backlog::Listener,
     channel::{Channel, Refusal},
     entries::{self, Device, Entry},
     links::{self, Link},
@@ -62,6 +63,8 @@ enum Inside {
 /// The namespaces that are listened to, by their id in the host's.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
+    /// Who listens.
+    pub(crate) listener: Listener,
     places: Mutex<HashMap<i32, Place>>,
     /// It was told that a namespace cannot be listened to.
     complained: AtomicBool,
@@ -173,6 +176,7 @@ impl Registry {
             (nsid, Place { identity, inside })
         });
         Self {
+            listener: Listener::default(),
             places: Mutex::new(places.collect()),
             complained: AtomicBool::default(),
         }

@@ -12,13 +12,13 @@ use crate::ground::{
     make_namespace, network, on_host, put_tunnel, remove_namespace, run,
 };
 
-struct Ears {
+pub(crate) struct Ears {
     runtime: Runtime,
     notifications: Notifications,
 }
 
 impl Ears {
-    fn open(ground: &Ground) -> Self {
+    pub(crate) fn open(ground: &Ground) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -46,7 +46,7 @@ impl Ears {
         told
     }
 
-    fn next(&mut self) -> Option<Vec<Notice>> {
+    pub(crate) fn next(&mut self) -> Option<Vec<Notice>> {
         let next = self.notifications.next();
         self.runtime
             .block_on(async { timeout(PATIENCE, next).await.ok() })

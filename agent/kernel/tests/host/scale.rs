@@ -4,7 +4,12 @@ use std::time::Instant;
 
 use weft_core::{dataplane::Forward, plan::Op};
 
-use crate::ground::{devices, ip, mac, network, on_host};
+use weft_kernel::{ForwardSeen, Notice};
+
+use crate::{
+    ground::{devices, ip, mac, network, on_host},
+    notices::Ears,
+};
 
 #[test]
 fn twenty_thousand_entries_in_one_plan() {
@@ -40,5 +45,28 @@ fn twenty_thousand_entries_in_one_plan() {
             ground.assert_as_modelled(&blue, what);
             println!("looked at in {:.2?}", start.elapsed());
         }
+    });
+}
+
+/// The kernel tells of more than a socket holds, and faster than it can be read.
+#[test]
+fn whoever_listens_is_not_overrun_by_one_plan() {
+    on_host(|ground| {
+        let blue = network("blue");
+        ground.apply(&blue, devices(100));
+        let mut ears = Ears::open(ground);
+        let puts = (0..60_000).map(|n| Op::PutForward(mac(n), Forward::Remote(ip("10.99.0.2"))));
+        let puts: Vec<Op> = puts.collect();
+        let last = mac(59_999);
+        let is_last = |notice: &Notice| matches!(notice, Notice::Forward { mac, seen: ForwardSeen::Vtep(_), .. } if *mac == last);
+        std::thread::scope(|scope| {
+            let applying = scope.spawn(|| ground.kernel.apply(&crate::ground::plan(&blue, puts)).done);
+            let mut all = Vec::new();
+            while !all.iter().any(is_last) {
+                all = ears.next().expect("all is told");
+                assert!(!all.contains(&Notice::Overrun));
+            }
+            assert_eq!(applying.join().unwrap(), 60_000);
+        });
     });
 }
