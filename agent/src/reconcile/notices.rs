@@ -9,12 +9,15 @@ use weft_store_schema::EndpointRef;
 
 use super::{
     Reconciler,
-    passes::{Because, FIRST_RETRY},
+    passes::{Because, Busy, FIRST_RETRY},
     underlay::UNDERLAY_PAUSE,
 };
 
-/// Notices that wait for the kernel's thread, at most. Beyond that, looking at everything costs less.
+/// Notices that wait for the kernel's thread, at most, besides those of its own writes. Beyond that, looking at everything costs
+/// less.
 const MOST_TOLD: usize = 1 << 16;
+/// What the kernel tells of an operation, at most: an entry in two tables.
+const ECHOES: usize = 2;
 
 impl Reconciler {
     pub(super) fn on_notices(&mut self, notices: Vec<Notice>) {
@@ -35,9 +38,15 @@ impl Reconciler {
         }
         if self.busy.is_none() {
             self.judge_notices();
-        } else if self.told.len() > MOST_TOLD {
+            return;
+        }
+        let of_its_own = match &self.busy {
+            Some(Busy::Applying { operations, .. }) => operations * ECHOES,
+            _ => 0,
+        };
+        if self.told.len() > MOST_TOLD + of_its_own {
             Notice::keep_latest(&mut self.told);
-            if self.told.len() > MOST_TOLD / 2 {
+            if self.told.len() > MOST_TOLD / 2 + of_its_own {
                 self.told.clear();
                 self.look_at_everything();
             }

@@ -53,6 +53,8 @@ pub(super) enum Busy {
         expected: Option<Plan>,
         /// See [`Reconciler::plan`].
         covers: Option<Covered>,
+        /// How many there are.
+        operations: usize,
         answer: oneshot::Receiver<Applied>,
     },
 }
@@ -211,7 +213,8 @@ impl Reconciler {
             self.on_applied(&dirty, expected.as_ref(), covers, applied);
             return;
         }
-        tracing::debug!(operations = plan.len(), "applying");
+        let operations = plan.len();
+        tracing::debug!(operations, "applying");
         let announcements = self.announcer.announcements(&plan, &self.observed);
         let answer = self.kernel.run(move |kernel| {
             // Before, since an agent that is killed in between finds everything in place when it is back, and nothing to
@@ -226,6 +229,7 @@ impl Reconciler {
             dirty,
             expected,
             covers,
+            operations,
             answer,
         });
     }

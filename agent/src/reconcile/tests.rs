@@ -518,6 +518,7 @@ async fn of_a_plan_that_half_is_refused_the_other_half_is_known_to_be_done() {
         dirty: Dirty::everything(),
         expected: Some(plan(&done[1..])),
         covers: None,
+        operations: ops.len(),
         answer: oneshot::channel().1,
     });
     let applied = passes::Applied {

@@ -58,3 +58,32 @@ async fn a_burst_without_end_leaves_others_their_turn() {
     ground.reconciler.on_store_events(first, || few.pop());
     assert!(few.is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_echo_of_a_large_plan_is_no_reason_to_look() {
+    let mut ground = Ground::new().await;
+    let notices = |count: u32| {
+        let told = |n: u32| Notice::Neighbour {
+            network: blue(),
+            address: std::net::Ipv4Addr::from_bits(0x0a01_0000 + n).into(),
+            seen: None,
+        };
+        (0..count).map(told).collect::<Vec<_>>()
+    };
+    let applying = |operations| {
+        Some(Busy::Applying {
+            dirty: Dirty::default(),
+            expected: None,
+            covers: None,
+            operations,
+            answer: oneshot::channel().1,
+        })
+    };
+    ground.reconciler.look = Dirty::default();
+    ground.reconciler.busy = applying(200_000);
+    ground.reconciler.on_notices(notices(300_000));
+    assert!(ground.reconciler.look.is_empty(), "they are its own");
+    ground.reconciler.busy = applying(1);
+    ground.reconciler.on_notices(Vec::new());
+    assert!(ground.reconciler.look.everything, "so many are of others");
+}
