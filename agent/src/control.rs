@@ -22,7 +22,7 @@ use weft_api::{
 };
 use weft_core::{
     answer,
-    claims::{self, Refusal},
+    claims::Refusal,
     fence::fenced,
     lost::Found,
     record::{Committed, Guard, Scope, Transaction},
@@ -299,28 +299,8 @@ impl Control for AgentControl {
         call: Call,
         name: String,
         spec: v1::NetworkSpec,
-    ) -> Result<v1::Network, ApiError> {
-        let name: NetworkName = parse("name", &name)?;
-        let document = network_spec::document(spec)?;
-        let subject = Subject::network(name.as_str());
-        let made = name.clone();
-        self.write(&call, &subject, move |r, _| {
-            claims::create_network(&r.snapshot, &made, &document)
-        })
-        .await?;
-        let (netns_dir, wanted) = (self.netns_dir.clone(), name.clone());
-        let done = self
-            .wait(call.deadline, move |r| {
-                let slot = r.snapshot.network(&wanted)?;
-                slot.value.as_ref()?.vni?;
-                view::network(r, &wanted, slot, &netns_dir)
-            })
-            .await?;
-        done.ok_or_else(|| ApiError::DeadlineExceeded {
-            what: subject,
-            waited: call.started.elapsed(),
-            why: "the record is written, but no VNI has been claimed for it yet".to_owned(),
-        })
+    ) -> Result<v1::CreateNetworkResponse, ApiError> {
+        self.make_network(call, name, spec).await
     }
 
     async fn list_networks(&self, _: Call) -> Result<Vec<v1::Network>, ApiError> {
@@ -347,7 +327,7 @@ impl Control for AgentControl {
         &self,
         call: Call,
         request: v1::UpdateNetworkRequest,
-    ) -> Result<v1::Network, ApiError> {
+    ) -> Result<v1::UpdateNetworkResponse, ApiError> {
         self.change_network(call, request).await
     }
 

@@ -84,7 +84,7 @@ pub trait Control: Send + Sync + 'static {
         call: Call,
         name: String,
         spec: v1::NetworkSpec,
-    ) -> impl Future<Output = Result<v1::Network, ApiError>> + Send;
+    ) -> impl Future<Output = Result<v1::CreateNetworkResponse, ApiError>> + Send;
 
     /// All networks, in any order.
     fn list_networks(&self, call: Call) -> impl Future<Output = Result<Vec<v1::Network>, ApiError>> + Send;
@@ -104,7 +104,7 @@ pub trait Control: Send + Sync + 'static {
         &self,
         call: Call,
         request: v1::UpdateNetworkRequest,
-    ) -> impl Future<Output = Result<v1::Network, ApiError>> + Send;
+    ) -> impl Future<Output = Result<v1::UpdateNetworkResponse, ApiError>> + Send;
 
     /// Removes a network, by force with its endpoints, which are returned. Errors: `NotFound`, `Conflict` while it
     /// has endpoints, `Unavailable`, `DeadlineExceeded`.

@@ -258,10 +258,9 @@ impl<C: Control> networks_server::Networks for Service<C> {
             let spec = spec.ok_or_else(|| ApiError::invalid("spec", "is required"))?;
             self.control().create_network(call, name.clone(), spec).await
         };
-        let network = self.change(call, Subject::network(&name), work).await?;
-        Ok(Response::new(v1::CreateNetworkResponse {
-            network: Some(network),
-        }))
+        self.change(call, Subject::network(&name), work)
+            .await
+            .map(Response::new)
     }
 
     async fn list(
@@ -311,10 +310,7 @@ impl<C: Control> networks_server::Networks for Service<C> {
             required("name", &request.name)?;
             self.control().update_network(call, request).await
         };
-        let network = self.change(call, what, work).await?;
-        Ok(Response::new(v1::UpdateNetworkResponse {
-            network: Some(network),
-        }))
+        self.change(call, what, work).await.map(Response::new)
     }
 
     async fn delete(

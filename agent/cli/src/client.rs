@@ -104,7 +104,7 @@ impl Client {
         &self,
         name: &str,
         spec: v1::NetworkSpec,
-    ) -> Result<v1::Network, Failure> {
+    ) -> Result<(v1::Network, Vec<String>), Failure> {
         let action = format!("create network {name}");
         let request = v1::CreateNetworkRequest {
             name: name.to_owned(),
@@ -114,8 +114,9 @@ impl Client {
             .networks()
             .create(timed(request, CALL_TIMEOUT))
             .await
-            .map_err(failed(&action))?;
-        filled(&action, answer.into_inner().network)
+            .map_err(failed(&action))?
+            .into_inner();
+        Ok((filled(&action, answer.network)?, answer.warnings))
     }
 
     pub(crate) async fn list_networks(&self) -> Result<Vec<v1::Network>, Failure> {
@@ -158,11 +159,12 @@ impl Client {
     pub(crate) async fn update_network(
         &self,
         request: v1::UpdateNetworkRequest,
-    ) -> Result<v1::Network, Failure> {
+    ) -> Result<(v1::Network, Vec<String>), Failure> {
         let action = format!("change network {}", request.name);
         let request = timed(request, CALL_TIMEOUT);
         let answer = self.networks().update(request).await.map_err(failed(&action))?;
-        filled(&action, answer.into_inner().network)
+        let answer = answer.into_inner();
+        Ok((filled(&action, answer.network)?, answer.warnings))
     }
 
     pub(crate) async fn delete_network(

@@ -232,17 +232,29 @@ Labels:      a=b
 Revision:    12
 "
     );
+    let mut large = blue();
+    large.name = text("large");
+    if let Some(spec) = &mut large.spec {
+        spec.mtu = Some(9000);
+    }
+    let large = Network::from(large);
+    let shown = report::network(&large, Paint::never());
+    assert!(
+        shown.contains("MTU:         1450 bytes; 9000 by its record\n"),
+        "{shown}"
+    );
     let bad = v1::Network {
         name: text("red"),
         problems: vec![problem()],
         ..Default::default()
     };
     assert_eq!(
-        table::networks(&[network, bad.into()], Paint::never()),
+        table::networks(&[network, bad.into(), large], Paint::never()),
         "\
-NAME   VNI   SUBNETS                 MTU    LOCAL   REMOTE   PROBLEMS
-blue   77    10.1.0.0/16,fd00::/64   1450   1       3        0
-red    -     -                       -      0       0        1
+NAME    VNI   SUBNETS                 MTU               LOCAL   REMOTE   PROBLEMS
+blue    77    10.1.0.0/16,fd00::/64   1450              1       3        0
+red     -     -                       -                 0       0        1
+large   77    10.1.0.0/16,fd00::/64   9000 (now 1450)   1       3        0
 "
     );
 }
@@ -468,7 +480,7 @@ fn json_of_the_others() {
     let network = serde_json::to_string(&Network::from(blue())).unwrap();
     assert_eq!(
         network,
-        "{\"name\":\"blue\",\"vni\":77,\"mtu\":1450,\"subnets\":[\
+        "{\"name\":\"blue\",\"vni\":77,\"mtu\":1450,\"mtu_set\":null,\"subnets\":[\
          {\"cidr\":\"10.1.0.0/16\",\"gateway\":\"10.1.0.1\",\"range\":\"10.1.4.0/22\",\"reserved\":[\"10.1.4.9\"],\
          \"used\":12,\"released\":3,\"size\":1022},\
          {\"cidr\":\"fd00::/64\",\"gateway\":null,\"range\":null,\"reserved\":[],\

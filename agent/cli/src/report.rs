@@ -76,7 +76,11 @@ pub(crate) fn network(network: &Network, paint: Paint) -> String {
         }
         sheet.line("Subnet", text);
     }
-    sheet.if_given("MTU", network.mtu.map(|mtu| format!("{mtu} bytes")));
+    let mtu = match (network.mtu, network.mtu_set) {
+        (Some(now), Some(set)) if now != set => Some(format!("{now} bytes; {set} by its record")),
+        (now, set) => now.or(set).map(|mtu| format!("{mtu} bytes")),
+    };
+    sheet.if_given("MTU", mtu);
     let cooldown = Duration::from_secs(network.cooldown_seconds);
     sheet.line(
         "Cool-down",

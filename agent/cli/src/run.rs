@@ -157,9 +157,7 @@ async fn network(command: NetworkCommand, socket: &Path, printer: &Printer) -> R
             let client = Client::connect(socket).await?;
             let what = format!("creating network {}", args.name);
             let made = waiting(&what, client.create_network(&args.name, spec)).await?;
-            printer.show(&Network::from(made), |made, paint| {
-                table::networks(std::slice::from_ref(made), paint)
-            })
+            written(made, printer)
         }
         NetworkCommand::List => {
             let client = Client::connect(socket).await?;
@@ -177,9 +175,7 @@ async fn network(command: NetworkCommand, socket: &Path, printer: &Printer) -> R
             let client = Client::connect(socket).await?;
             let what = format!("changing network {}", request.name);
             let changed = waiting(&what, client.update_network(request)).await?;
-            printer.show(&Network::from(changed), |changed, paint| {
-                table::networks(std::slice::from_ref(changed), paint)
-            })
+            written(changed, printer)
         }
         NetworkCommand::Delete { name, force } => {
             let client = Client::connect(socket).await?;
@@ -196,6 +192,21 @@ async fn network(command: NetworkCommand, socket: &Path, printer: &Printer) -> R
             })
         }
     }
+}
+
+/// Shows a network that was made or changed. What the agent warns of is told on standard error, or with the rest in JSON.
+fn written((network, warnings): (v1::Network, Vec<String>), printer: &Printer) -> Result<(), Failure> {
+    let network = network.into();
+    let written = view::Written { network, warnings };
+    printer.show(&written, |written, paint| {
+        table::networks(std::slice::from_ref(&written.network), paint)
+    })?;
+    if matches!(printer.format, Format::Table) {
+        for warning in &written.warnings {
+            output::complain(&format!("weft: warning: {}\n", plain(warning)));
+        }
+    }
+    Ok(())
 }
 
 async fn endpoint(command: EndpointCommand, socket: &Path, printer: &Printer) -> Result<(), Failure> {

@@ -76,6 +76,14 @@ pub(crate) fn seconds(time: Option<&str>) -> String {
     )
 }
 
+/// What the record says, else what is in force here; both where the kernel has not followed.
+fn mtu(network: &Network) -> String {
+    match (network.mtu_set, network.mtu) {
+        (Some(set), Some(now)) if set != now => format!("{set} (now {now})"),
+        (set, now) => number_or_dash(set.or(now)),
+    }
+}
+
 pub(crate) fn networks(networks: &[Network], paint: Paint) -> String {
     let mut lines = Lines::new(&["NAME", "VNI", "SUBNETS", "MTU", "LOCAL", "REMOTE", "PROBLEMS"]);
     for network in networks {
@@ -91,7 +99,7 @@ pub(crate) fn networks(networks: &[Network], paint: Paint) -> String {
                 network.name.clone(),
                 number_or_dash(network.vni),
                 joined(&subnets),
-                number_or_dash(network.mtu),
+                mtu(network),
                 network.local_endpoints.to_string(),
                 network.remote_endpoints.to_string(),
                 network.problems.len().to_string(),

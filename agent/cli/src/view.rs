@@ -23,6 +23,8 @@ pub(crate) struct Network {
     pub(crate) vni: Option<u32>,
     /// The MTU in force on this host; null where the network has no endpoint here.
     pub(crate) mtu: Option<u32>,
+    /// The MTU that its record sets; null where that follows from the underlay.
+    pub(crate) mtu_set: Option<u32>,
     pub(crate) subnets: Vec<Subnet>,
     pub(crate) multicast: bool,
     /// How long an address that was given up is not chosen again.
@@ -36,6 +38,15 @@ pub(crate) struct Network {
     pub(crate) namespace: Option<String>,
     pub(crate) revision: i64,
     pub(crate) problems: Vec<Problem>,
+}
+
+/// What `network create` and `network update` print.
+#[derive(Debug, Serialize)]
+pub(crate) struct Written {
+    #[serde(flatten)]
+    pub(crate) network: Network,
+    /// What is not refused and not good either: an MTU that the underlay does not carry now.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// One subnet of a network.
@@ -336,6 +347,7 @@ impl From<v1::Network> for Network {
             name: network.name,
             vni: positive(network.vni),
             mtu: positive(network.mtu),
+            mtu_set: spec.mtu,
             subnets: spec
                 .subnets
                 .into_iter()

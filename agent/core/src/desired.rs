@@ -11,6 +11,7 @@ use weft_store_schema::{EndpointId, EndpointRef, Family, Mac, Mtu, Network, Netw
 use crate::{
     dataplane::{Bridge, Forward, Interface, Local, LookInto, Observed, Port, PortFlags, Tunnel},
     dirty::Dirty,
+    headroom::underlay_mtu,
     members::Members,
     ownership,
     problem::Problem,
@@ -185,18 +186,6 @@ pub fn is_carried(snapshot: &Snapshot, host: &Host, observed: &Observed, name: &
 pub fn has_path(snapshot: &Snapshot, host: &Host, node: &NodeName) -> bool {
     let mtu = underlay_mtu(snapshot, host);
     matches!(Pass { snapshot, host, mtu }.vtep(node), Vtep::At(_))
-}
-
-/// The MTU inside a network that does not set its own: one value for all hosts, so that no path through the
-/// overlay is narrower than what endpoints believe.
-fn underlay_mtu(snapshot: &Snapshot, host: &Host) -> u16 {
-    let (mtu, all_v4) = snapshot.underlay_limits().unwrap_or((u16::MAX, true));
-    let family = if all_v4 && host.v4.is_some() {
-        Family::V4
-    } else {
-        Family::V6
-    };
-    mtu.min(host.mtu).saturating_sub(family.vxlan_overhead())
 }
 
 /// One pass: everything that the answers depend on.

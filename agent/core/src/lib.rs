@@ -20,6 +20,7 @@ pub mod diff;
 pub mod dirty;
 pub mod fence;
 mod hash;
+pub mod headroom;
 pub mod identity;
 mod listing;
 pub mod lost;

@@ -2,13 +2,20 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use weft_api::{ApiError, Call, Subject};
-use weft_core::claims::{self, NetworkChange};
+use weft_core::{
+    claims::{self, NetworkChange},
+    headroom,
+};
 use weft_proto::v1;
 use weft_store_schema::{NetworkDocument, NetworkName, SubnetDocument, check_room};
 
 use super::{AgentControl, parse, record_error};
 use crate::view;
+
+/// How long the kernel is given to follow a change before the answer.
+const KERNEL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The record of a new network.
 pub(super) fn document(spec: v1::NetworkSpec) -> Result<NetworkDocument, ApiError> {
@@ -106,12 +113,51 @@ pub(super) fn as_field_of_the_request(error: ApiError) -> ApiError {
 }
 
 impl AgentControl {
+    /// See [`weft_api::Control::create_network`].
+    pub(super) async fn make_network(
+        &self,
+        call: Call,
+        name: String,
+        spec: v1::NetworkSpec,
+    ) -> Result<v1::CreateNetworkResponse, ApiError> {
+        let name: NetworkName = parse("name", &name)?;
+        let mtu = spec.mtu;
+        let document = document(spec)?;
+        let what = Subject::network(name.as_str());
+        let made = name.clone();
+        self.write(&call, &what, move |r, _| {
+            claims::create_network(&r.snapshot, &made, &document)
+        })
+        .await?;
+        let netns_dir = self.netns_dir.clone();
+        let done = self
+            .wait(call.deadline, move |r| {
+                let slot = r.snapshot.network(&name)?;
+                slot.value.as_ref()?.vni?;
+                view::network(r, &name, slot, &netns_dir)
+            })
+            .await?;
+        let Some(network) = done else {
+            return Err(ApiError::DeadlineExceeded {
+                what,
+                waited: call.started.elapsed(),
+                why: "the record is written, but no VNI has been claimed for it yet".to_owned(),
+            });
+        };
+        Ok(v1::CreateNetworkResponse {
+            network: Some(network),
+            warnings: self.warnings(mtu).await?,
+        })
+    }
+
+    /// See [`weft_api::Control::update_network`].
     pub(super) async fn change_network(
         &self,
         call: Call,
         mut request: v1::UpdateNetworkRequest,
-    ) -> Result<v1::Network, ApiError> {
+    ) -> Result<v1::UpdateNetworkResponse, ApiError> {
         let name: NetworkName = parse("name", &std::mem::take(&mut request.name))?;
+        let mtu = request.mtu;
         let change = change(request)?;
         let what = Subject::network(name.as_str());
         self.look_up_network(&call, &name).await?;
@@ -127,10 +173,35 @@ impl AgentControl {
         })
         .await
         .map_err(as_field_of_the_request)?;
+        // So that the answer says what is in force then; where the kernel does not follow, it says what is.
+        let followed = name.clone();
+        let patience = call.deadline.min(Instant::now() + KERNEL_PATIENCE);
+        self.wait(patience, move |r| {
+            (!r.snapshot.takes_part(&followed) || r.carries(&followed)).then_some(())
+        })
+        .await?;
         let netns_dir = self.netns_dir.clone();
-        self.ask(move |r| view::network(r, &name, r.snapshot.network(&name)?, &netns_dir))
+        let network = self
+            .ask(move |r| view::network(r, &name, r.snapshot.network(&name)?, &netns_dir))
             .await?
-            .ok_or(ApiError::NotFound { what })
+            .ok_or(ApiError::NotFound { what })?;
+        Ok(v1::UpdateNetworkResponse {
+            network: Some(network),
+            warnings: self.warnings(mtu).await?,
+        })
+    }
+
+    /// What is to be said of an MTU that was asked for.
+    async fn warnings(&self, mtu: Option<u32>) -> Result<Vec<String>, ApiError> {
+        let Some(mtu) = mtu.and_then(|mtu| u16::try_from(mtu).ok()) else {
+            return Ok(Vec::new());
+        };
+        self.ask(move |r| {
+            let host = r.host()?;
+            headroom::excess(&r.snapshot, &host, mtu)
+        })
+        .await
+        .map(|warning| warning.into_iter().collect())
     }
 }
 

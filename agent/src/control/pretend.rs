@@ -101,7 +101,7 @@ impl Control for Pretend {
         _: Call,
         name: String,
         spec: v1::NetworkSpec,
-    ) -> Result<v1::Network, ApiError> {
+    ) -> Result<v1::CreateNetworkResponse, ApiError> {
         let name: NetworkName = parse("name", &name)?;
         let document = network_spec::document(spec)?;
         let what = Subject::network(name.as_str());
@@ -128,7 +128,7 @@ impl Control for Pretend {
         &self,
         _: Call,
         mut request: v1::UpdateNetworkRequest,
-    ) -> Result<v1::Network, ApiError> {
+    ) -> Result<v1::UpdateNetworkResponse, ApiError> {
         let name: NetworkName = parse("name", &std::mem::take(&mut request.name))?;
         let change = network_spec::change(request)?;
         let what = Subject::network(name.as_str());

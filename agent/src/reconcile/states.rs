@@ -2,9 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use weft_core::{desired::look_into, diff, dirty::Dirty, record::Change};
+use weft_core::{
+    desired::{self, look_into},
+    diff,
+    dirty::Dirty,
+    record::Change,
+};
 use weft_proto::v1::{self, EventKind, event::Subject};
-use weft_store_schema::{EndpointRef, Key};
+use weft_store_schema::{EndpointRef, Key, NetworkName};
 
 use crate::{problems::Source, reconcile::Reconciler, view};
 
@@ -162,6 +167,12 @@ impl Reconciler {
             problem_count: self.problems.len() as u64,
         };
         self.store.report(weft_store_schema::encode(&status));
+    }
+
+    /// Whether this host carries a network just as the records say.
+    pub(crate) fn carries(&self, network: &NetworkName) -> bool {
+        let host = self.host();
+        host.is_some_and(|host| desired::is_carried(&self.snapshot, &host, &self.observed, network))
     }
 
     /// Endpoints on this host that are attached and reachable.

@@ -19,7 +19,7 @@ const UNDERLAY_RETRY: Duration = Duration::from_secs(1);
 const FAMILY_GRACE: Duration = Duration::from_secs(10);
 
 impl Reconciler {
-    pub(super) fn host(&self) -> Option<Host> {
+    pub(crate) fn host(&self) -> Option<Host> {
         let underlay = self.underlay.as_ref()?;
         Some(Host {
             v4: underlay.v4,

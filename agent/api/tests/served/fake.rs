@@ -30,18 +30,22 @@ impl Control for Fake {
         call: Call,
         name: String,
         spec: v1::NetworkSpec,
-    ) -> Result<v1::Network, ApiError> {
+    ) -> Result<v1::CreateNetworkResponse, ApiError> {
         *self.caller.lock().expect("no test failed with it locked") = call.caller;
         if name == "twice" {
             return Err(ApiError::AlreadyExists {
                 what: Subject::network(name),
             });
         }
-        Ok(v1::Network {
+        let network = v1::Network {
             name,
             vni: spec.vni.unwrap_or(100),
             spec: Some(spec),
             ..Default::default()
+        };
+        Ok(v1::CreateNetworkResponse {
+            network: Some(network),
+            warnings: vec![],
         })
     }
 
@@ -95,7 +99,7 @@ impl Control for Fake {
         &self,
         _call: Call,
         request: v1::UpdateNetworkRequest,
-    ) -> Result<v1::Network, ApiError> {
+    ) -> Result<v1::UpdateNetworkResponse, ApiError> {
         let v1::UpdateNetworkRequest { name, labels, .. } = request;
         if name == "used" {
             return Err(ApiError::Conflict {
@@ -103,13 +107,17 @@ impl Control for Fake {
                 why: "10.1.0.2 is held".to_owned(),
             });
         }
-        Ok(v1::Network {
+        let network = v1::Network {
             name,
             spec: Some(v1::NetworkSpec {
                 labels,
                 ..Default::default()
             }),
             ..Default::default()
+        };
+        Ok(v1::UpdateNetworkResponse {
+            network: Some(network),
+            warnings: vec![],
         })
     }
 

@@ -118,6 +118,7 @@ impl Networks for Fake {
                 };
                 Ok(Response::new(v1::CreateNetworkResponse {
                     network: Some(network),
+                    warnings: warnings(mtu),
                 }))
             }
         }
@@ -202,6 +203,7 @@ impl Networks for Fake {
                 about("used"),
             ));
         }
+        let mtu = request.mtu.unwrap_or(9999);
         let network = v1::Network {
             name: request.name,
             spec: Some(v1::NetworkSpec {
@@ -211,11 +213,12 @@ impl Networks for Fake {
                 options: [("removed".to_owned(), request.remove_subnets.join(","))].into(),
                 ..Default::default()
             }),
-            mtu: request.mtu.unwrap_or(9999),
+            mtu,
             ..Default::default()
         };
         Ok(Response::new(v1::UpdateNetworkResponse {
             network: Some(network),
+            warnings: warnings(mtu),
         }))
     }
 
@@ -332,6 +335,11 @@ impl Endpoints for Fake {
     ) -> Result<Response<v1::GetEndpointResponse>, Status> {
         Err(Status::not_found("no such endpoint"))
     }
+}
+
+fn warnings(mtu: u32) -> Vec<String> {
+    let too_much = (mtu == 8000).then(|| "MTU 8000 is more than host2 carries".to_owned());
+    too_much.into_iter().collect()
 }
 
 fn held(network: &str, node: &str, id: &str, addresses: &[&str]) -> v1::HeldEndpoint {

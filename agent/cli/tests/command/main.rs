@@ -225,6 +225,31 @@ async fn requests_carry_what_was_said() {
 }
 
 #[tokio::test]
+async fn what_is_done_and_not_good_is_warned_of() {
+    let agent = Agent::start();
+    for line in [
+        "network create red --subnet 10.1.0.0/24 --mtu 8000",
+        "network update red --mtu 8000",
+    ] {
+        let (code, stdout, stderr) = run(&agent, line).await;
+        assert_eq!(
+            (code, stderr.as_str()),
+            (0, "weft: warning: MTU 8000 is more than host2 carries\n"),
+            "{line}"
+        );
+        assert!(stdout.contains(" 8000 "), "{line}: {stdout}");
+        let (code, stdout, stderr) = run(&agent, &format!("{line} -o json")).await;
+        assert_eq!((code, stderr.as_str()), (0, ""), "{line}");
+        let written: Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(
+            written["warnings"],
+            serde_json::json!(["MTU 8000 is more than host2 carries"]),
+            "{line}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn detaching_twice_is_fine() {
     let agent = Agent::start();
     let (code, stdout, _) = run(&agent, "endpoint detach blue web").await;
