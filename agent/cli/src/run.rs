@@ -241,8 +241,13 @@ async fn endpoint(command: EndpointCommand, socket: &Path, printer: &Printer) ->
             let done = view::Detached {
                 existed: done.existed,
                 record_pending: done.record_pending,
+                note: view::given(done.note),
             };
-            printer.show(&done, |done, _| detached(&name, done))
+            printer.show(&done, |done, _| detached(&name, done))?;
+            if let (Some(note), Format::Table) = (&done.note, printer.format) {
+                output::complain(&format!("weft: {}\n", plain(note)));
+            }
+            Ok(())
         }
         EndpointCommand::List(args) => {
             let filter = v1::ListEndpointsRequest {
@@ -271,7 +276,8 @@ async fn endpoint(command: EndpointCommand, socket: &Path, printer: &Printer) ->
 fn detached(name: &str, done: &view::Detached) -> String {
     let mut text = match done.existed {
         true => format!("endpoint {} detached\n", plain(name)),
-        false => format!("endpoint {} was not attached here\n", plain(name)),
+        false if done.record_pending => format!("endpoint {} was not attached here\n", plain(name)),
+        false => format!("endpoint {} was not attached here; nothing to do\n", plain(name)),
     };
     if done.record_pending {
         text.push_str(match done.existed {

@@ -285,6 +285,8 @@ pub(crate) struct Detached {
     pub(crate) existed: bool,
     /// The record is removed later: the store is not available.
     pub(crate) record_pending: bool,
+    /// Where there was none, what there is instead, if anything is to be said.
+    pub(crate) note: Option<String>,
 }
 
 /// What `resync --accept` prints.
@@ -320,7 +322,7 @@ pub(crate) struct AgentVersion {
     pub(crate) api: String,
 }
 
-fn given(text: String) -> Option<String> {
+pub(crate) fn given(text: String) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
 }
 

@@ -88,6 +88,8 @@ impl AgentControl {
         let reservation = reservation(&request.reservation)?;
         let name = self.endpoint(&request.network, None, &id)?;
         let (document, valid) = asked_for(request)?;
+        // Whatever comes of it, whoever asked may clear up.
+        self.own.note(&name);
         let place = valid.attachment();
         let checking = place.clone();
         let checked = self
@@ -283,11 +285,17 @@ impl AgentControl {
             if record_pending {
                 self.remember_detach(&name).await?;
             }
+            let note = match unseen {
+                Unseen::Absent => self.instead_of(&call, &name).await?,
+                _ => None,
+            };
             return Ok(v1::DetachEndpointResponse {
                 existed,
                 record_pending,
+                note: note.unwrap_or_default(),
             });
         }
+        self.own.note(&name);
         if !self.ask(|r| r.is_connected() && r.is_adopted()).await? {
             self.remember_detach(&name).await?;
         }
@@ -296,6 +304,7 @@ impl AgentControl {
             return Ok(v1::DetachEndpointResponse {
                 existed,
                 record_pending: true,
+                note: String::new(),
             });
         }
         let watched = name.clone();
@@ -329,6 +338,7 @@ impl AgentControl {
         Ok(v1::DetachEndpointResponse {
             existed,
             record_pending: deleted.is_none(),
+            note: String::new(),
         })
     }
 

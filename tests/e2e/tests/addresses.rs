@@ -389,7 +389,7 @@ fn a_late_or_repeated_detach_frees_nothing_of_the_next_holder() -> Result<()> {
         eventually(SOON, "host1 knows that it is gone", || {
             let again = one.weft_json(&["endpoint", "detach", "blue", "a"])?;
             ensure!(
-                again == json!({"existed": false, "record_pending": false}),
+                again == json!({"existed": false, "record_pending": false, "note": null}),
                 "{again}"
             );
             Ok(())

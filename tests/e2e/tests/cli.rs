@@ -359,12 +359,18 @@ fn an_attach_returns_when_it_works() -> Result<()> {
     // Gone when detach returns: the device, the record and the claims.
     let before = cluster.get_prefix("/weft/v1/addresses/blue/")?.len();
     let gone = one.weft_json(&["endpoint", "detach", "blue", "c"])?;
-    assert_eq!(gone, json!({"existed": true, "record_pending": false}));
+    assert_eq!(
+        gone,
+        json!({"existed": true, "record_pending": false, "note": null})
+    );
     assert!(link(c.netns(), "eth0").is_err());
     assert_eq!(cluster.get(&Cluster::endpoint_key("blue", 1, "c"))?, None);
     assert_eq!(cluster.get_prefix("/weft/v1/addresses/blue/")?.len(), before - 2);
     let again = one.weft_json(&["endpoint", "detach", "blue", "c"])?;
-    assert_eq!(again, json!({"existed": false, "record_pending": false}));
+    assert_eq!(
+        again,
+        json!({"existed": false, "record_pending": false, "note": null})
+    );
     cluster.close()
 }
 
@@ -523,7 +529,10 @@ fn without_etcd_an_attach_fails_soon_and_a_detach_works() -> Result<()> {
 
     // Local work goes on: the device is gone when it returns, and says that the record is not.
     let gone = host.weft_json(&["endpoint", "detach", "blue", "goes"])?;
-    assert_eq!(gone, json!({"existed": true, "record_pending": true}));
+    assert_eq!(
+        gone,
+        json!({"existed": true, "record_pending": true, "note": null})
+    );
     assert!(link(containers[1].netns(), "eth0").is_err());
     assert!(
         host.weft(&["endpoint", "detach", "blue", "goes-too"])?

@@ -85,7 +85,10 @@ fn agents_are_cut_off_while_others_change() -> Result<()> {
         let lines = log_lines(host) - lines;
         ensure!(lines <= 8, "{how:?}: {lines} lines: {}", host.log());
         let said = host.weft_json(&["endpoint", "detach", "blue", "spare"])?;
-        ensure!(said == json!({"existed": true, "record_pending": true}), "{said}");
+        ensure!(
+            said == json!({"existed": true, "record_pending": true, "note": null}),
+            "{said}"
+        );
     }
     let (asked, path) = (Instant::now(), moved.path());
     let hopeless = ["endpoint", "attach", "blue", &path, "--ifname", "eth1"];

@@ -41,7 +41,10 @@ fn spare(cluster: &Cluster, host: &Host, id: &str) -> Result<Station> {
 /// Detaches without the store: the container is free when it returns.
 fn detach_pending(host: &Host, station: &Station) -> Result<()> {
     let said = host.weft_json(&["endpoint", "detach", "blue", &station.id])?;
-    ensure!(said == json!({"existed": true, "record_pending": true}), "{said}");
+    ensure!(
+        said == json!({"existed": true, "record_pending": true, "note": null}),
+        "{said}"
+    );
     ensure!(
         link(station.container.netns(), "eth0").is_err(),
         "the device stays"

@@ -186,6 +186,7 @@ impl Control for Fake {
         id: String,
     ) -> Result<v1::DetachEndpointResponse, ApiError> {
         Ok(v1::DetachEndpointResponse {
+            note: String::new(),
             existed: id == "web",
             record_pending: false,
         })

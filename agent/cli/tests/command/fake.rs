@@ -296,10 +296,19 @@ impl Endpoints for Fake {
         &self,
         request: Request<v1::DetachEndpointRequest>,
     ) -> Result<Response<v1::DetachEndpointResponse>, Status> {
-        let existed = request.into_inner().id == "web";
+        let v1::DetachEndpointRequest { network, id, .. } = request.into_inner();
+        if id == "elsewhere" {
+            let message = "endpoint blue/host2/elsewhere: it is on host2: detach it there";
+            return Err(status(Code::FailedPrecondition, "CONFLICT", message, |_| {}));
+        }
+        let note = match network.as_str() {
+            "blue" => String::new(),
+            other => format!("there is no network {other}"),
+        };
         Ok(Response::new(v1::DetachEndpointResponse {
-            existed,
+            existed: id == "web",
             record_pending: false,
+            note,
         }))
     }
 

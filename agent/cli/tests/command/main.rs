@@ -257,10 +257,31 @@ async fn detaching_twice_is_fine() {
     let (code, stdout, _) = run(&agent, "endpoint detach blue gone").await;
     assert_eq!(
         (code, stdout.as_str()),
-        (0, "endpoint blue/gone was not attached here\n")
+        (0, "endpoint blue/gone was not attached here; nothing to do\n")
     );
+    let (code, stdout, stderr) = run(&agent, "endpoint detach bleu gone").await;
+    assert_eq!(
+        (code, stdout.as_str(), stderr.as_str()),
+        (
+            0,
+            "endpoint bleu/gone was not attached here; nothing to do\n",
+            "weft: there is no network bleu\n"
+        )
+    );
+    let (code, stdout, stderr) = run(&agent, "endpoint detach bleu gone -o json").await;
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert_eq!(
+        stdout,
+        "{\"existed\":false,\"record_pending\":false,\"note\":\"there is no network bleu\"}\n"
+    );
+    let (code, _, stderr) = run(&agent, "endpoint detach blue elsewhere").await;
+    assert_eq!(code, 4);
+    assert!(stderr.contains("it is on host2: detach it there"), "{stderr}");
     let (_, stdout, _) = run(&agent, "endpoint detach blue web -o json").await;
-    assert_eq!(stdout, "{\"existed\":true,\"record_pending\":false}\n");
+    assert_eq!(
+        stdout,
+        "{\"existed\":true,\"record_pending\":false,\"note\":null}\n"
+    );
 }
 
 #[tokio::test]

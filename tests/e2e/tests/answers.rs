@@ -1,0 +1,106 @@
+//! What commands answer about what they did, did not do, and cannot know.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+use weft_e2e::{Cluster, SOON, attach, refused};
+use weft_lab::eventually;
+
+#[test]
+fn an_mtu_that_the_underlay_does_not_carry_is_warned_of_and_shown() -> Result<()> {
+    let cluster = Cluster::of(2)?;
+    let host = cluster.host(1);
+    let made = host.weft_json(&["network", "create", "blue", "--subnet", "10.1.0.0/24"])?;
+    assert_eq!((&made["warnings"], &made["mtu_set"]), (&json!([]), &json!(null)));
+    attach(host, "blue", &cluster.container("a")?, "a", &[])?;
+    let said = host.weft_output(&["network", "update", "blue", "--mtu", "8000"])?;
+    ensure!(said.status.success(), "{said:?}");
+    let (out, told) = (
+        String::from_utf8_lossy(&said.stdout),
+        String::from_utf8_lossy(&said.stderr),
+    );
+    ensure!(out.contains(" 8000 "), "{out}");
+    ensure!(
+        told.contains("MTU 8000 is more than the underlay carries on all hosts (1500"),
+        "{told}"
+    );
+    let status = host.weft_json(&["status"])?;
+    ensure!(
+        status["problems"][0]["key"] == "networks/blue" && status["problems"][0]["field"] == "mtu",
+        "{status}"
+    );
+    // The answer has what is in force by then.
+    let changed = host.weft_json(&["network", "update", "blue", "--mtu", "1400"])?;
+    assert_eq!(
+        (&changed["mtu"], &changed["mtu_set"], &changed["warnings"]),
+        (&json!(1400), &json!(1400), &json!([]))
+    );
+    let changed = host.weft_json(&["network", "update", "blue", "--mtu", "auto"])?;
+    assert_eq!(
+        (&changed["mtu"], &changed["mtu_set"]),
+        (&json!(1450), &json!(null))
+    );
+    cluster.close()
+}
+
+#[test]
+fn a_detach_of_nothing_says_what_there_is_instead() -> Result<()> {
+    let cluster = Cluster::of(3)?;
+    let (one, two, three) = (cluster.host(1), cluster.host(2), cluster.host(3));
+    one.weft(&["network", "create", "blue", "--subnet", "10.1.0.0/24"])?;
+    let nothing = |note: serde_json::Value| json!({"existed": false, "record_pending": false, "note": note});
+    assert_eq!(
+        one.weft_json(&["endpoint", "detach", "bleu", "web"])?,
+        nothing(json!("there is no network bleu"))
+    );
+    assert_eq!(
+        one.weft_json(&["endpoint", "detach", "blue", "web"])?,
+        nothing(json!(null))
+    );
+    attach(one, "blue", &cluster.container("w1")?, "web", &[])?;
+    attach(two, "blue", &cluster.container("w2")?, "web", &[])?;
+    attach(one, "blue", &cluster.container("o1")?, "other", &[])?;
+    // Each host has its own of that id: repeated, a detachment is done, and no other host's is meant.
+    for existed in [true, false] {
+        let said = one.weft_json(&["endpoint", "detach", "blue", "web"])?;
+        ensure!(said["existed"] == existed && said["note"].is_null(), "{said}");
+    }
+    // Nor by who clears up after a failed attach.
+    refused(
+        two,
+        &["endpoint", "attach", "blue", "/run/netns/none", "--id", "other"],
+        2,
+        "NETNS",
+    )?;
+    let said = two.weft_json(&["endpoint", "detach", "blue", "other"])?;
+    ensure!(said["existed"] == false && said["note"].is_null(), "{said}");
+    attach(one, "blue", &cluster.container("t1")?, "third", &["--wait"])?;
+    // Whoever was never asked for one is told where it is, in view or not.
+    refused(
+        two,
+        &["endpoint", "detach", "blue", "third"],
+        4,
+        "it is on host1: detach it there",
+    )?;
+    refused(
+        three,
+        &["endpoint", "detach", "blue", "web"],
+        4,
+        "it is on host2: detach it there",
+    )?;
+    // Without the store nobody knows, and nobody is kept waiting.
+    cluster.etcd(1).stop()?;
+    eventually(SOON, "it is noticed", || {
+        let status = three.weft_json(&["status"])?;
+        ensure!(status["store"]["connected"] == false, "{status}");
+        Ok(())
+    })?;
+    let said = three.weft_json(&["endpoint", "detach", "blue", "web"])?;
+    ensure!(
+        said["existed"] == false && said["record_pending"] == true,
+        "{said}"
+    );
+    cluster.etcd(1).start()?;
+    let key = Cluster::endpoint_key("blue", 2, "web");
+    cluster.get(&key)?.context("it is still there")?;
+    cluster.close()
+}
