@@ -47,8 +47,17 @@ impl Sheet {
 
 /// Who has caught up with a network.
 pub(crate) fn converged(converged: &Converged) -> String {
-    let hosts = converged.hosts.join(", ");
-    plain(&format!("network {}: caught up: {hosts}", converged.network)) + "\n"
+    let hosts = match &converged.hosts[..] {
+        [] => "nobody".to_owned(),
+        hosts => hosts.join(", "),
+    };
+    let mut text = plain(&format!("network {}: caught up: {hosts}", converged.network)) + "\n";
+    if !converged.unannounced.is_empty() {
+        let nobody = converged.unannounced.join(", ");
+        let why = "no peer record: no agent has ever run there";
+        text.push_str(&(plain(&format!("  not waited for: {nobody} ({why})")) + "\n"));
+    }
+    text
 }
 
 pub(crate) fn network(network: &Network, paint: Paint) -> String {

@@ -138,6 +138,8 @@ pub(crate) struct Converged {
     /// The store's revision up to which they have programmed everything, at least.
     pub(crate) revision: i64,
     pub(crate) hosts: Vec<String>,
+    /// Hosts that were not waited for: endpoints name them, and no agent has ever run there.
+    pub(crate) unannounced: Vec<String>,
 }
 
 /// The container's end of an endpoint.
@@ -454,6 +456,7 @@ impl From<v1::Convergence> for Converged {
             network: converged.network,
             revision: converged.revision,
             hosts: converged.hosts,
+            unannounced: converged.unannounced,
         }
     }
 }

@@ -156,16 +156,18 @@ impl Pass<'_> {
             );
             return Some(Problem::field(key, "mac", message));
         }
-        if !own && !endpoint.addresses.is_empty() {
+        if !own {
             match self.vtep(&name.node) {
                 Vtep::At(_) => {}
                 Vtep::Unknown => {
                     let message = format!(
-                        "no valid record peers/{} says where its node is; is the agent there running?",
+                        "no valid record peers/{} says where its node is; has an agent ever run there, and is that its name?",
                         name.node
                     );
                     return Some(Problem::new(key, message));
                 }
+                // There is nothing yet that would be forwarded.
+                _ if endpoint.addresses.is_empty() => {}
                 Vtep::Taken(vtep, owner) => {
                     let message = format!(
                         "the VTEP address {vtep} of its node {} is that of node {owner}; forwarding stays as it was",

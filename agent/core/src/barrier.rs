@@ -161,11 +161,21 @@ pub fn is_in_view(snapshot: &Snapshot, network: &NetworkName) -> bool {
     ]))
 }
 
-/// The hosts that a question about a network is to: those that have endpoints in it and an agent.
+/// The hosts that a question about a network is to: those that have endpoints in it and an agent, which every agent says
+/// by its peer record before it forwards anything.
 pub fn participants(snapshot: &Snapshot, network: &NetworkName) -> BTreeSet<NodeName> {
     let nodes = snapshot.members(network).into_iter().flat_map(Members::nodes);
     nodes
         .filter(|node| takes_part(snapshot, network, node))
+        .cloned()
+        .collect()
+}
+
+/// The hosts that endpoints of a network name and that have no peer record: no agent is there that could answer, or forward.
+pub fn unannounced(snapshot: &Snapshot, network: &NetworkName) -> BTreeSet<NodeName> {
+    let nodes = snapshot.members(network).into_iter().flat_map(Members::nodes);
+    nodes
+        .filter(|node| snapshot.peer_slot(node).is_none())
         .cloned()
         .collect()
 }
@@ -176,9 +186,11 @@ fn has_endpoints(snapshot: &Snapshot, network: &NetworkName, node: &NodeName) ->
 }
 
 fn takes_part(snapshot: &Snapshot, network: &NetworkName, node: &NodeName) -> bool {
-    let has_agent = snapshot
-        .peer(node)
-        .is_none_or(|peer| peer.kind != PeerKind::External);
+    // One whose record cannot be read may have an agent of a newer version.
+    let has_agent = snapshot.peer_slot(node).is_some_and(|slot| {
+        let peer = slot.value.as_ref();
+        peer.is_none_or(|peer| peer.kind != PeerKind::External)
+    });
     has_agent && has_endpoints(snapshot, network, node)
 }
 
@@ -200,8 +212,7 @@ pub fn missing(
 /// Whether endpoints of a network were recorded without what their agents are to fill in, so that there will be more
 /// to program than there was when the question was put.
 pub fn any_incomplete(snapshot: &Snapshot, network: &NetworkName) -> bool {
-    let nodes = snapshot.members(network).into_iter().flat_map(Members::nodes);
-    nodes.into_iter().any(|node| {
+    participants(snapshot, network).iter().any(|node| {
         incomplete(snapshot, network, node, &BTreeSet::new())
             .next()
             .is_some()
@@ -267,7 +278,7 @@ mod tests {
                "mac": format!("02:42:0a:01:00:0{}", &address[address.len() - 1..])})
     }
 
-    /// host2's view of a network in which host1, host2, a switch and a host that is gone have endpoints.
+    /// host2's view of a network in which host1, host2, a switch, a host that is gone and one that never was have endpoints.
     fn snapshot() -> Snapshot {
         let mut snapshot = Snapshot::new(Prefix::default(), node("host2"));
         let peer = |n: u32| json!({"vteps": [format!("10.99.0.{n}")], "mtu": 1500});
@@ -282,6 +293,7 @@ mod tests {
                     entry("peers/host1", 3, &peer(1)),
                     entry("peers/host2", 3, &peer(2)),
                     entry("peers/switch", 3, &external),
+                    entry("peers/gone", 3, &peer(4)),
                 ],
             ),
             (
@@ -291,6 +303,7 @@ mod tests {
                     entry("endpoints/blue/host2/b", 4, &endpoint("10.1.0.3")),
                     entry("endpoints/blue/gone/c", 4, &endpoint("10.1.0.4")),
                     entry("endpoints/blue/switch/d", 4, &endpoint("10.1.0.5")),
+                    entry("endpoints/blue/never/e", 4, &endpoint("10.1.0.6")),
                 ],
             ),
             (Scope::Addresses(blue()), vec![]),
@@ -329,6 +342,13 @@ mod tests {
         let names: Vec<_> = asked.iter().map(NodeName::as_str).collect();
         assert_eq!(names, ["gone", "host1", "host2"]);
         assert!(participants(&snapshot, &"red".parse().unwrap()).is_empty());
+        assert_eq!(unannounced(&snapshot, &blue()), BTreeSet::from([node("never")]));
+        // What a record says that cannot be read is not known; that there is one is.
+        let unread = entry("peers/never", 11, &json!({"version": 9}));
+        let mut newer = snapshot.clone();
+        newer.apply_changes(&[crate::record::Change::Put(unread)]);
+        assert!(participants(&newer, &blue()).contains(&node("never")));
+        assert!(unannounced(&newer, &blue()).is_empty());
 
         let passed = |node: &str, at| {
             entry(
@@ -431,6 +451,16 @@ mod tests {
             &bare,
         ))]);
         assert!(any_incomplete(&snapshot, &blue()));
+        let mut nobodys = self::snapshot();
+        nobodys.apply_changes(&[crate::record::Change::Put(entry(
+            "endpoints/blue/never/n",
+            12,
+            &bare,
+        ))]);
+        assert!(
+            !any_incomplete(&nobodys, &blue()),
+            "there is nobody to complete it"
+        );
         let (host, observed) = (host(), programmed(&snapshot));
         let hopeless = BTreeSet::from(["endpoints/blue/host2/n".to_owned()]);
         let mut standing = Standing {

@@ -60,7 +60,7 @@ impl AgentControl {
         let (mut converged, mut behind) = (Vec::new(), BTreeMap::new());
         while let Some((network, result)) = results.next().await {
             match result? {
-                Ok(done) if done.hosts.is_empty() => {}
+                Ok(done) if done.hosts.is_empty() && done.unannounced.is_empty() => {}
                 Ok(done) => converged.push(done),
                 Err(late) => drop(behind.insert(network, late)),
             }
@@ -137,14 +137,15 @@ impl AgentControl {
                 }
             })
             .await?;
-        let (hosts, again) = match asked {
+        let asked = match asked {
             None => return own_is_late("it has not heard from the store"),
             Some(None) => return Ok(Asked::Void),
             Some(Some(asked)) => asked,
         };
 
         let missing = {
-            let (name, barrier, hosts) = (network.clone(), question.barrier().clone(), hosts.clone());
+            let (name, barrier) = (network.clone(), question.barrier().clone());
+            let hosts = asked.hosts.clone();
             move |r: &mut Reconciler| r.missing(&name, &hosts, &barrier)
         };
         let nobody = missing.clone();
@@ -159,9 +160,10 @@ impl AgentControl {
                 converged: v1::Convergence {
                     network: network.to_string(),
                     revision,
-                    hosts: hosts.iter().map(ToString::to_string).collect(),
+                    hosts: asked.hosts.iter().map(ToString::to_string).collect(),
+                    unannounced: asked.unannounced.iter().map(ToString::to_string).collect(),
                 },
-                again,
+                again: asked.again,
             }),
             Some(false) => Ok(Asked::Void),
             None => match self.ask(missing).await? {

@@ -26,6 +26,17 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 type Question = (NetworkName, BarrierRef);
 
+/// Whom a question is to.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    /// Those who are to answer.
+    pub(crate) hosts: BTreeSet<NodeName>,
+    /// Those who cannot: no agent of theirs has ever said where it is.
+    pub(crate) unannounced: BTreeSet<NodeName>,
+    /// Whether agents have yet to complete records that were there before it.
+    pub(crate) again: bool,
+}
+
 /// How far an answer has got.
 #[derive(Debug, Clone, Copy)]
 enum Answer {
@@ -220,13 +231,13 @@ impl Reconciler {
             .is_some_and(|(peer, underlay)| (peer.v4, peer.v6) == (underlay.v4, underlay.v6))
     }
 
-    /// The hosts that a question of this revision is to, and whether their agents have yet to complete records that
-    /// were there before it; none before everything older than the question is known here.
-    pub(crate) fn asked(&self, network: &NetworkName, revision: i64) -> Option<(BTreeSet<NodeName>, bool)> {
+    /// Whom a question of this revision is to; none before everything older than the question is known here.
+    pub(crate) fn asked(&self, network: &NetworkName, revision: i64) -> Option<Asked> {
         let known = self.reached.certain() >= revision - 1 && barrier::is_in_view(&self.snapshot, network);
-        known.then(|| {
-            let asked = barrier::participants(&self.snapshot, network);
-            (asked, barrier::any_incomplete(&self.snapshot, network))
+        known.then(|| Asked {
+            hosts: barrier::participants(&self.snapshot, network),
+            unannounced: barrier::unannounced(&self.snapshot, network),
+            again: barrier::any_incomplete(&self.snapshot, network),
         })
     }
 

@@ -104,3 +104,38 @@ fn a_detach_of_nothing_says_what_there_is_instead() -> Result<()> {
     cluster.get(&key)?.context("it is still there")?;
     cluster.close()
 }
+
+#[test]
+fn a_host_where_no_agent_has_ever_run_is_named_and_not_waited_for() -> Result<()> {
+    let cluster = Cluster::of(2)?;
+    let (one, two) = (cluster.host(1), cluster.host(2));
+    one.weft(&["network", "create", "blue", "--subnet", "10.1.0.0/24"])?;
+    attach(one, "blue", &cluster.container("a")?, "a", &[])?;
+    attach(two, "blue", &cluster.container("b")?, "b", &[])?;
+    let bare = r#"{"attachment":{"netns":"/run/netns/x"}}"#;
+    cluster.put(&Cluster::endpoint_key("blue", 9, "x"), bare)?;
+    let said = one.weft_json(&["wait", "blue", "--timeout", "10s"])?;
+    assert_eq!(
+        (&said[0]["hosts"], &said[0]["unannounced"]),
+        (&json!(["host1", "host2"]), &json!(["host9"]))
+    );
+    attach(
+        one,
+        "blue",
+        &cluster.container("c")?,
+        "c",
+        &["--wait", "--timeout", "10s"],
+    )?;
+    for host in [one, two] {
+        let status = host.weft_json(&["status"])?;
+        let problem = &status["problems"][0];
+        ensure!(
+            problem["key"] == "endpoints/blue/host9/x"
+                && problem["message"]
+                    .as_str()
+                    .is_some_and(|text| text.contains("peers/host9")),
+            "{status}"
+        );
+    }
+    cluster.close()
+}

@@ -142,6 +142,7 @@ impl Control for Fake {
     ) -> Result<v1::AttachEndpointResponse, ApiError> {
         let left = call.deadline.saturating_duration_since(Instant::now());
         let converged = request.wait.then(|| v1::Convergence {
+            unannounced: vec![],
             network: request.network.clone(),
             revision: 7,
             hosts: vec!["host1".to_owned()],
@@ -172,6 +173,7 @@ impl Control for Fake {
                 hosts: vec!["host2".to_owned(), "host3".to_owned()],
             }),
             Some(network) => Ok(vec![v1::Convergence {
+                unannounced: vec![],
                 network,
                 revision: 7,
                 hosts: vec!["host1".to_owned(), "host2".to_owned()],

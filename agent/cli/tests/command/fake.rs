@@ -168,10 +168,15 @@ impl Networks for Fake {
             network: network.to_owned(),
             revision: 7,
             hosts: hosts(names),
+            unannounced: vec![],
         };
         let networks = match network.as_str() {
             "" => vec![passed("blue", &["host1", "host2"]), passed("red", &["host1"])],
             "empty" => vec![],
+            "strange" => vec![v1::Convergence {
+                unannounced: hosts(&["host9"]),
+                ..passed("strange", &["host1"])
+            }],
             "late" => {
                 let message =
                     "network late: not done after 0.5 s: not caught up: host3 (its agent is not running)";
@@ -274,6 +279,7 @@ impl Endpoints for Fake {
             network: request.network.clone(),
             revision: 7,
             hosts: vec!["host1".to_owned(), "host2".to_owned()],
+            unannounced: vec![],
         });
         let endpoint = v1::Endpoint {
             network: request.network,

@@ -401,12 +401,16 @@ async fn who_was_waited_for_is_told() {
         (code, stdout.as_str()),
         (0, "nothing to wait for: there are no endpoints\n")
     );
+    let (code, stdout, _) = run(&agent, "wait strange").await;
+    let strange = "network strange: caught up: host1\n  not waited for: host9 (no peer record: no agent has ever run there)\n";
+    assert_eq!((code, stdout.as_str()), (0, strange));
     let json = async |line: &str| -> Value {
         let (code, stdout, stderr) = run(&agent, line).await;
         assert_eq!(code, 0, "{line}: {stderr}");
         serde_json::from_str(&stdout).unwrap()
     };
-    let blue = serde_json::json!({"network": "blue", "revision": 7, "hosts": ["host1", "host2"]});
+    let blue =
+        serde_json::json!({"network": "blue", "revision": 7, "hosts": ["host1", "host2"], "unannounced": []});
     assert_eq!(json("-o json wait blue").await, serde_json::json!([blue]));
     assert_eq!(
         json("-o json endpoint attach blue web --wait").await["converged"],
