@@ -32,6 +32,8 @@ pub(crate) fn network(
     let members = r.snapshot.members(name);
     let all = members.map_or(0, Members::count);
     let local = members.map_or(0, |m| m.count_on(&r.node.name));
+    // Elsewhere only the own ones are.
+    let followed = r.snapshot.takes_part(name) && r.snapshot.knows_members(name);
     let there = r.observed.networks.get(name);
     Some(v1::Network {
         name: name.to_string(),
@@ -67,7 +69,7 @@ pub(crate) fn network(
         vni: network.vni.map_or(0, Vni::get),
         mtu: there.and_then(|t| t.bridge.as_ref()).map_or(0, |b| b.mtu.into()),
         local_endpoints: u32::try_from(local).unwrap_or(u32::MAX),
-        remote_endpoints: u32::try_from(all - local).unwrap_or(u32::MAX),
+        remote_endpoints: followed.then(|| u32::try_from(all - local).unwrap_or(u32::MAX)),
         namespace_path: there
             .map(|_| {
                 netns_dir

@@ -81,7 +81,7 @@ fn blue() -> v1::Network {
         vni: 77,
         mtu: 1450,
         local_endpoints: 1,
-        remote_endpoints: 3,
+        remote_endpoints: Some(3),
         namespace_path: text("/run/netns/weft-blue"),
         revision: 12,
         usage: vec![v1::SubnetUsage {
@@ -238,6 +238,11 @@ Revision:    12
         spec.mtu = Some(9000);
     }
     let large = Network::from(large);
+    let elsewhere = report::network(&v1::Network::default().into(), Paint::never());
+    assert!(
+        elsewhere.contains("Endpoints:   0 here; those on other hosts are not known here\n"),
+        "{elsewhere}"
+    );
     let shown = report::network(&large, Paint::never());
     assert!(
         shown.contains("MTU:         1450 bytes; 9000 by its record\n"),
@@ -253,7 +258,7 @@ Revision:    12
         "\
 NAME    VNI   SUBNETS                 MTU               LOCAL   REMOTE   PROBLEMS
 blue    77    10.1.0.0/16,fd00::/64   1450              1       3        0
-red     -     -                       -                 0       0        1
+red     -     -                       -                 0       -        1
 large   77    10.1.0.0/16,fd00::/64   9000 (now 1450)   1       3        0
 "
     );

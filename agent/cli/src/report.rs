@@ -102,10 +102,13 @@ pub(crate) fn network(network: &Network, paint: Paint) -> String {
     sheet.line("Multicast", if network.multicast { "replicated" } else { "off" });
     sheet.line(
         "Endpoints",
-        format!(
-            "{} here, {} on other hosts",
-            network.local_endpoints, network.remote_endpoints
-        ),
+        match network.remote_endpoints {
+            Some(remote) => format!("{} here, {remote} on other hosts", network.local_endpoints),
+            None => format!(
+                "{} here; those on other hosts are not known here",
+                network.local_endpoints
+            ),
+        },
     );
     sheet.line("Namespace", or_dash(network.namespace.as_deref()));
     sheet.map("Labels", &network.labels);

@@ -101,7 +101,7 @@ pub(crate) fn networks(networks: &[Network], paint: Paint) -> String {
                 joined(&subnets),
                 mtu(network),
                 network.local_endpoints.to_string(),
-                network.remote_endpoints.to_string(),
+                number_or_dash(network.remote_endpoints),
                 network.problems.len().to_string(),
             ],
         );

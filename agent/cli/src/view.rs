@@ -32,8 +32,8 @@ pub(crate) struct Network {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) options: BTreeMap<String, String>,
     pub(crate) local_endpoints: u32,
-    /// Known only where the network has an endpoint on this host; else 0.
-    pub(crate) remote_endpoints: u32,
+    /// Known only where the network has an endpoint on this host; else null.
+    pub(crate) remote_endpoints: Option<u32>,
     /// Path of the namespace with its bridge and tunnel; null where it has no endpoint on this host.
     pub(crate) namespace: Option<String>,
     pub(crate) revision: i64,

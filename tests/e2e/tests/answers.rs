@@ -139,3 +139,29 @@ fn a_host_where_no_agent_has_ever_run_is_named_and_not_waited_for() -> Result<()
     }
     cluster.close()
 }
+
+#[test]
+fn what_is_not_known_of_other_hosts_is_not_told_as_nothing() -> Result<()> {
+    let cluster = Cluster::of(2)?;
+    let (one, two) = (cluster.host(1), cluster.host(2));
+    for (network, subnet) in [("blue", "10.1.0.0/24"), ("red", "10.2.0.0/24")] {
+        one.weft(&["network", "create", network, "--subnet", subnet])?;
+        eventually(SOON, "host2 has it", || {
+            attach(
+                two,
+                network,
+                &cluster.container(&format!("{network}2"))?,
+                "b",
+                &[],
+            )
+        })?;
+    }
+    attach(one, "blue", &cluster.container("blue1")?, "a", &["--wait"])?;
+    let seen = one.weft_json(&["network", "list"])?;
+    assert_eq!(
+        (&seen[0]["remote_endpoints"], &seen[1]["remote_endpoints"]),
+        (&json!(1), &json!(null)),
+        "{seen}"
+    );
+    cluster.close()
+}
