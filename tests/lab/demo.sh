@@ -34,6 +34,7 @@ The lab stays up:
   $bin/weft-lab exec $lab 1/blue bridge fdb show     # in network blue's namespace on host 1
   $bin/weft-lab exec $lab c-c1 ping 10.1.0.2         # in container c1
   $bin/weft-lab weft $lab 1 endpoint list            # ask host 1's agent
+  $bin/weft-lab agent $lab 1 stop                    # or start, restart, kill: what it forwards stays
   WEFT_LAB=$lab $bin/weft-lab etcdctl get --prefix /weft/v1/
   tail -f /run/weft-lab/$lab/h1/weftd.log
   make lab-down                                      # take it down

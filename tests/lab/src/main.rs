@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Parser, Subcommand};
 use nix::sys::signal::{SigSet, Signal};
-use weft_lab::{Lab, Underlay, down, labs, sweep};
+use weft_lab::{Host, Lab, Underlay, down, labs, sweep};
 
 /// Hosts as network namespaces and a real etcd.
 #[derive(Parser)]
@@ -92,8 +92,31 @@ enum Action {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Start, stop or kill the agent of one host; what it has forwarded stays.
+    Agent {
+        /// Id of the lab.
+        id: String,
+        /// Number of the host.
+        host: usize,
+        /// What to do.
+        #[arg(value_enum)]
+        deed: Deed,
+    },
     /// Remove what labs of dead processes left.
     Sweep,
+}
+
+/// What is done to an agent.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Deed {
+    /// Start it, and wait until it is ready.
+    Start,
+    /// Ask it to end (SIGTERM), and wait.
+    Stop,
+    /// Stop it and start it again.
+    Restart,
+    /// End it at once (SIGKILL).
+    Kill,
 }
 
 fn main() -> ExitCode {
@@ -182,7 +205,7 @@ fn run(action: Action) -> Result<()> {
                 .clone()
                 .map_or_else(weft_lab::bin_dir, Ok)?
                 .join("weft");
-            let host = place(&lab, &host.to_string()).map(|_| lab.host(host))?;
+            let host = host_of(&lab, host)?;
             let mut command = host.netns().command(weft);
             return Err(command
                 .arg("--socket")
@@ -190,6 +213,16 @@ fn run(action: Action) -> Result<()> {
                 .args(args)
                 .exec()
                 .into());
+        }
+        Action::Agent { id, host, deed } => {
+            let lab = Lab::open(&id)?;
+            let host = host_of(&lab, host)?;
+            match deed {
+                Deed::Start => host.start_weftd()?,
+                Deed::Stop => host.stop()?,
+                Deed::Restart => host.restart()?,
+                Deed::Kill => host.kill9()?,
+            }
         }
         Action::Sweep => {
             for id in sweep()?.labs {
@@ -214,6 +247,10 @@ fn the_lab(id: Option<String>) -> Result<Lab> {
             bail!("which lab? {} (set WEFT_LAB)", ids.join(", "))
         }
     }
+}
+
+fn host_of(lab: &Lab, number: usize) -> Result<&Host> {
+    place(lab, &number.to_string()).map(|_| lab.host(number))
 }
 
 fn place(lab: &Lab, name: &str) -> Result<weft_lab::Namespace> {

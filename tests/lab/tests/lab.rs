@@ -401,6 +401,28 @@ fn agents_are_started_in_their_host_stopped_and_killed() -> Result<()> {
     host.stop()?;
     logs("bye\n", 1)?;
     assert_eq!(host.pid(), None);
+
+    // By the command, from another process.
+    let command = |deed: &str, number: &str| -> Result<(bool, String)> {
+        let output = Command::new(env!("CARGO_BIN_EXE_weft-lab"))
+            .args(["agent", lab.id(), number, deed])
+            .output()?;
+        Ok((
+            output.status.success(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        ))
+    };
+    for (deed, byes) in [("stop", 2), ("kill", 2)] {
+        host.spawn_weftd(&[])?;
+        logs("up\n", if deed == "stop" { 3 } else { 4 })?;
+        assert_eq!(command(deed, "2")?, (true, String::new()));
+        assert_eq!(host.pid(), None);
+        logs("bye\n", byes)?;
+    }
+    let (done, said) = command("stop", "2")?;
+    assert!(!done && said.contains("does not run"), "{said}");
+    let (done, said) = command("kill", "9")?;
+    assert!(!done && said.contains("has no \"9\""), "{said}");
     lab.close()
 }
 
