@@ -31,7 +31,7 @@ use weft_proto::v1;
 use weft_store::{Store, StoreError};
 use weft_store_schema::{EndpointRef, Kind, NetworkName, NodeName};
 
-use self::errors::{parse, record_error, refusal_error, stopping, store_error, subject};
+use self::errors::{blocked, parse, record_error, refusal_error, stopping, store_error, subject};
 pub use self::pretend::Pretend;
 pub(crate) use self::questions::Questions;
 use crate::{
@@ -266,10 +266,7 @@ impl AgentControl {
                     .await?;
                     if let Some(key) = occupied {
                         let why = format!("it is in use: {key} exists; detach or delete it first");
-                        return Err(ApiError::Conflict {
-                            what: what.clone(),
-                            why,
-                        });
+                        return Err(blocked("force", what, why));
                     }
                 }
             }

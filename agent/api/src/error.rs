@@ -104,6 +104,16 @@ pub enum ApiError {
         /// What stands in the way, naming it.
         why: String,
     },
+    /// As `Conflict`, and another value of a field of the request would do. gRPC: the same, with the field in the ErrorInfo.
+    #[error("{what}: {why}")]
+    Blocked {
+        /// The object.
+        what: Subject,
+        /// What stands in the way, naming it.
+        why: String,
+        /// The field, as the .proto file names it: `attachment.ifname`, `force`.
+        field: String,
+    },
     /// There is nothing left to hand out. gRPC: RESOURCE_EXHAUSTED with QuotaFailure.
     #[error("{why}")]
     Full {
@@ -183,7 +193,7 @@ impl ApiError {
             Self::InvalidArgument { .. } => "INVALID_ARGUMENT",
             Self::NotFound { .. } => "NOT_FOUND",
             Self::AlreadyExists { .. } => "ALREADY_EXISTS",
-            Self::Conflict { .. } => "CONFLICT",
+            Self::Conflict { .. } | Self::Blocked { .. } => "CONFLICT",
             Self::Full { .. } => "FULL",
             Self::Unavailable { .. } => "UNAVAILABLE",
             Self::DeadlineExceeded { .. } | Self::Behind { .. } => "DEADLINE_EXCEEDED",
@@ -196,7 +206,7 @@ impl ApiError {
             Self::InvalidArgument { .. } => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
             Self::AlreadyExists { .. } => Code::AlreadyExists,
-            Self::Conflict { .. } => Code::FailedPrecondition,
+            Self::Conflict { .. } | Self::Blocked { .. } => Code::FailedPrecondition,
             Self::Full { .. } => Code::ResourceExhausted,
             Self::Unavailable { .. } => Code::Unavailable,
             Self::DeadlineExceeded { .. } | Self::Behind { .. } => Code::DeadlineExceeded,
@@ -237,7 +247,10 @@ impl From<ApiError> for Status {
             }
             ApiError::NotFound { what } => about(&mut details, what, "does not exist"),
             ApiError::AlreadyExists { what } => about(&mut details, what, "already exists"),
-            ApiError::Conflict { what, why } => {
+            ApiError::Conflict { what, why } | ApiError::Blocked { what, why, .. } => {
+                if let ApiError::Blocked { field, .. } = &error {
+                    put("field", field);
+                }
                 about(&mut details, what, why);
                 details.add_precondition_failure_violation("CONFLICT", what.to_string(), shortened(why));
             }

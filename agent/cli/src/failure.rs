@@ -188,7 +188,8 @@ impl Failure {
         let field = details
             .bad_request()
             .and_then(|bad| bad.field_violations.first())
-            .map(|violation| violation.field.clone());
+            .map(|violation| violation.field.clone())
+            .or_else(|| info.and_then(|info| info.metadata.get("field")).cloned());
         let resource = details.resource_info().map(|resource| Resource {
             kind: resource.resource_type.clone(),
             name: resource.resource_name.clone(),
@@ -285,14 +286,28 @@ fn hint(
 ) -> Option<String> {
     let kind = resource.map(|resource| resource.kind.as_str());
     match code {
+        Code::InvalidArgument if field == Some("families") => Some(
+            "that is --family; 'weft network update NAME --add-subnet CIDR' adds a subnet of the other"
+                .to_owned(),
+        ),
         Code::InvalidArgument => option_of(field?).map(|option| format!("that is {option}")),
+        Code::Conflict => instead_of(field?, resource),
+        Code::Full if kind == Some("network") => {
+            let name = resource.map_or("NAME", |network| network.name.as_str());
+            Some(format!(
+                "'weft network update {name} --add-subnet CIDR' makes room"
+            ))
+        }
         Code::NotFound => match kind {
             Some("network") => Some("'weft network list' shows those there are".to_owned()),
             Some("endpoint") => Some("'weft endpoint list' shows those there are".to_owned()),
             _ => None,
         },
         Code::AlreadyExists => match (kind, resource) {
-            (Some("network"), Some(it)) => Some(format!("see 'weft network inspect {}'", it.name)),
+            (Some("network"), Some(it)) => Some(format!(
+                "see 'weft network inspect {0}'; 'weft network update {0}' changes it (--add-subnet, --mtu, …)",
+                it.name
+            )),
             (Some("endpoint"), _) => {
                 Some("see 'weft endpoint list --local', or give another --id".to_owned())
             }
@@ -311,6 +326,28 @@ fn hint(
         Code::Internal => Some("the agent's log says more (journalctl -u weftd)".to_owned()),
         _ => None,
     }
+}
+
+/// What to ask for instead, where a field of the request stands in the way.
+fn instead_of(field: &str, resource: Option<&Resource>) -> Option<String> {
+    if field == "force" {
+        let name = resource.map_or("NAME", |network| network.name.as_str());
+        return Some(format!(
+            "'weft network delete {name} --force' detaches them first, on all hosts"
+        ));
+    }
+    if field.starts_with("attachment") {
+        return Some("give another --ifname, or remove what is there".to_owned());
+    }
+    if field == "remove_subnets" {
+        return Some(
+            "detach or release them first, or leave the subnet (--remove-subnet) as it is".to_owned(),
+        );
+    }
+    if field == "reservation" {
+        return Some("make one with 'weft address reserve', or leave --reservation out".to_owned());
+    }
+    option_of(field).map(|option| format!("give another {option}, or none to have one chosen"))
 }
 
 /// The option or argument that a field of a request comes from.
@@ -387,6 +424,52 @@ mod tests {
             failure.json(),
             "{\"error\":{\"code\":\"invalid_argument\",\"message\":\"cannot create network blue: why not\",\
              \"field\":\"spec.subnets[0].gateway\",\"hint\":\"that is --gateway\",\"details\":{\"what\":\"the store\"}}}\n"
+        );
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_told_with_the_option_that_helps() {
+        let conflict = |kind: &str, name: &str, field: &str| {
+            let mut details = ErrorDetails::new();
+            details.set_error_info("CONFLICT", "weft", [("field".to_owned(), field.to_owned())]);
+            details.set_resource_info(kind, name, "", "");
+            let status = Status::with_error_details(tonic::Code::FailedPrecondition, "why not", details);
+            Failure::refused("do it", &status).about.hint.unwrap_or_default()
+        };
+        let endpoint = |field: &str| conflict("endpoint", "blue/host1/web", field);
+        assert_eq!(
+            conflict("network", "blue", "force"),
+            "'weft network delete blue --force' detaches them first, on all hosts"
+        );
+        assert_eq!(
+            endpoint("attachment.ifname"),
+            "give another --ifname, or remove what is there"
+        );
+        assert_eq!(
+            endpoint("requested_addresses[1]"),
+            "give another --address, or none to have one chosen"
+        );
+        assert_eq!(endpoint("mac"), "give another --mac, or none to have one chosen");
+        assert_eq!(
+            conflict("network", "blue", "spec.vni"),
+            "give another --vni, or none to have one chosen"
+        );
+        assert!(endpoint("reservation").contains("weft address reserve"));
+        assert!(conflict("network", "blue", "remove_subnets").contains("--remove-subnet"));
+        let full = refused(tonic::Code::ResourceExhausted, "FULL", |details| {
+            details.set_resource_info("network", "blue", "", "");
+        });
+        assert_eq!(
+            full.about.hint.as_deref(),
+            Some("'weft network update blue --add-subnet CIDR' makes room")
+        );
+        let there = refused(tonic::Code::AlreadyExists, "ALREADY_EXISTS", |details| {
+            details.set_resource_info("network", "blue", "", "");
+        });
+        assert!(
+            there
+                .text()
+                .contains("weft network update blue' changes it (--add-subnet")
         );
     }
 

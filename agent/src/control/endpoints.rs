@@ -23,7 +23,7 @@ use weft_store_schema::{
 
 use super::{
     AgentControl, STORE_PATIENCE, convergence,
-    errors::{parse, record_error, stopping, store_error, subject},
+    errors::{blocked, parse, record_error, stopping, store_error, subject},
     made_up_id, until,
 };
 use crate::{reconcile::chain, view};
@@ -127,7 +127,7 @@ impl AgentControl {
                     .await?;
                 if let Some(owner) = taken {
                     let why = format!("{} in {} belongs to endpoint {owner}", place.ifname, place.netns);
-                    return Err(ApiError::Conflict { what, why });
+                    return Err(blocked("attachment.ifname", &what, why));
                 }
                 let lease = match &reservation {
                     Some(reservation) => self.lease_of(&call, &name.network, reservation).await?,
@@ -161,7 +161,7 @@ impl AgentControl {
         let arriving = self.wait(call.deadline, move |r| match r.state_of(&wanted) {
             _ if r.snapshot.endpoint(&wanted).is_none() => seen.load(Ordering::Relaxed).then_some(Ok(None)),
             (v1::EndpointState::Ready, _) => Some(Ok(view::endpoint_by_name(r, &wanted))),
-            (v1::EndpointState::Failed, why) => Some(Err(why)),
+            (v1::EndpointState::Failed, why) => Some(Err((why, r.fault_of(&wanted)))),
             _ => {
                 seen.store(true, Ordering::Relaxed);
                 None
@@ -203,7 +203,8 @@ impl AgentControl {
                     self.undo(&name).await?;
                 }
                 Err(match failed {
-                    Some(Err(why)) => ApiError::Conflict { what, why },
+                    Some(Err((why, Some(field)))) => ApiError::Blocked { what, why, field },
+                    Some(Err((why, None))) => ApiError::Conflict { what, why },
                     _ => ApiError::DeadlineExceeded {
                         what,
                         waited: call.started.elapsed(),

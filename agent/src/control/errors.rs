@@ -37,17 +37,12 @@ pub(super) fn refusal_error(refusal: Refusal, what: &Subject) -> ApiError {
         Refusal::NetworkExists(network) => ApiError::AlreadyExists {
             what: Subject::network(network.as_str()),
         },
-        Refusal::VniTaken { .. } => ApiError::Conflict {
-            what: what.clone(),
-            why,
-        },
+        Refusal::VniTaken { .. } => blocked("spec.vni", what, why),
         Refusal::Exists(e) => ApiError::AlreadyExists { what: subject(&e) },
         Refusal::NoEndpoint(e) => ApiError::NotFound { what: subject(&e) },
         Refusal::Outside { .. } | Refusal::Reserved { .. } => ApiError::invalid("requested_addresses", why),
-        Refusal::Taken { .. } | Refusal::MacTaken { .. } => ApiError::Conflict {
-            what: what.clone(),
-            why,
-        },
+        Refusal::Taken { .. } => blocked("requested_addresses", what, why),
+        Refusal::MacTaken { .. } => blocked("mac", what, why),
         Refusal::Full { network, subnets, .. } => {
             let pool: Vec<String> = subnets.iter().map(|s| s.net.to_string()).collect();
             let few = |n: u128| u64::try_from(n).unwrap_or(u64::MAX);
@@ -59,18 +54,21 @@ pub(super) fn refusal_error(refusal: Refusal, what: &Subject) -> ApiError {
                 why,
             }
         }
-        Refusal::InUse(network) | Refusal::Strands { network, .. } => ApiError::Conflict {
-            what: Subject::network(network.as_str()),
-            // The subject is told before it.
-            why: why
-                .strip_prefix(&format!("network {network} "))
-                .map_or(why.clone(), str::to_owned),
-        },
+        // The subject is told before it.
+        Refusal::InUse(network) => {
+            let why = why.strip_prefix(&format!("network {network} ")).unwrap_or(&why);
+            blocked("force", &Subject::network(network.as_str()), why.to_owned())
+        }
+        Refusal::Strands { network, .. } => {
+            let why = why.strip_prefix(&format!("network {network} ")).unwrap_or(&why);
+            blocked(
+                "remove_subnets",
+                &Subject::network(network.as_str()),
+                why.to_owned(),
+            )
+        }
         Refusal::NotLost(_) => ApiError::AlreadyExists { what: what.clone() },
-        Refusal::NoReservation(..) => ApiError::Conflict {
-            what: what.clone(),
-            why,
-        },
+        Refusal::NoReservation(..) => blocked("reservation", what, why),
         Refusal::ReservationExists(network, (node, id)) => ApiError::AlreadyExists {
             what: Subject::reservation(network.as_str(), node.as_str(), id.as_str()),
         },
@@ -80,6 +78,15 @@ pub(super) fn refusal_error(refusal: Refusal, what: &Subject) -> ApiError {
             why,
         },
         Refusal::Invalid { field, why, .. } => ApiError::invalid(field, why),
+    }
+}
+
+/// Another value of a field of the request would do.
+pub(super) fn blocked(field: &str, what: &Subject, why: String) -> ApiError {
+    ApiError::Blocked {
+        what: what.clone(),
+        why,
+        field: field.to_owned(),
     }
 }
 

@@ -42,7 +42,8 @@ impl AgentControl {
                 .await;
             match result {
                 // The deletion rests on there being no endpoint: one has come since.
-                Err(ApiError::Conflict { .. }) if force && round < MOST_ROUNDS => {}
+                Err(ApiError::Conflict { .. } | ApiError::Blocked { .. }) if force && round < MOST_ROUNDS => {
+                }
                 result => return result.map(|_| detached),
             }
         }

@@ -375,7 +375,7 @@ impl Reconciler {
 
     /// Remembers what the kernel refused, forgets what it refuses no more.
     fn note_failures(&mut self, dirty: &Dirty, failed: Vec<(NetworkName, Op, KernelError)>, repairing: bool) {
-        let mut now_failing: BTreeMap<FailureOf, Option<String>> = BTreeMap::new();
+        let mut now_failing: BTreeMap<FailureOf, Option<Problem>> = BTreeMap::new();
         for (network, op, error) in failed {
             let of = (network, drift::endpoint_of(&op).cloned());
             if let (network, Some(id)) = &of
@@ -395,8 +395,13 @@ impl Reconciler {
             }
             // Somebody took away what was there a moment ago: the look will tell, and it is no refusal.
             let is_news = again || !error.is_gone();
-            let text = is_news.then(|| format!("{}; it is tried again", chain(&error)));
-            now_failing.entry(of).or_insert(text);
+            let problem = is_news.then(|| Problem {
+                key: self.key_of(&of),
+                field: matches!(error, KernelError::InterfaceExists { .. })
+                    .then(|| "attachment.ifname".to_owned()),
+                message: format!("{}; it is tried again", chain(&error)),
+            });
+            now_failing.entry(of).or_insert(problem);
         }
         let covered: Vec<FailureOf> = self
             .failures
@@ -409,13 +414,13 @@ impl Reconciler {
             self.failures.remove(&of);
             self.problems.set(Source::Kernel, &self.key_of(&of), None);
         }
-        for (of, message) in now_failing {
-            self.fail(of, message);
+        for (of, problem) in now_failing {
+            self.fail(of, problem);
         }
     }
 
-    /// Remembers a failure, to be tried again after a pause; a problem if it has a message.
-    pub(super) fn fail(&mut self, of: FailureOf, message: Option<String>) {
+    /// Remembers a failure, to be tried again after a pause, and the problem that it is.
+    pub(super) fn fail(&mut self, of: FailureOf, problem: Option<Problem>) {
         let key = self.key_of(&of);
         let pause = self
             .failures
@@ -423,9 +428,8 @@ impl Reconciler {
             .map_or(FIRST_RETRY, |f| (f.pause * 2).min(LONGEST_RETRY));
         let retry_at = Instant::now() + pause;
         self.failures.insert(of, Failure { retry_at, pause });
-        if let Some(message) = message {
-            self.problems
-                .set(Source::Kernel, &key, Some(Problem::new(&key, message)));
+        if problem.is_some() {
+            self.problems.set(Source::Kernel, &key, problem);
         }
     }
 
@@ -438,7 +442,7 @@ impl Reconciler {
         }
     }
 
-    fn key_of(&self, (network, id): &FailureOf) -> String {
+    pub(super) fn key_of(&self, (network, id): &FailureOf) -> String {
         match id {
             Some(id) => Key::Endpoint(self.own_endpoint(network, id)),
             None => Key::Network(network.clone()),

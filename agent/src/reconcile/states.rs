@@ -42,6 +42,13 @@ impl Reconciler {
         )
     }
 
+    /// The field of an endpoint's record that is at fault, where it failed because of one.
+    pub(crate) fn fault_of(&self, endpoint: &EndpointRef) -> Option<String> {
+        let key = Key::Endpoint(endpoint.clone()).to_string();
+        let by_kernel = self.problems.seen_by(Source::Kernel, &key);
+        by_kernel.or(self.problems.of(&key).next())?.field.clone()
+    }
+
     /// Forgets what was wrong with an endpoint of the same name that the store had lost, until the next pass.
     pub(crate) fn judge_anew(&mut self, endpoint: &EndpointRef) {
         let key = Key::Endpoint(endpoint.clone()).to_string();

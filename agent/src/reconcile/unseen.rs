@@ -87,6 +87,7 @@ impl Reconciler {
 
     fn cannot_see(&mut self, of: FailureOf, why: String) {
         self.unseen.insert(of.clone());
-        self.fail(of, Some(why));
+        let problem = Problem::new(self.key_of(&of), why);
+        self.fail(of, Some(problem));
     }
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
-use weft_e2e::{Cluster, SOON, attach, refused};
+use weft_e2e::{Cluster, SOON, addresses, attach, refused};
 use weft_lab::eventually;
 
 #[test]
@@ -163,5 +163,68 @@ fn what_is_not_known_of_other_hosts_is_not_told_as_nothing() -> Result<()> {
         (&json!(1), &json!(null)),
         "{seen}"
     );
+    cluster.close()
+}
+
+#[test]
+fn what_stands_in_the_way_is_told_with_the_option_that_helps() -> Result<()> {
+    let cluster = Cluster::of(1)?;
+    let host = cluster.host(1);
+    host.weft(&[
+        "network",
+        "create",
+        "blue",
+        "--subnet",
+        "10.1.0.0/29",
+        "--vni",
+        "77",
+    ])?;
+    let (a, b) = (cluster.container("a")?, cluster.container("b")?);
+    let held = addresses(&attach(host, "blue", &a, "a", &[])?)?[0].to_string();
+    let (path_a, path_b) = (a.path(), b.path());
+    for (args, option) in [
+        (&["network", "delete", "blue"][..], "--force"),
+        (
+            &["network", "create", "blue", "--subnet", "10.9.0.0/24"],
+            "--add-subnet",
+        ),
+        (
+            &[
+                "network",
+                "create",
+                "red",
+                "--subnet",
+                "10.9.0.0/24",
+                "--vni",
+                "77",
+            ],
+            "--vni",
+        ),
+        (&["endpoint", "attach", "blue", &path_a, "--id", "x"], "--ifname"),
+        (
+            &["endpoint", "attach", "blue", &path_b, "--address", &held],
+            "--address",
+        ),
+        (
+            &["endpoint", "attach", "blue", &path_b, "--reservation", "none"],
+            "--reservation",
+        ),
+    ] {
+        refused(host, args, 4, option)?;
+    }
+    // Something else of the container's has the name.
+    b.netns().exec(&["ip", "link", "add", "eth0", "type", "bridge"])?;
+    let taken = ["endpoint", "attach", "blue", &path_b];
+    refused(host, &taken, 4, "--ifname")?;
+    attach(host, "blue", &b, "b", &["--ifname", "eth1"])?;
+    host.weft(&["network", "create", "small", "--subnet", "10.2.0.0/30"])?;
+    attach(host, "small", &cluster.container("c")?, "c", &[])?;
+    let d = cluster.container("d")?.path();
+    refused(
+        host,
+        &["endpoint", "attach", "small", &d],
+        1,
+        "'weft network update small --add-subnet CIDR'",
+    )?;
     cluster.close()
 }

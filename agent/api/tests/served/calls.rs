@@ -52,6 +52,12 @@ async fn every_error_has_its_code_reason_and_details() {
             "network conflict: it has 2 endpoints",
         ),
         (
+            "blocked",
+            Code::FailedPrecondition,
+            "CONFLICT",
+            "network blocked: VNI 7 belongs to network red",
+        ),
+        (
             "full",
             Code::ResourceExhausted,
             "FULL",
@@ -97,6 +103,9 @@ async fn every_error_has_its_code_reason_and_details() {
         details.precondition_failure().unwrap().violations[0].description,
         "it has 2 endpoints"
     );
+    assert!(details.error_info().unwrap().metadata.is_empty());
+    let details = failure(&served, "blocked").await.get_error_details();
+    assert_eq!(details.error_info().unwrap().metadata["field"], "spec.vni");
     let details = failure(&served, "full").await.get_error_details();
     assert_eq!(
         details.quota_failure().unwrap().violations[0].subject,

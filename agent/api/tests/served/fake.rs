@@ -65,6 +65,11 @@ impl Control for Fake {
                 what,
                 why: "it has 2 endpoints".to_owned(),
             }),
+            "blocked" => Err(ApiError::Blocked {
+                what,
+                why: "VNI 7 belongs to network red".to_owned(),
+                field: "spec.vni".to_owned(),
+            }),
             "full" => Err(ApiError::Full {
                 what,
                 pool: "10.1.0.0/29".to_owned(),
