@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 pub(crate) use self::address::{AddressCommand, Family, ReserveArgs};
 pub(crate) use self::update::UpdateArgs;
-use crate::subnet::Reserved;
+use crate::subnet::{Reserved, address, cidr};
 
 /// Where the agent listens unless it is told otherwise.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/weft/weftd.sock";
@@ -187,13 +187,13 @@ pub(crate) struct CreateArgs {
     /// Its name, unique in the cluster
     pub(crate) name: String,
     /// A subnet, IPv4 or IPv6 (repeatable)
-    #[arg(long = "subnet", required = true, value_name = "CIDR")]
+    #[arg(long = "subnet", required = true, value_parser = cidr, value_name = "CIDR")]
     pub(crate) subnets: Vec<IpNet>,
     /// An address kept for a gateway, one a subnet (repeatable)
-    #[arg(long = "gateway", value_name = "IP")]
+    #[arg(long = "gateway", value_parser = address, value_name = "IP")]
     pub(crate) gateways: Vec<IpAddr>,
     /// Take addresses only from this part of a subnet, one a subnet (repeatable)
-    #[arg(long = "range", value_name = "CIDR")]
+    #[arg(long = "range", value_parser = cidr, value_name = "CIDR")]
     pub(crate) ranges: Vec<IpNet>,
     /// Never hand out: an address, FROM-TO or a CIDR (repeatable)
     #[arg(long = "reserved", value_name = "IP|FROM-TO|CIDR")]
@@ -262,7 +262,7 @@ pub(crate) struct AttachArgs {
     #[arg(long, default_value = "eth0", value_name = "IFNAME")]
     pub(crate) ifname: String,
     /// An address to have, one a subnet (repeatable) [default: a free one of each family]
-    #[arg(long = "address", value_name = "IP")]
+    #[arg(long = "address", value_parser = address, value_name = "IP")]
     pub(crate) addresses: Vec<IpAddr>,
     /// Take over the addresses of this reservation of this host
     #[arg(long, value_name = "ID")]
@@ -531,6 +531,53 @@ mod tests {
         };
         assert_eq!(wait("weft wait"), (None, 30));
         assert_eq!(wait("weft wait blue --timeout 5s"), (Some("blue".to_owned()), 5));
+    }
+
+    #[test]
+    fn what_is_no_subnet_or_address_is_told_with_what_would_be_one() {
+        for (options, why) in [
+            (
+                "network create blue --subnet 10.2.0.0",
+                "invalid value '10.2.0.0' for '--subnet <CIDR>': expected a CIDR such as 10.2.0.0/16 or fd00:2::/64; \
+                 '10.2.0.0' has no prefix length",
+            ),
+            (
+                "network create blue --subnet 10.2.0.0/33",
+                ": prefix length 33 is more than 32\n",
+            ),
+            (
+                "network create blue --subnet fd00::/129",
+                ": prefix length 129 is more than 128\n",
+            ),
+            (
+                "network update blue --add-subnet 10.2.0.0/99999999999",
+                ": prefix length 99999999999 is more than 32\n",
+            ),
+            (
+                "network create blue --subnet 10.2.0.0/",
+                "; '' is not a prefix length\n",
+            ),
+            (
+                "network update blue --remove-subnet ten/8",
+                "; 'ten' is not an IP address\n",
+            ),
+            (
+                "network create blue --subnet 10.2.0.0/16 --range 10.2.0.0/-1",
+                "; '-1' is not a prefix length\n",
+            ),
+            (
+                "network create blue --subnet 10.2.0.0/16 --reserved 10.2.0.0/40",
+                ": prefix length 40 is more than 32\n",
+            ),
+            (
+                "endpoint attach blue web --address 10.2.0.9/16",
+                ": expected an address without a prefix length; '10.2.0.9/16' has one\n",
+            ),
+            ("address reserve blue --address nine", "; 'nine' is none\n"),
+        ] {
+            let told = parse(&format!("weft {options}")).map(|_| ()).expect_err(options);
+            assert!(told.to_string().contains(why), "{options}: {told}");
+        }
     }
 
     #[test]

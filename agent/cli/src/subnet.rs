@@ -13,6 +13,39 @@ use weft_proto::v1;
 use crate::args::{CreateArgs, UpdateArgs};
 use crate::failure::Failure;
 
+/// A CIDR, or what is wrong with it. Whether it may be a subnet the agent judges.
+pub(crate) fn cidr(text: &str) -> Result<IpNet, String> {
+    const EXPECTED: &str = "expected a CIDR such as 10.2.0.0/16 or fd00:2::/64";
+    if let Ok(net) = text.parse() {
+        return Ok(net);
+    }
+    let (address, length) = match text.split_once('/') {
+        Some((address, length)) => (address, Some(length)),
+        None => (text, None),
+    };
+    let Ok(ip) = address.parse::<IpAddr>() else {
+        return Err(format!("{EXPECTED}; '{address}' is not an IP address"));
+    };
+    let most = if ip.is_ipv4() { 32 } else { 128 };
+    let is_number = |length: &str| !length.is_empty() && length.bytes().all(|b| b.is_ascii_digit());
+    Err(match length {
+        None => format!("{EXPECTED}; '{text}' has no prefix length"),
+        // What does not even fit is more, too.
+        Some(length) if is_number(length) && length.parse().map_or(true, |n: u32| n > most) => {
+            format!("prefix length {length} is more than {most}")
+        }
+        Some(length) => format!("{EXPECTED}; '{length}' is not a prefix length"),
+    })
+}
+
+/// An address, or what is wrong with it.
+pub(crate) fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| match text.parse::<IpNet>() {
+        Ok(_) => format!("expected an address without a prefix length; '{text}' has one"),
+        Err(_) => format!("expected an address such as 10.2.0.9 or fd00:2::9; '{text}' is none"),
+    })
+}
+
 /// Addresses never to be handed out: one, a span or a CIDR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reserved {
@@ -26,15 +59,12 @@ impl FromStr for Reserved {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let address = |text: &str| {
-            text.trim()
-                .parse::<IpAddr>()
-                .map_err(|_| format!("{text:?} is not an address; give an address, FROM-TO or a CIDR"))
+            let text = text.trim();
+            text.parse::<IpAddr>()
+                .map_err(|_| format!("'{text}' is not an address; give an address, FROM-TO or a CIDR"))
         };
         if text.contains('/') {
-            return text
-                .parse()
-                .map(Self::Cidr)
-                .map_err(|_| format!("{text:?} is not a CIDR"));
+            return cidr(text).map(Self::Cidr);
         }
         let Some((from, to)) = text.split_once('-') else {
             return address(text).map(Self::Address);

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::subnet::address;
+
 const SHORTEST_TTL: Duration = Duration::from_secs(5);
 const LONGEST_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -49,7 +51,7 @@ pub(crate) struct ReserveArgs {
     #[arg(long, value_name = "ID")]
     pub(crate) id: Option<String>,
     /// An address to have (repeatable) [default: a free one of each family]
-    #[arg(long = "address", value_name = "IP")]
+    #[arg(long = "address", value_parser = address, value_name = "IP")]
     pub(crate) addresses: Vec<IpAddr>,
     /// A family to have an address of (repeatable) [default: all that the network has]
     #[arg(long = "family", value_enum, value_name = "FAMILY")]

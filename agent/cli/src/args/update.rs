@@ -7,16 +7,16 @@ use clap::Args;
 use ipnet::IpNet;
 
 use super::{cooldown, key_value};
-use crate::subnet::Reserved;
+use crate::subnet::{Reserved, address, cidr};
 
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true, id = "change")]
 pub(crate) struct Changes {
     /// A subnet to add, IPv4 or IPv6 (repeatable)
-    #[arg(long = "add-subnet", value_name = "CIDR")]
+    #[arg(long = "add-subnet", value_parser = cidr, value_name = "CIDR")]
     pub(crate) add_subnets: Vec<IpNet>,
     /// A subnet to take away; added again with another --range, it is changed (repeatable)
-    #[arg(long = "remove-subnet", value_name = "CIDR")]
+    #[arg(long = "remove-subnet", value_parser = cidr, value_name = "CIDR")]
     pub(crate) remove_subnets: Vec<IpNet>,
     /// MTU of the endpoints' interfaces in bytes, or auto: the underlay's, less the encapsulation
     #[arg(long, value_parser = mtu, value_name = "N|auto")]
@@ -39,10 +39,10 @@ pub(crate) struct UpdateArgs {
     #[command(flatten)]
     pub(crate) changes: Changes,
     /// An address kept for a gateway in an added subnet (repeatable)
-    #[arg(long = "gateway", requires = "add_subnets", value_name = "IP")]
+    #[arg(long = "gateway", requires = "add_subnets", value_parser = address, value_name = "IP")]
     pub(crate) gateways: Vec<IpAddr>,
     /// Take addresses only from this part of an added subnet (repeatable)
-    #[arg(long = "range", requires = "add_subnets", value_name = "CIDR")]
+    #[arg(long = "range", requires = "add_subnets", value_parser = cidr, value_name = "CIDR")]
     pub(crate) ranges: Vec<IpNet>,
     /// Never hand out, in an added subnet: an address, FROM-TO or a CIDR (repeatable)
     #[arg(long = "reserved", requires = "add_subnets", value_name = "IP|FROM-TO|CIDR")]
