@@ -34,14 +34,14 @@ const MOST_OPERATIONS: usize = 128;
 const MOST_BYTES: usize = (3 << 19) - (16 << 10);
 
 /// What is being done, for messages.
-fn subject(transaction: &Transaction) -> String {
+fn subject(transaction: &Transaction, prefix: &Prefix, node: &NodeName) -> String {
     let keys: Vec<_> = transaction
         .writes
         .iter()
         .map(|write| match write {
             Write::Put(key, _) | Write::PutLeased(key, ..) => format!("writing {key}"),
             Write::Delete(key) => format!("deleting {key}"),
-            Write::DeleteAll(scope) => format!("deleting all of {scope:?}"),
+            Write::DeleteAll(scope) => format!("deleting all below {}", directory(prefix, node, scope)),
         })
         .collect();
     match keys.as_slice() {
@@ -162,15 +162,16 @@ pub(crate) async fn commit(
     transaction: &Transaction,
     deadline: Duration,
 ) -> Result<Committed, StoreError> {
-    let what = subject(transaction);
-    let prefix = &members.config().prefix;
+    let config = members.config();
+    let (prefix, node) = (&config.prefix, &config.node);
+    let what = subject(transaction, prefix, node);
     if members.stop().is_cancelled() {
         return Err(StoreError::Stopping { what });
     }
     if let Err(why) = check(transaction, prefix) {
         return Err(StoreError::Transaction { what, why });
     }
-    let txn = build(transaction, prefix, &members.config().node);
+    let txn = build(transaction, prefix, node);
     // Whatever the first sending does, it does at a later revision than any we have heard of.
     let before = members.health.lock().revision;
     let message = members.config().limits.message;
@@ -254,6 +255,26 @@ mod tests {
                 Write::Put(network("b"), b"2".to_vec()),
             ],
         }
+    }
+
+    #[test]
+    fn what_is_done_is_told_in_keys() {
+        let scope = weft_core::record::Scope::Released(NetworkName::new("blue").unwrap());
+        let told = |writes| {
+            let transaction = Transaction {
+                guards: Vec::new(),
+                writes,
+            };
+            subject(&transaction, &Prefix::default(), &NodeName::new("host1").unwrap())
+        };
+        assert_eq!(
+            told(vec![Write::DeleteAll(scope)]),
+            "deleting all below /weft/v1/released/blue/"
+        );
+        assert_eq!(
+            told(create_two().writes),
+            "writing networks/a (and 1 more in one transaction)"
+        );
     }
 
     #[test]
