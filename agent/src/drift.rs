@@ -1,9 +1,9 @@
-//! Names for operations: what was repaired and what was found in its place, for counters, logs and events.
+//! Names for operations: what was repaired, what was found in its place and what it was put back to, for counters, logs and events.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 
 use weft_core::{
-    dataplane::{BridgeTarget, ForwardRow, Interface, ObservedNetwork, Port, PortFlags, Tunnel},
+    dataplane::{Bridge, BridgeTarget, ForwardRow, Interface, ObservedNetwork, Port, PortFlags, Tunnel},
     ownership,
     plan::Op,
 };
@@ -95,75 +95,125 @@ pub(crate) fn object(network: &NetworkName, op: &Op) -> String {
     format!("{what} of network {network}")
 }
 
-/// What was found where an operation is about to put something right, for people; empty when nothing was there.
-pub(crate) fn found(there: Option<&ObservedNetwork>, op: &Op) -> String {
-    let Some(there) = there else { return String::new() };
-    let interface = |id| there.interfaces.get(id);
+/// What somebody had made of an object, and what it was put back to, for people. Only what differs of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Repair {
+    /// What was found; empty when nothing was there.
+    pub(crate) found: String,
+    /// What should be there; empty when nothing should.
+    pub(crate) wanted: String,
+}
+
+impl Repair {
+    fn of(found: impl Into<String>, wanted: impl Into<String>) -> Self {
+        Self {
+            found: found.into(),
+            wanted: wanted.into(),
+        }
+    }
+
+    /// What is not wanted at all.
+    fn unwanted(found: impl Into<String>) -> Self {
+        Self::of(found, "")
+    }
+
+    fn all(parts: &[Option<Self>]) -> Self {
+        let join = |side: fn(&Self) -> &str| {
+            let texts: Vec<&str> = parts.iter().flatten().map(side).collect();
+            texts.join("; ")
+        };
+        Self::of(join(|part| &part.found), join(|part| &part.wanted))
+    }
+}
+
+/// For a line that has both: "nothing" is told in words.
+pub(crate) fn or_nothing(text: &str) -> &str {
+    if text.is_empty() { "nothing" } else { text }
+}
+
+impl Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.found.as_str(), self.wanted.as_str()) {
+            ("", "") => f.write_str("it was missing"),
+            ("", wanted) => write!(f, "it was missing, should be {wanted}"),
+            (found, "") => write!(f, "found {found}, which should not be there"),
+            (found, wanted) => write!(f, "found {found}, should be {wanted}"),
+        }
+    }
+}
+
+/// What is found where an operation is about to put something right, and what it makes of it.
+pub(crate) fn repair(there: Option<&ObservedNetwork>, op: &Op) -> Repair {
+    let nothing = ObservedNetwork::default();
+    let there = there.unwrap_or(&nothing);
     match op {
-        Op::CreateNamespace if there.unmounted => "it, unmounted".to_owned(),
-        Op::CreateNamespace | Op::PutAddress(..) | Op::PutRoute(..) => String::new(),
-        Op::DeleteNamespace => "a namespace that is not wanted".to_owned(),
-        Op::DeleteTunnel(family) => match there.tunnels.get(family) {
-            Some(found) => format!("VNI {}, port {}, local {}", found.vni, found.port, found.local),
-            None => String::new(),
-        },
-        Op::DeletePort(_) | Op::DeleteAddress(..) | Op::DeleteRoute(..) => "it, unwanted".to_owned(),
-        Op::PutBridge(wanted) => there.bridge.as_ref().map_or_else(String::new, |found| {
-            differences(&[
-                differs("mtu", &found.mtu, &wanted.mtu),
-                differs("state", up(found.up), up(wanted.up)),
-                differs(
-                    "mcast_snooping",
-                    &found.multicast_snooping,
-                    &wanted.multicast_snooping,
-                ),
-                differs("ipv6", &found.ipv6, &wanted.ipv6),
-                differs("link_local", &found.link_local, &wanted.link_local),
-                differs("bridge-nf-call", &found.filtered, &wanted.filtered),
-            ])
-        }),
+        Op::CreateNamespace if there.unmounted => Repair::of("not mounted", "mounted"),
+        Op::CreateNamespace => Repair::of("", "there"),
+        Op::DeleteNamespace => Repair::unwanted("a namespace"),
+        Op::PutBridge(wanted) => there.bridge.as_ref().map_or_else(
+            || Repair::of("", format!("mtu {}", wanted.mtu)),
+            |found| bridge(found, wanted),
+        ),
         Op::PutTunnel(family, wanted) => {
             let found = there.tunnels.get(family);
-            found.map_or_else(String::new, |found| tunnel(found, wanted))
+            found.map_or_else(|| Repair::of("", device(wanted)), |found| tunnel(found, wanted))
+        }
+        Op::DeleteTunnel(family) => {
+            Repair::unwanted(there.tunnels.get(family).map_or_else(String::new, device))
         }
         Op::PutPort(_, name, wanted) => {
             let found = there.ports.get(name);
-            found.map_or_else(String::new, |found| port(found, wanted))
+            found.map_or_else(|| Repair::of("", &wanted.alias), |found| port(found, wanted))
         }
-        Op::CreateLocal(id, local) => match (there.ports.get(&local.port_name), interface(id)) {
-            (None, None) => String::new(),
-            (Some(_), None) => "the host's end without the container's".to_owned(),
-            (None, Some(_)) => "the container's end without the host's".to_owned(),
+        Op::DeletePort(name) => {
+            let found = there.ports.get(name);
+            Repair::unwanted(found.map_or_else(String::new, |found| format!("alias {}", found.alias)))
+        }
+        Op::CreateLocal(id, local) => match (there.ports.get(&local.port_name), there.interfaces.get(id)) {
+            (None, None) => Repair::of("", "both ends"),
+            (Some(_), None) => Repair::of("the host's end without the container's", "both ends"),
+            (None, Some(_)) => Repair::of("the container's end without the host's", "both ends"),
             (Some(found), Some(end)) => {
                 let both = [port(found, &local.port), ends(end, &local.interface)];
-                differences(&both.map(|text| Some(text).filter(|text| !text.is_empty())))
+                Repair::all(&both.map(|part| Some(part).filter(|part| *part != Repair::default())))
             }
         },
-        Op::PutInterface(id, wanted) => interface(id).map_or_else(String::new, |found| ends(found, wanted)),
-        Op::PutForward(mac, _) | Op::DeleteVtep(mac, _) | Op::DeleteBridgeEntry(mac, _) => {
-            there.forwards.get(mac).map_or_else(String::new, row)
+        Op::PutInterface(id, wanted) => {
+            let found = there.interfaces.get(id);
+            found.map_or_else(|| Repair::of("", &wanted.alias), |found| ends(found, wanted))
         }
-        Op::PutNeighbour(address, _) | Op::DeleteNeighbour(address) => {
+        Op::PutAddress(_, net) | Op::PutRoute(_, net) => Repair::of("", net.to_string()),
+        Op::DeleteAddress(_, net) | Op::DeleteRoute(_, net) => Repair::unwanted(net.to_string()),
+        Op::PutForward(mac, forward) => entries(there.forwards.get(mac), &ForwardRow::of(forward)),
+        Op::DeleteVtep(_, vtep) => Repair::unwanted(format!("tunnel to {vtep}")),
+        Op::DeleteBridgeEntry(_, target) => Repair::unwanted(bridge_to(target)),
+        Op::PutNeighbour(address, mac) => {
             let found = there.neighbours.get(address);
-            found.map_or_else(String::new, ToString::to_string)
+            Repair::of(
+                found.map_or_else(String::new, ToString::to_string),
+                mac.to_string(),
+            )
+        }
+        Op::DeleteNeighbour(address) => {
+            let found = there.neighbours.get(address);
+            Repair::unwanted(found.map_or_else(String::new, ToString::to_string))
         }
     }
+}
+
+fn device(of: &Tunnel) -> String {
+    format!("vni {}, port {}, local {}", of.vni, of.port, of.local)
 }
 
 fn up(up: bool) -> &'static str {
     if up { "up" } else { "down" }
 }
 
-fn differs<T: PartialEq + Display + ?Sized>(what: &str, found: &T, wanted: &T) -> Option<String> {
-    (found != wanted).then(|| format!("{what} {found}, not {wanted}"))
+fn differs<T: PartialEq + Display + ?Sized>(what: &str, found: &T, wanted: &T) -> Option<Repair> {
+    (found != wanted).then(|| Repair::of(format!("{what} {found}"), format!("{what} {wanted}")))
 }
 
-fn differences(of: &[Option<String>]) -> String {
-    let texts: Vec<&str> = of.iter().flatten().map(String::as_str).collect();
-    texts.join("; ")
-}
-
-fn flags(found: Option<PortFlags>, wanted: Option<PortFlags>) -> Option<String> {
+fn flags(found: Option<PortFlags>, wanted: Option<PortFlags>) -> Option<Repair> {
     let (Some(found), Some(wanted)) = (found, wanted) else {
         return differs("enslaved", &found.is_some(), &wanted.is_some());
     };
@@ -174,11 +224,26 @@ fn flags(found: Option<PortFlags>, wanted: Option<PortFlags>) -> Option<String> 
         differs("bcast_flood", &found.broadcast_flood, &wanted.broadcast_flood),
         differs("neigh_suppress", &found.neigh_suppress, &wanted.neigh_suppress),
     ];
-    Some(differences(&all)).filter(|text| !text.is_empty())
+    Some(Repair::all(&all)).filter(|all| *all != Repair::default())
 }
 
-fn tunnel(found: &Tunnel, wanted: &Tunnel) -> String {
-    differences(&[
+fn bridge(found: &Bridge, wanted: &Bridge) -> Repair {
+    Repair::all(&[
+        differs("mtu", &found.mtu, &wanted.mtu),
+        differs("state", up(found.up), up(wanted.up)),
+        differs(
+            "mcast_snooping",
+            &found.multicast_snooping,
+            &wanted.multicast_snooping,
+        ),
+        differs("ipv6", &found.ipv6, &wanted.ipv6),
+        differs("link_local", &found.link_local, &wanted.link_local),
+        differs("bridge-nf-call", &found.filtered, &wanted.filtered),
+    ])
+}
+
+fn tunnel(found: &Tunnel, wanted: &Tunnel) -> Repair {
+    Repair::all(&[
         differs("vni", &found.vni, &wanted.vni),
         differs("port", &found.port, &wanted.port),
         differs("local", &found.local, &wanted.local),
@@ -189,8 +254,8 @@ fn tunnel(found: &Tunnel, wanted: &Tunnel) -> String {
     ])
 }
 
-fn port(found: &Port, wanted: &Port) -> String {
-    differences(&[
+fn port(found: &Port, wanted: &Port) -> Repair {
+    Repair::all(&[
         differs("alias", &found.alias, &wanted.alias),
         differs("mtu", &found.mtu, &wanted.mtu),
         differs("state", up(found.up), up(wanted.up)),
@@ -198,8 +263,8 @@ fn port(found: &Port, wanted: &Port) -> String {
     ])
 }
 
-fn ends(found: &Interface, wanted: &Interface) -> String {
-    differences(&[
+fn ends(found: &Interface, wanted: &Interface) -> Repair {
+    Repair::all(&[
         differs("netns", &found.attachment.netns, &wanted.attachment.netns),
         differs("name", &found.attachment.ifname, &wanted.attachment.ifname),
         differs("alias", &found.alias, &wanted.alias),
@@ -209,13 +274,34 @@ fn ends(found: &Interface, wanted: &Interface) -> String {
     ])
 }
 
-fn row(found: &ForwardRow) -> String {
-    let bridge = found.bridge().map(|target| match target {
+fn bridge_to(target: &BridgeTarget) -> String {
+    match target {
         BridgeTarget::Port(name) => format!("bridge to {name}"),
-        BridgeTarget::Tunnel(family) => format!("bridge to {}", ownership::tunnel_name(family)),
-    });
-    let vteps = found.vteps().iter().map(|vtep| Some(format!("tunnel to {vtep}")));
-    differences(&std::iter::once(bridge).chain(vteps).collect::<Vec<_>>())
+        BridgeTarget::Tunnel(family) => format!("bridge to {}", ownership::tunnel_name(*family)),
+    }
+}
+
+/// Of a MAC's entries, the one of the bridge or the one of the tunnel may be all that is wrong.
+fn entries(found: Option<&ForwardRow>, wanted: &ForwardRow) -> Repair {
+    let nothing = ForwardRow::default();
+    let found = found.unwrap_or(&nothing);
+    let bridge = |row: &ForwardRow| row.bridge().as_ref().map(bridge_to);
+    let tunnel = |row: &ForwardRow| {
+        let vteps: Vec<String> = row.vteps().iter().map(ToString::to_string).collect();
+        (!vteps.is_empty()).then(|| format!("tunnel to {}", vteps.join(" and ")))
+    };
+    let part = |what: &str, found: Option<String>, wanted: Option<String>| {
+        let none = || format!("no entry of the {what}");
+        (found != wanted).then(|| Repair::of(found.unwrap_or_else(none), wanted.unwrap_or_else(none)))
+    };
+    let both = Repair::all(&[
+        part("bridge", bridge(found), bridge(wanted)),
+        part("tunnel", tunnel(found), tunnel(wanted)),
+    ]);
+    match found.is_empty() {
+        true => Repair::of("", both.wanted),
+        false => both,
+    }
 }
 
 /// The local endpoint that an operation is about, if it is about one.
@@ -231,3 +317,6 @@ pub(crate) fn endpoint_of(op: &Op) -> Option<&EndpointId> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -325,7 +325,9 @@ pub(crate) fn event(event: &Event, paint: Paint) -> String {
                     .unwrap_or_default();
                 format!("{}{field}: {}", problem.key, problem.message)
             }
-            Some(Subject::Drift { kind, object, found }) => match found {
+            Some(Subject::Drift {
+                kind, object, found, ..
+            }) => match found {
                 Some(found) => format!("{kind} {object} was {found}"),
                 None => format!("{kind} {object} was missing"),
             },

@@ -277,6 +277,7 @@ pub(crate) enum Subject {
         kind: String,
         object: String,
         found: Option<String>,
+        wanted: Option<String>,
     },
     Lost(u64),
 }
@@ -571,6 +572,7 @@ impl From<v1::Event> for Event {
                     kind: drift.kind,
                     object: drift.object,
                     found: given(drift.found),
+                    wanted: given(drift.wanted),
                 },
                 event::Subject::Lost(lost) => Subject::Lost(lost),
             }),

@@ -320,8 +320,8 @@ impl Reconciler {
                     self.announcer.note(network, op, ops, &self.observed);
                     if expected.as_ref().is_some_and(|expected| !expected.contains(op)) {
                         // What is known is still what was found.
-                        let found = drift::found(self.observed.networks.get(network), op);
-                        self.repaired(network, op, found);
+                        let repair = drift::repair(self.observed.networks.get(network), op);
+                        self.repaired(network, op, repair);
                     }
                     self.observed.record(network, op);
                     self.metrics.changed(drift::kind(op));

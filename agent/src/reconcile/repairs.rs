@@ -7,7 +7,7 @@ use weft_proto::v1::{self, EventKind};
 use weft_store_schema::NetworkName;
 
 use super::Reconciler;
-use crate::drift::{self, Kind};
+use crate::drift::{self, Kind, Repair};
 
 /// Repairs of one kind in one network that the log names one by one, within a minute.
 pub(super) const REPAIRS_TOLD: u32 = 20;
@@ -23,7 +23,7 @@ pub(super) enum Cause {
 
 impl Reconciler {
     /// Tells that an operation put right what somebody else had changed.
-    pub(super) fn repaired(&mut self, network: &NetworkName, op: &Op, found: String) {
+    pub(super) fn repaired(&mut self, network: &NetworkName, op: &Op, repair: Repair) {
         let kind = drift::kind(op);
         let object = drift::object(network, op);
         if self
@@ -34,7 +34,8 @@ impl Reconciler {
                 network = %network,
                 kind = kind.name(),
                 object,
-                found,
+                found = drift::or_nothing(&repair.found),
+                wanted = drift::or_nothing(&repair.wanted),
                 "repaired what was changed behind weft's back"
             );
         }
@@ -43,14 +44,12 @@ impl Reconciler {
             kind: EventKind::DriftRepaired.into(),
             network: network.to_string(),
             node: self.node.name.to_string(),
-            message: match found.as_str() {
-                "" => format!("repaired {object}: it was missing"),
-                found => format!("repaired {object}: {found}"),
-            },
+            message: format!("repaired {object}: {repair}"),
             subject: Some(v1::event::Subject::Drift(v1::Drift {
                 kind: kind.name().to_owned(),
                 object,
-                found,
+                found: repair.found,
+                wanted: repair.wanted,
             })),
             ..v1::Event::default()
         });

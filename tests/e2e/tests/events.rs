@@ -91,8 +91,10 @@ fn events_hold_what_they_are_about() -> Result<()> {
     let blue = host.netns_of("blue");
     blue.exec(&["ip", "link", "set", "br0", "mtu", "1400"])?;
     let drift = events.next("drift_repaired", "br0")?;
+    let told = &drift["subject"]["drift"];
     assert_eq!(
-        drift["subject"]["drift"]["found"], "mtu 1400, not 1450",
+        (&told["found"], &told["wanted"]),
+        (&"mtu 1400".into(), &"mtu 1450".into()),
         "{drift}"
     );
     cluster.put("/weft/v1/networks/bad", "{")?;
