@@ -4,6 +4,7 @@
 mod addresses;
 mod audit;
 mod convergence;
+mod endpoint_list;
 mod endpoints;
 mod errors;
 mod look_up;
@@ -14,11 +15,12 @@ mod questions;
 mod removal;
 mod republish;
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use weft_api::{
-    ApiError, AuditStream, Call, Control, EndpointFilter, EventHub, EventStream, RemovalStream, Subject,
+    ApiError, AuditStream, Call, Control, EndpointFilter, EndpointList, EventHub, EventStream, RemovalStream,
+    Subject,
 };
 use weft_core::{
     answer,
@@ -302,7 +304,8 @@ impl Control for AgentControl {
         self.make_network(call, name, spec).await
     }
 
-    async fn list_networks(&self, _: Call) -> Result<Vec<v1::Network>, ApiError> {
+    async fn list_networks(&self, call: Call) -> Result<Vec<v1::Network>, ApiError> {
+        self.has_read(&call, Scope::Networks).await?;
         let netns_dir = self.netns_dir.clone();
         self.ask(move |r| {
             r.snapshot
@@ -313,8 +316,9 @@ impl Control for AgentControl {
         .await
     }
 
-    async fn get_network(&self, _: Call, name: String) -> Result<v1::Network, ApiError> {
+    async fn get_network(&self, call: Call, name: String) -> Result<v1::Network, ApiError> {
         let name: NetworkName = parse("name", &name)?;
+        self.has_read(&call, Scope::Networks).await?;
         let (what, netns_dir) = (Subject::network(name.as_str()), self.netns_dir.clone());
         let found = self
             .ask(move |r| view::network(r, &name, r.snapshot.network(&name)?, &netns_dir))
@@ -364,6 +368,7 @@ impl Control for AgentControl {
                 (vec![name], what)
             }
             None => {
+                self.has_read(&call, Scope::Networks).await?;
                 let all = |r: &mut Reconciler| r.snapshot.networks().map(|(n, _)| n.clone()).collect();
                 (self.ask(all).await?, Subject::new("networks", ""))
             }
@@ -386,11 +391,7 @@ impl Control for AgentControl {
         self.detach(call, network, id).await
     }
 
-    async fn list_endpoints(
-        &self,
-        call: Call,
-        filter: EndpointFilter,
-    ) -> Result<Vec<v1::Endpoint>, ApiError> {
+    async fn list_endpoints(&self, call: Call, filter: EndpointFilter) -> Result<EndpointList, ApiError> {
         self.endpoints(call, filter).await
     }
 
@@ -431,17 +432,8 @@ impl Control for AgentControl {
     }
 
     async fn list_peers(&self, call: Call) -> Result<Vec<v1::Peer>, ApiError> {
-        let (connected, known) = self
-            .ask(|r| {
-                (
-                    r.is_connected(),
-                    r.snapshot.is_complete(&BTreeSet::from([Scope::Peers])),
-                )
-            })
-            .await?;
-        if !known {
-            return Err(self.no_store().await);
-        }
+        self.has_read(&call, Scope::Peers).await?;
+        let connected = self.ask(|r| r.is_connected()).await?;
         // Presence is not watched: nothing but this answer needs it.
         let directory = self.store.prefix().all(Kind::Alive);
         let patience = until(call.deadline, STORE_PATIENCE);

@@ -148,6 +148,8 @@ pub(crate) struct Reconciler {
     scopes: BTreeSet<Scope>,
     /// Something changed that the scopes depend on.
     interest_is_stale: bool,
+    /// All that was wanted was known at some time since the start.
+    has_read: bool,
     /// The networks' cool-downs.
     cooldowns_in_use: BTreeSet<Duration>,
     dirty: Dirty,
@@ -326,6 +328,7 @@ impl Reconciler {
             swept: None,
             scopes: BTreeSet::new(),
             interest_is_stale: true,
+            has_read: false,
             cooldowns_in_use: BTreeSet::new(),
             dirty: Dirty::default(),
             look: Dirty::everything(),

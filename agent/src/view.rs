@@ -287,6 +287,7 @@ pub(crate) fn status(r: &Reconciler) -> v1::AgentStatus {
     let since = SystemTime::now() - health.since.elapsed();
     let uptime = r.node.begun.elapsed();
     let count = |n: usize| n as u64;
+    let known = r.has_read_records();
     let by_kind = |counts: Vec<(Kind, u64)>| {
         counts
             .into_iter()
@@ -315,12 +316,12 @@ pub(crate) fn status(r: &Reconciler) -> v1::AgentStatus {
         }),
         applied_revision: r.reached.applied(),
         counts: Some(v1::StatusCounts {
-            networks: count(r.snapshot.networks().count()),
+            networks: known.then(|| count(r.snapshot.networks().count())),
             local_networks: count(r.observed.networks.len()),
-            local_endpoints: local,
-            ready_endpoints: r.ready_endpoints(),
-            remote_endpoints: remote,
-            peers: count(r.snapshot.peers().count()),
+            local_endpoints: known.then_some(local),
+            ready_endpoints: known.then(|| r.ready_endpoints()),
+            remote_endpoints: known.then_some(remote),
+            peers: known.then(|| count(r.snapshot.peers().count())),
             fdb_entries: r
                 .observed
                 .networks

@@ -3,6 +3,7 @@
 //! In: requests whose required fields are there, a deadline and who asks. Out: records or an [`ApiError`].
 //! It must not know gRPC, sockets, etcd or netlink.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 
@@ -57,6 +58,15 @@ pub enum NodeFilter {
     Named(String),
 }
 
+/// The endpoints asked for, as far as they are known.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EndpointList {
+    /// Those that are, in any order.
+    pub endpoints: Vec<v1::Endpoint>,
+    /// Networks of which they are not known, because the agent does not follow them and the store is away.
+    pub unknown: BTreeSet<String>,
+}
+
 /// A stream of events, endless until the agent stops. [`crate::EventHub`] makes them.
 pub type EventStream = Pin<Box<dyn Stream<Item = Result<v1::Event, ApiError>> + Send>>;
 
@@ -86,10 +96,10 @@ pub trait Control: Send + Sync + 'static {
         spec: v1::NetworkSpec,
     ) -> impl Future<Output = Result<v1::CreateNetworkResponse, ApiError>> + Send;
 
-    /// All networks, in any order.
+    /// All networks, in any order, as last known. Errors: `Unavailable` if they have never been.
     fn list_networks(&self, call: Call) -> impl Future<Output = Result<Vec<v1::Network>, ApiError>> + Send;
 
-    /// One network. Errors: `NotFound`.
+    /// One network, as last known. Errors: `NotFound`, `Unavailable` if the networks have never been known.
     fn get_network(
         &self,
         call: Call,
@@ -146,13 +156,13 @@ pub trait Control: Send + Sync + 'static {
         id: String,
     ) -> impl Future<Output = Result<v1::DetachEndpointResponse, ApiError>> + Send;
 
-    /// The endpoints asked for, in any order. Errors: `Unavailable` if they are not in view and the store is
-    /// away.
+    /// The endpoints asked for, as last known. Errors: `NotFound` (the network), `Unavailable` if the store is away and the
+    /// records have never been known, or those of the one network that is asked for are not.
     fn list_endpoints(
         &self,
         call: Call,
         filter: EndpointFilter,
-    ) -> impl Future<Output = Result<Vec<v1::Endpoint>, ApiError>> + Send;
+    ) -> impl Future<Output = Result<EndpointList, ApiError>> + Send;
 
     /// One endpoint; `node` not given means this host. Errors: `NotFound`, `Unavailable`.
     fn get_endpoint(
@@ -212,7 +222,7 @@ pub trait Control: Send + Sync + 'static {
         request: v1::RemovePeerRequest,
     ) -> impl Future<Output = Result<RemovalStream, ApiError>> + Send;
 
-    /// How the agent is. Answers without the store.
+    /// How the agent is. Answers without the store; what is not known without it is not given.
     fn status(&self, call: Call) -> impl Future<Output = Result<v1::AgentStatus, ApiError>> + Send;
 
     /// Confirms that what the store no longer has may go.

@@ -12,7 +12,7 @@ mod service;
 mod socket;
 
 pub use control::{
-    AuditStream, Call, Caller, Control, EndpointFilter, EventStream, NodeFilter, RemovalStream,
+    AuditStream, Call, Caller, Control, EndpointFilter, EndpointList, EventStream, NodeFilter, RemovalStream,
 };
 pub use error::{ApiError, ERROR_DOMAIN, Subject};
 pub use events::EventHub;

@@ -25,7 +25,7 @@ use weft_proto::v1::{self, endpoints_server, events_server, networks_server, sta
 pub use self::bytes::Bytes;
 use crate::events::Filter;
 use crate::page::page;
-use crate::{ApiError, Call, Caller, Control, EndpointFilter, Limits, NodeFilter, Subject};
+use crate::{ApiError, Call, Caller, Control, EndpointFilter, EndpointList, Limits, NodeFilter, Subject};
 
 /// How long past its deadline a call may still answer (with the reason why it is late) before it is dropped.
 const GRACE: Duration = Duration::from_secs(1);
@@ -403,19 +403,21 @@ impl<C: Control> endpoints_server::Endpoints for Service<C> {
                 network: given(network),
                 node,
             };
-            let all = self.control().list_endpoints(call, filter).await?;
-            page(
-                all,
+            let EndpointList { endpoints, unknown } = self.control().list_endpoints(call, filter).await?;
+            let (endpoints, next_page_token) = page(
+                endpoints,
                 |at| [at.network.as_str(), at.node.as_str(), at.id.as_str()],
                 page_size,
                 &page_token,
-            )
+            )?;
+            Ok(v1::ListEndpointsResponse {
+                endpoints,
+                next_page_token,
+                unknown_networks: unknown.into_iter().collect(),
+            })
         };
-        let (endpoints, next_page_token) = self.read(call, Subject::new("endpoints", ""), work).await?;
-        Ok(Response::new(v1::ListEndpointsResponse {
-            endpoints,
-            next_page_token,
-        }))
+        let listed = self.read(call, Subject::new("endpoints", ""), work).await?;
+        Ok(Response::new(listed))
     }
 
     async fn get(

@@ -3,6 +3,7 @@
 //! In: the socket's path and requests. Out: records, or a [`Failure`] that says what was asked for. It must
 //! not know how anything is printed.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -234,11 +235,12 @@ impl Client {
             .into_inner())
     }
 
+    /// The endpoints, and the networks whose endpoints are not known.
     pub(crate) async fn list_endpoints(
         &self,
         mut filter: v1::ListEndpointsRequest,
-    ) -> Result<Vec<v1::Endpoint>, Failure> {
-        let mut all = Vec::new();
+    ) -> Result<(Vec<v1::Endpoint>, BTreeSet<String>), Failure> {
+        let (mut all, mut unknown) = (Vec::new(), BTreeSet::new());
         loop {
             let request = timed(filter.clone(), CALL_TIMEOUT);
             let page = self
@@ -248,9 +250,11 @@ impl Client {
                 .map_err(failed("list the endpoints"))?
                 .into_inner();
             all.extend(page.endpoints);
+            // The store may go away between two pages.
+            unknown.extend(page.unknown_networks);
             filter.page_token = page.next_page_token;
             if filter.page_token.is_empty() {
-                return Ok(all);
+                return Ok((all, unknown));
             }
         }
     }

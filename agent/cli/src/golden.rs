@@ -125,12 +125,12 @@ fn agent() -> v1::AgentStatus {
         }),
         applied_revision: 120,
         counts: Some(v1::StatusCounts {
-            networks: 2,
+            networks: Some(2),
             local_networks: 1,
-            local_endpoints: 1,
-            ready_endpoints: 1,
-            remote_endpoints: 3,
-            peers: 3,
+            local_endpoints: Some(1),
+            ready_endpoints: Some(1),
+            remote_endpoints: Some(3),
+            peers: Some(3),
             fdb_entries: 3,
             neighbours: 6,
         }),
@@ -406,6 +406,31 @@ Last failure:     connection refused (2026-11-18T11:07:40Z)
         "{shown}"
     );
     assert!(shown.ends_with("Problems:         none\n"), "{shown}");
+}
+
+#[test]
+fn status_before_the_records_were_read() {
+    let mut agent = agent();
+    agent.applied_revision = 0;
+    agent.counts = Some(v1::StatusCounts {
+        local_networks: 1,
+        ..Default::default()
+    });
+    let status = Status::from(agent);
+    let shown = report::status(&status, Paint::never());
+    let expected = "\
+Records:          NOT KNOWN YET: this agent has not read them from etcd since it started
+Applied:          nothing yet
+Networks:         ?, 1 with endpoints here
+Endpoints:        ? here, ? ready; ? on other hosts
+Peers:            ?
+";
+    assert!(shown.contains(expected), "{shown}");
+    let counts = serde_json::to_value(&status.counts).expect("JSON");
+    assert!(
+        counts["networks"].is_null() && counts["peers"].is_null(),
+        "{counts}"
+    );
 }
 
 #[test]

@@ -234,31 +234,40 @@ pub(crate) fn status(status: &Status, paint: Paint) -> String {
             .map(|when| format!(" ({})", seconds(Some(when))));
         sheet.line("Last failure", format!("{error}{}", when.unwrap_or_default()));
     }
+    if status.counts.networks.is_none() {
+        let text = "NOT KNOWN YET: this agent has not read them from etcd since it started";
+        sheet.toned(Tone::Bad, "Records", text);
+    }
     let behind = store.revision > status.applied_revision;
     let tone = if behind { Tone::Wait } else { Tone::Neutral };
-    sheet.toned(
-        tone,
-        "Applied",
-        format!("up to revision {}", status.applied_revision),
-    );
+    let applied = match status.applied_revision {
+        0 => "nothing yet".to_owned(),
+        revision => format!("up to revision {revision}"),
+    };
+    sheet.toned(tone, "Applied", applied);
     let counts = &status.counts;
+    let number = |known: Option<u64>| known.map_or_else(|| "?".to_owned(), |number| number.to_string());
     sheet.line(
         "Networks",
         format!(
             "{}, {} with endpoints here",
-            counts.networks, counts.local_networks
+            number(counts.networks),
+            counts.local_networks
         ),
     );
-    let waiting = counts.local_endpoints.saturating_sub(counts.ready_endpoints);
+    let here = counts.local_endpoints.unwrap_or_default();
+    let waiting = here.saturating_sub(counts.ready_endpoints.unwrap_or_default());
     sheet.toned(
         if waiting > 0 { Tone::Wait } else { Tone::Neutral },
         "Endpoints",
         format!(
             "{} here, {} ready; {} on other hosts",
-            counts.local_endpoints, counts.ready_endpoints, counts.remote_endpoints
+            number(counts.local_endpoints),
+            number(counts.ready_endpoints),
+            number(counts.remote_endpoints)
         ),
     );
-    sheet.line("Peers", counts.peers.to_string());
+    sheet.line("Peers", number(counts.peers));
     sheet.line(
         "Programmed",
         format!(

@@ -5,6 +5,7 @@
 
 mod address;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -257,9 +258,14 @@ async fn endpoint(command: EndpointCommand, socket: &Path, printer: &Printer) ->
                 ..Default::default()
             };
             let client = Client::connect(socket).await?;
-            let endpoints = waiting("listing endpoints", client.list_endpoints(filter)).await?;
+            let listing = client.list_endpoints(filter);
+            let (endpoints, unknown) = waiting("listing endpoints", listing).await?;
             let endpoints: Vec<Endpoint> = endpoints.into_iter().map(Endpoint::from).collect();
-            printer.show(&endpoints[..], table::endpoints)
+            printer.show(&endpoints[..], table::endpoints)?;
+            if !unknown.is_empty() {
+                output::complain(&not_shown(unknown));
+            }
+            Ok(())
         }
         EndpointCommand::Inspect { network, id, node } => {
             let client = Client::connect(socket).await?;
@@ -271,6 +277,20 @@ async fn endpoint(command: EndpointCommand, socket: &Path, printer: &Printer) ->
             printer.show(&Endpoint::from(endpoint), report::endpoint)
         }
     }
+}
+
+/// Which networks' endpoints a list lacks. Also said beside JSON, whose array has no place for it.
+fn not_shown(networks: BTreeSet<String>) -> String {
+    let names: Vec<String> = networks.into_iter().collect();
+    let of = match names.len() {
+        1 => "a network that has none on this host is".to_owned(),
+        count => format!("{count} networks that have none on this host are"),
+    };
+    let text = format!(
+        "weft: etcd does not answer: these are the endpoints as last known; those of {of} not among them: {}",
+        names.join(", ")
+    );
+    plain(&text) + "\n"
 }
 
 fn detached(name: &str, done: &view::Detached) -> String {

@@ -216,12 +216,17 @@ pub(crate) struct Store {
 /// How many there are.
 #[derive(Debug, Serialize)]
 pub(crate) struct Counts {
-    pub(crate) networks: u64,
+    /// Null until the agent has read the records since it started.
+    pub(crate) networks: Option<u64>,
     pub(crate) local_networks: u64,
-    pub(crate) local_endpoints: u64,
-    pub(crate) ready_endpoints: u64,
-    pub(crate) remote_endpoints: u64,
-    pub(crate) peers: u64,
+    /// Null as `networks`.
+    pub(crate) local_endpoints: Option<u64>,
+    /// Null as `networks`.
+    pub(crate) ready_endpoints: Option<u64>,
+    /// Null as `networks`.
+    pub(crate) remote_endpoints: Option<u64>,
+    /// Null as `networks`.
+    pub(crate) peers: Option<u64>,
     pub(crate) fdb_entries: u64,
     pub(crate) neighbours: u64,
 }

@@ -1,7 +1,7 @@
 //! Endpoints attached, detached and looked up.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     pin::pin,
     sync::{
         Arc,
@@ -11,14 +11,11 @@ use std::{
 };
 
 use tokio::time::Instant;
-use weft_api::{ApiError, Call, EndpointFilter, NodeFilter, Subject};
-use weft_core::{
-    claims,
-    record::{Change, Entry},
-};
+use weft_api::{ApiError, Call};
+use weft_core::{claims, record::Change};
 use weft_proto::v1;
 use weft_store_schema::{
-    AttachmentDocument, Endpoint, EndpointDocument, EndpointId, EndpointRef, Key, NetworkName, check_room,
+    AttachmentDocument, Endpoint, EndpointDocument, EndpointId, EndpointRef, Key, check_room,
 };
 
 use super::{
@@ -343,64 +340,6 @@ impl AgentControl {
         })
     }
 
-    /// See [`weft_api::Control::list_endpoints`].
-    pub(super) async fn endpoints(
-        &self,
-        call: Call,
-        filter: EndpointFilter,
-    ) -> Result<Vec<v1::Endpoint>, ApiError> {
-        let network: Option<NetworkName> = filter
-            .network
-            .as_deref()
-            .map(|n| parse("network", n))
-            .transpose()?;
-        let node = match filter.node {
-            NodeFilter::Any => None,
-            NodeFilter::Local => Some(self.node.clone()),
-            NodeFilter::Named(node) => Some(parse("node", &node)?),
-        };
-        let own_only = node.as_ref() == Some(&self.node);
-        let (wanted, wanted_node) = (network.clone(), node.clone());
-        let (mut endpoints, unknown) = self
-            .ask(move |r| {
-                let mut unknown = BTreeSet::new();
-                for (name, _) in r.snapshot.networks() {
-                    let in_view = own_only || r.snapshot.takes_part(name) && r.snapshot.knows_members(name);
-                    if wanted.as_ref().is_none_or(|w| w == name) && !in_view {
-                        unknown.insert(name.clone());
-                    }
-                }
-                let seen = view::endpoints(r, wanted.as_ref(), wanted_node.as_ref(), &unknown);
-                (seen, unknown)
-            })
-            .await?;
-        if let Some(network) = network
-            && endpoints.is_empty()
-            && unknown.is_empty()
-        {
-            let asked = network.clone();
-            if !self.ask(move |r| r.snapshot.network(&asked).is_some()).await? {
-                return Err(ApiError::NotFound {
-                    what: Subject::network(network.as_str()),
-                });
-            }
-        }
-        for network in unknown {
-            let read = self.read_endpoints(&call, &network).await?;
-            let node = node.clone();
-            endpoints.extend(
-                self.ask(move |r| {
-                    read.iter()
-                        .filter(|(name, ..)| node.as_ref().is_none_or(|n| *n == name.node))
-                        .map(|(name, endpoint, revision)| view::endpoint(r, name, endpoint, *revision))
-                        .collect::<Vec<_>>()
-                })
-                .await?,
-            );
-        }
-        Ok(endpoints)
-    }
-
     /// See [`weft_api::Control::get_endpoint`].
     pub(super) async fn one_endpoint(
         &self,
@@ -480,26 +419,5 @@ impl AgentControl {
             .on_disk()
             .await
             .map_err(|error| ApiError::internal(format!("detaching {name}"), error))
-    }
-
-    /// Endpoint records of networks that this host does not take part in are not in view: they are read.
-    async fn read_endpoints(
-        &self,
-        call: &Call,
-        network: &NetworkName,
-    ) -> Result<Vec<(EndpointRef, Endpoint, i64)>, ApiError> {
-        let directory = self.store.prefix().endpoints_of(network);
-        let listing = self
-            .store
-            .list(&directory, until(call.deadline, STORE_PATIENCE))
-            .await
-            .map_err(|e| store_error(&e))?;
-        let parse = |entry: Entry| {
-            let Ok(Key::Endpoint(name)) = self.store.prefix().parse(&entry.key) else {
-                return None;
-            };
-            Some((name, Endpoint::decode(&entry.value).ok()?, entry.mod_revision))
-        };
-        Ok(listing.entries.into_iter().filter_map(parse).collect())
     }
 }

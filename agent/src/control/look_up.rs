@@ -7,11 +7,12 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
 use weft_api::{ApiError, Call};
 use weft_core::{
     lost::{Found, Telling},
     members::Members,
-    record::{Change, Transaction},
+    record::{Change, Connection, Scope, Transaction},
 };
 use weft_store_schema::{EndpointRef, Key, NetworkName, NodeName};
 
@@ -51,6 +52,30 @@ impl Own {
 }
 
 impl AgentControl {
+    /// Waits until the records of a scope have been read since the agent started: before that, that there is none in view
+    /// says nothing. From then on they are as last known, whatever becomes of the store.
+    pub(super) async fn has_read(&self, call: &Call, scope: Scope) -> Result<(), ApiError> {
+        let scopes = BTreeSet::from([scope]);
+        let patience = call.deadline.min(Instant::now() + STORE_PATIENCE);
+        let read = self.wait(patience, move |r| {
+            let is_away = matches!(r.connection(), Some(Connection::Down { .. }));
+            let is_read = r.snapshot.is_complete(&scopes);
+            (is_read || is_away).then_some(is_read)
+        });
+        match read.await? {
+            Some(true) => Ok(()),
+            _ => Err(match self.no_store().await {
+                ApiError::Unavailable { what, why } => ApiError::Unavailable {
+                    what,
+                    why: format!(
+                        "{why}; this agent has not read the records from etcd since it started, so nothing is known yet"
+                    ),
+                },
+                other => other,
+            }),
+        }
+    }
+
     /// Whether the claim of an address that the view still has is gone: who has just given it up, on another host, is
     /// not to be named as its holder. A claim that is held though the store has lost it is not gone.
     pub(super) async fn is_given_up(

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use weft_api::{
-    ApiError, AuditStream, Call, Control, EndpointFilter, EventHub, EventStream, NodeFilter, RemovalStream,
-    Subject,
+    ApiError, AuditStream, Call, Control, EndpointFilter, EndpointList, EventHub, EventStream, NodeFilter,
+    RemovalStream, Subject,
 };
 use weft_core::{
     claims::{self, Choosing},
@@ -190,14 +190,17 @@ impl Control for Pretend {
         nothing_done()
     }
 
-    async fn list_endpoints(&self, _: Call, filter: EndpointFilter) -> Result<Vec<v1::Endpoint>, ApiError> {
+    async fn list_endpoints(&self, _: Call, filter: EndpointFilter) -> Result<EndpointList, ApiError> {
         if let Some(network) = filter.network {
             let _network: NetworkName = parse("network", &network)?;
         }
         if let NodeFilter::Named(node) = filter.node {
             let _node: NodeName = parse("node", &node)?;
         }
-        Ok(vec![v1::Endpoint::default(); 3])
+        Ok(EndpointList {
+            endpoints: vec![v1::Endpoint::default(); 3],
+            unknown: BTreeSet::new(),
+        })
     }
 
     async fn get_endpoint(

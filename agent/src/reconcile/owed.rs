@@ -137,6 +137,12 @@ impl Reconciler {
         self.snapshot.is_complete(&self.scopes)
     }
 
+    /// Whether all about the networks that matter here was known at some time since the agent started. From then on the
+    /// records are as last known, whatever becomes of the store.
+    pub(crate) fn has_read_records(&self) -> bool {
+        self.has_read
+    }
+
     /// Whether the kernel's state has been taken over, so that plans are made.
     pub(crate) fn is_adopted(&self) -> bool {
         self.adopted

@@ -139,6 +139,7 @@ impl Reconciler {
         if self.interest_is_stale {
             self.update_interest();
         }
+        self.has_read |= !self.interest_is_stale && self.is_informed();
         self.bump();
     }
 

@@ -6,6 +6,7 @@ mod log;
 mod recalled;
 mod refused;
 mod turns;
+mod unread;
 
 use serde_json::{Value, json};
 use weft_core::{

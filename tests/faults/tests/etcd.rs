@@ -400,3 +400,56 @@ fn no_command_hangs_while_etcd_is_frozen() -> Result<()> {
     traffic.nothing_lost()?;
     cluster.close()
 }
+
+/// Whether the agent has seen the records since it started or not: nothing that is not known is taken for nothing.
+#[test]
+fn what_is_not_known_without_etcd_is_said_not_to_be() -> Result<()> {
+    let cluster = Cluster::of(2)?;
+    one_each(&cluster)?;
+    let host = cluster.host(1);
+    for name in ["red", "green"] {
+        cluster.network(name, &["10.3.0.0/24"])?;
+    }
+    eventually(SOON, "the networks are known", || {
+        ensure!(host.weft_json(&["network", "list"])?.as_array().map(Vec::len) == Some(3));
+        Ok(())
+    })?;
+    cluster.etcd(1).kill9()?;
+    connected(host, false)?;
+    let output = host.weft_output(&["-o", "json", "endpoint", "list"])?;
+    let listed: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout)?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success() && listed.len() == 2, "{listed:?}: {said}");
+    ensure!(said.trim_end().ends_with(": green, red"), "{said}");
+    let (code, said) = fails(host, &["endpoint", "list", "--network", "red"])?;
+    ensure!(code == 5 && said.contains("no part in network red"), "{said}");
+
+    host.kill9()?;
+    host.spawn_weftd(&[])?;
+    connected(host, false)?;
+    let lists: [&[&str]; 5] = [
+        &["network", "list"],
+        &["network", "inspect", "blue"],
+        &["endpoint", "list"],
+        &["endpoint", "list", "--local"],
+        &["peer", "list"],
+    ];
+    for args in lists {
+        let (code, said) = fails(host, args)?;
+        ensure!(
+            code == 5 && said.contains("has not read the records"),
+            "{args:?}: {said}"
+        );
+    }
+    let told = status(host)?;
+    ensure!(told["counts"]["networks"].is_null(), "{told}");
+    ensure!(host.weft(&["status"])?.contains("NOT KNOWN YET"));
+
+    cluster.etcd(1).start()?;
+    host.wait_ready()?;
+    let told = status(host)?;
+    ensure!(told["counts"]["networks"] == 3, "{told}");
+    let listed = host.weft_json(&["endpoint", "list"])?;
+    ensure!(listed.as_array().map(Vec::len) == Some(2), "{listed}");
+    cluster.close()
+}

@@ -337,10 +337,9 @@ async fn calls_reach_the_agent_and_its_answers_come_back() {
         local: true,
         ..Default::default()
     };
-    assert_eq!(
-        endpoints.list(local).await.unwrap().into_inner().endpoints[0].node,
-        "local"
-    );
+    let listed = endpoints.list(local).await.unwrap().into_inner();
+    assert_eq!(listed.endpoints[0].node, "local");
+    assert_eq!(listed.unknown_networks, ["green", "red"]);
     let get = v1::GetEndpointRequest {
         network: "blue".to_owned(),
         id: "web".to_owned(),

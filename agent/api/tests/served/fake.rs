@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use weft_api::{
-    ApiError, AuditStream, Call, Caller, Control, EndpointFilter, EventHub, EventStream, Limits, Listener,
-    ListenerConfig, NodeFilter, RemovalStream, ServeError, Subject, serve,
+    ApiError, AuditStream, Call, Caller, Control, EndpointFilter, EndpointList, EventHub, EventStream,
+    Limits, Listener, ListenerConfig, NodeFilter, RemovalStream, ServeError, Subject, serve,
 };
 use weft_proto::v1;
 
@@ -199,23 +199,23 @@ impl Control for Fake {
         })
     }
 
-    async fn list_endpoints(
-        &self,
-        _call: Call,
-        filter: EndpointFilter,
-    ) -> Result<Vec<v1::Endpoint>, ApiError> {
+    async fn list_endpoints(&self, _call: Call, filter: EndpointFilter) -> Result<EndpointList, ApiError> {
         let node = match filter.node {
             NodeFilter::Any => "any".to_owned(),
             NodeFilter::Local => "local".to_owned(),
             NodeFilter::Named(node) => node,
         };
         let network = filter.network.unwrap_or_default();
-        Ok(vec![v1::Endpoint {
+        let web = v1::Endpoint {
             network,
             node,
             id: "web".to_owned(),
             ..Default::default()
-        }])
+        };
+        Ok(EndpointList {
+            endpoints: vec![web],
+            unknown: ["green", "red"].map(str::to_owned).into(),
+        })
     }
 
     async fn get_endpoint(

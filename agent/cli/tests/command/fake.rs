@@ -322,7 +322,8 @@ impl Endpoints for Fake {
         &self,
         request: Request<v1::ListEndpointsRequest>,
     ) -> Result<Response<v1::ListEndpointsResponse>, Status> {
-        let first: usize = request.into_inner().page_token.parse().unwrap_or(0);
+        let request = request.into_inner();
+        let first: usize = request.page_token.parse().unwrap_or(0);
         let end = (first + PAGE).min(ENDPOINTS);
         let endpoints = (first..end)
             .map(|number| v1::Endpoint {
@@ -341,6 +342,10 @@ impl Endpoints for Fake {
         Ok(Response::new(v1::ListEndpointsResponse {
             endpoints,
             next_page_token,
+            unknown_networks: match request.node.as_str() {
+                "away" => vec!["green".to_owned(), "red".to_owned()],
+                _ => Vec::new(),
+            },
         }))
     }
 

@@ -309,6 +309,19 @@ async fn lists_are_gathered_from_all_pages() {
 }
 
 #[tokio::test]
+async fn what_a_list_lacks_is_named_beside_it() {
+    let agent = Agent::start();
+    for format in ["table", "json"] {
+        let (code, stdout, stderr) = run(&agent, &format!("-o {format} endpoint list --node away")).await;
+        assert!(code == 0 && stdout.contains("e00000"), "{code}");
+        let said = "those of 2 networks that have none on this host are not among them: green, red\n";
+        assert!(stderr.ends_with(said), "{stderr}");
+    }
+    let (_, _, stderr) = run(&agent, "endpoint list").await;
+    assert_eq!(stderr, "");
+}
+
+#[tokio::test]
 async fn a_reader_that_leaves_is_no_failure() {
     let agent = Agent::start();
     let mut child = weft()
