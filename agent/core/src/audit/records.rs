@@ -36,6 +36,8 @@ pub(super) struct Records {
     pub(super) released: BTreeMap<(NetworkName, IpAddr), Record<ReleasedDocument>>,
     /// The networks below whose directory of endpoints is any key, be it one that cannot be read.
     pub(super) with_endpoints: BTreeSet<NetworkName>,
+    /// The networks below whose directory of claims is a key or a claim that cannot be read.
+    with_unread_claims: BTreeSet<NetworkName>,
 }
 
 impl Records {
@@ -48,23 +50,23 @@ impl Records {
     ) -> Self {
         let mut records = Self::default();
         for entry in entries {
-            let shown = || {
-                let text = String::from_utf8_lossy(&entry.key);
-                text.strip_prefix(prefix.as_str()).unwrap_or(&text).to_owned()
-            };
+            let text = String::from_utf8_lossy(&entry.key);
+            let shown = text.strip_prefix(prefix.as_str()).unwrap_or(&text);
             let read = match prefix.parse(&entry.key) {
                 Ok(key) => records.take(key, entry, leased.contains(&entry.key)),
                 Err(error) => Err(error.to_string()),
             };
-            if let Some((network, _)) = shown()
-                .strip_prefix("endpoints/")
-                .and_then(|rest| rest.split_once('/'))
-            {
-                records.with_endpoints.extend(network.parse::<NetworkName>());
+            let network_in = |directory: &str| {
+                let (network, _) = shown.strip_prefix(directory)?.split_once('/')?;
+                network.parse::<NetworkName>().ok()
+            };
+            records.with_endpoints.extend(network_in("endpoints/"));
+            if read.is_err() {
+                records.with_unread_claims.extend(network_in("addresses/"));
             }
             if let Err(message) = read {
                 findings.push(Finding {
-                    key: shown(),
+                    key: shown.to_owned(),
                     kind: FindingKind::Unreadable,
                     message,
                     remedy: "put it right, or delete it, with etcdctl".to_owned(),
@@ -126,7 +128,7 @@ impl Records {
 
     /// Whether any address of a network is claimed.
     pub(super) fn is_claimed_in(&self, network: &NetworkName) -> bool {
-        self.claims.keys().any(|(of, _)| of == network)
+        self.with_unread_claims.contains(network) || self.claims.keys().any(|(of, _)| of == network)
     }
 
     /// Whether addresses of a network are claimed by reservations, and by nothing else.
@@ -134,6 +136,7 @@ impl Records {
         let of = self.claims.iter().filter(|((of, _), _)| of == network);
         let mut claims = of.map(|(_, record)| record.value.as_ref());
         self.is_claimed_in(network)
+            && !self.with_unread_claims.contains(network)
             && claims.all(|claim| claim.is_some_and(|claim| claim.holder == Holder::Reservation))
     }
 
