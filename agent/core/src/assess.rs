@@ -57,7 +57,8 @@ impl Pass<'_> {
         if slot.held {
             return Some(Problem::new(
                 key,
-                "the record was deleted while endpoints exist; the network is carried on: detach the endpoints, or put the record back",
+                "the record was deleted while endpoints exist; the network is carried on: put the record back ('weft resync \
+                 --republish'), or detach the endpoints",
             ));
         }
         if let Some(vni) = network.vni

@@ -4,7 +4,8 @@
 //! In: all entries below the prefix, at one revision. Out: an [`Audit`], a value. A mend is a transaction that
 //! guards all that its finding rests on, so one that is late does nothing. It takes, moves and gives up claims
 //! and clears away marks; what somebody wrote (a network, an endpoint, a peer) it never changes or deletes. It
-//! knows neither the store nor this host: whoever asks, and wherever, gets the same findings.
+//! knows neither the store nor this host: whoever asks, and wherever, gets the same findings, but for what the host that is
+//! asked holds: what the store has lost and a host goes on with is there for the audit, too.
 
 mod addresses;
 mod records;
@@ -12,7 +13,7 @@ mod vnis;
 
 use std::{collections::BTreeSet, fmt, net::IpAddr};
 
-use weft_store_schema::{EndpointRef, NodeName, Prefix};
+use weft_store_schema::{EndpointRef, Key, NodeName, Prefix};
 
 use crate::record::{Entry, Transaction};
 use records::Records;
@@ -105,11 +106,64 @@ pub enum FindingKind {
     ReleasedWithoutNetwork,
     /// The mark of a removed node that is back.
     RemovedButPresent,
+    /// Records that the store does not have are held by the host that is asked.
+    Held,
+}
+
+/// What a host goes on with although the store does not have it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Held {
+    /// The records.
+    pub keys: BTreeSet<Key>,
+    /// Why the store is not believed, if it is not: then they are held until somebody confirms.
+    pub because: Option<String>,
+}
+
+/// Keys that are named in a finding that is about many.
+const NAMED: usize = 5;
+
+impl Held {
+    /// What is to be said of it; `missing` are those of the records that the store does not have.
+    fn finding(&self, missing: &[&Key], here: &NodeName) -> Option<Finding> {
+        let mut message = match missing.len() {
+            0 => {
+                let because = self.because.as_ref()?;
+                format!("{because}; what {here} carries and no record explains is kept")
+            }
+            count => {
+                let records = if count == 1 { "record" } else { "records" };
+                let because = self.because.iter().map(|because| format!("{because}; "));
+                let named: Vec<String> = missing.iter().take(NAMED).map(ToString::to_string).collect();
+                let because: String = because.collect();
+                let named = named.join(", ");
+                format!("{because}{count} {records} that the store does not have are held by {here}: {named}")
+            }
+        };
+        if missing.len() > NAMED {
+            message.push_str(&format!(" and {} more", missing.len() - NAMED));
+        }
+        let remedy = match self.because {
+            Some(_) => {
+                "put the records back with 'weft resync --republish' on each host, or confirm with 'weft resync --accept'"
+            }
+            None => {
+                "put them back with 'weft resync --republish', or detach the endpoints that depend on them"
+            }
+        };
+        Some(Finding {
+            key: "(store)".to_owned(),
+            kind: FindingKind::Held,
+            message,
+            remedy: remedy.to_owned(),
+            mend: None,
+            after: None,
+        })
+    }
 }
 
 impl FindingKind {
     /// All kinds.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Unreadable,
         Self::ClaimWithoutEndpoint,
         Self::ClaimNotNamed,
@@ -129,6 +183,7 @@ impl FindingKind {
         Self::ReleasedButClaimed,
         Self::ReleasedWithoutNetwork,
         Self::RemovedButPresent,
+        Self::Held,
     ];
 
     /// Its name for programs, which never changes.
@@ -153,6 +208,7 @@ impl FindingKind {
             Self::ReleasedButClaimed => "released_but_claimed",
             Self::ReleasedWithoutNetwork => "released_without_network",
             Self::RemovedButPresent => "removed_but_present",
+            Self::Held => "held",
         }
     }
 }
@@ -163,14 +219,44 @@ impl fmt::Display for FindingKind {
     }
 }
 
+/// What is missing may be held by another host, if this one does not believe the store either.
+fn wait_for_records(finding: &mut Finding) {
+    let rests_on_absence = matches!(
+        finding.kind,
+        FindingKind::ClaimWithoutEndpoint
+            | FindingKind::VniClaimWithoutNetwork
+            | FindingKind::ReleasedWithoutNetwork
+    );
+    if rests_on_absence {
+        finding.mend = None;
+        finding.after = None;
+        finding.remedy =
+            "leave it until no record is held any more: what it belongs to may be held by another host"
+                .to_owned();
+    }
+}
+
 /// Judges all records of a cluster: `entries` is everything below the prefix at one revision, `leased` the keys
 /// among them that lie under a lease. What only the host of a container can mend, since it alone sees that the
-/// container is rid of an address, is mended on the node `here`; what is left of nodes without a record, anywhere.
-pub fn audit(prefix: &Prefix, entries: &[Entry], leased: &BTreeSet<Vec<u8>>, here: &NodeName) -> Audit {
+/// container is rid of an address, is mended on the node `here`; what is left of nodes without a record, anywhere. What is
+/// `held` there is as if it were in the store: nothing that rests on it is mended away, and nothing that rests on a record's
+/// absence while the store is not believed.
+pub fn audit(
+    prefix: &Prefix,
+    entries: &[Entry],
+    leased: &BTreeSet<Vec<u8>>,
+    here: &NodeName,
+    held: &Held,
+) -> Audit {
     let mut findings = Vec::new();
-    let records = Records::read(prefix, entries, leased, &mut findings);
+    let mut records = Records::read(prefix, entries, leased, &mut findings);
+    records.hold(held);
+    findings.extend(held.finding(&records.told_as_held(), here));
     addresses::check(&records, here, &mut findings);
     vnis::check(&records, &mut findings);
+    if held.because.is_some() {
+        findings.iter_mut().for_each(wait_for_records);
+    }
     findings.sort_by(|a, b| (&a.key, a.kind, &a.message).cmp(&(&b.key, b.kind, &b.message)));
     Audit {
         counts: records.counts(),

@@ -1,7 +1,7 @@
 //! The audit of all records: read at one revision, judged, mended if that is asked for, and judged again.
 //!
-//! It works on what the store says, not on this host's view: any agent gives the same answer. What it holds in
-//! memory meanwhile is every record of the cluster.
+//! It works on what the store says, not on this host's view: any agent gives the same answer, but for what it holds although
+//! the store has lost it. What it has in memory meanwhile is every record of the cluster.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -10,7 +10,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use weft_api::{ApiError, AuditStream, Call, Subject};
 use weft_core::{
-    audit::{Audit, Counts, Finding, audit},
+    audit::{Audit, Counts, Finding, Held, audit},
     fence::fenced,
     record::Committed,
 };
@@ -126,9 +126,16 @@ impl Auditor {
         let revision = listing.revision;
         let leased: BTreeSet<Vec<u8>> = listing.leased;
         let here = self.store.node().clone();
+        // Later than the listing: what it lacks and is to be held is held by then, or in the second look.
+        let held = self.asker.ask(|r| Held {
+            keys: r.snapshot.held_keys().into_iter().collect(),
+            because: r.snapshot.held_because().map(str::to_owned),
+        });
+        let held = held.await.ok_or_else(stopping)?;
         // Very many records take a while, in which the rest goes on.
         let judged =
-            tokio::task::spawn_blocking(move || audit(&prefix, &listing.entries, &leased, &here)).await;
+            tokio::task::spawn_blocking(move || audit(&prefix, &listing.entries, &leased, &here, &held))
+                .await;
         Ok((judged.map_err(|_| stopping())?, revision))
     }
 

@@ -10,6 +10,26 @@ use weft_faults::{
 };
 use weft_lab::{Cut, Host, Lab, eventually};
 
+/// An audit with `--repair` says that deletions are held, and does nothing about what they leave behind.
+fn audit_leaves_it(cluster: &Cluster, host: &Host) -> Result<()> {
+    let before = cluster.get_prefix("/weft/v1/addresses/")?;
+    let output = host.weft_output(&["-o", "json", "audit", "--repair"])?;
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let findings = told["findings"].as_array().context("findings")?;
+    ensure!(output.status.code() == Some(1), "{told}");
+    let held = findings.iter().filter(|finding| finding["kind"] == "held");
+    let [held] = held.collect::<Vec<_>>()[..] else {
+        anyhow::bail!("one finding says what is held: {told}");
+    };
+    let remedy = held["remedy"].as_str().unwrap_or_default();
+    ensure!(remedy.contains("weft resync --republish"), "{told}");
+    // A host does not know what others hold of networks that it does not follow: nor does it mend there.
+    let mended = |finding: &&serde_json::Value| finding["mended"] == true || finding["mendable"] == true;
+    ensure!(!findings.iter().any(|finding| mended(&finding)), "{told}");
+    ensure!(cluster.get_prefix("/weft/v1/addresses/")? == before, "{told}");
+    Ok(())
+}
+
 #[test]
 fn what_a_slip_deletes_is_held_until_it_comes_back() -> Result<()> {
     let cluster = Cluster::of(3)?;
@@ -21,6 +41,9 @@ fn what_a_slip_deletes_is_held_until_it_comes_back() -> Result<()> {
         cluster.del_prefix(prefix)?;
         for host in cluster.hosts() {
             holds(host, "at once, as a mistaken 'etcdctl del --prefix' does")?;
+        }
+        for host in cluster.hosts() {
+            audit_leaves_it(&cluster, host)?;
         }
         traffic.wait_more(50)?;
         // As somebody has them in a file: whatever is not there.

@@ -71,14 +71,17 @@ fn whereabouts(
         });
     };
     let network = &name.network;
-    if !records.networks.contains_key(network) {
+    if !records.has_network(network) {
         say(
             FindingKind::EndpointWithoutNetwork,
             format!("network {network} has no record"),
-            format!("put the record networks/{network} back, or detach the endpoint"),
+            format!(
+                "put the record networks/{network} back (on {}: weft resync --republish), or detach the endpoint",
+                name.node
+            ),
         );
     }
-    if !records.peers.contains_key(&name.node) {
+    if records.lacks_peer(&name.node) {
         say(
             FindingKind::EndpointWithoutPeer,
             format!("node {} has no record peers/{}", name.node, name.node),
@@ -312,6 +315,13 @@ fn endpoint_claim(
     let (network, address) = place;
     let of_holder = Key::Endpoint(holder.clone());
     let (kind, why, guard) = match records.endpoints.get(&holder) {
+        None if records.held().contains(&of_holder) => {
+            for name in namers {
+                let held = format!("endpoint {holder}, whose record is held");
+                findings.push(of_another(name, *address, &held));
+            }
+            return;
+        }
         None => (
             FindingKind::ClaimWithoutEndpoint,
             format!("claimed for endpoint {holder}, which does not exist"),
@@ -357,7 +367,7 @@ fn endpoint_claim(
     };
     // Its container may have the address as long as its host has not taken it off.
     let node = &holder.node;
-    let is_anothers = node != here && records.peers.contains_key(node);
+    let is_anothers = node != here && records.has_peer(node);
     let (remedy, mend) = match mend {
         Some(_) if is_anothers => (
             format!("{node} does that when its container is rid of it; else, on {node}: weft audit --repair"),
@@ -436,7 +446,7 @@ fn released(records: &Records, findings: &mut Vec<Finding>) {
     let mut traces: BTreeMap<&NetworkName, usize> = BTreeMap::new();
     for (network, _) in records.released.keys() {
         // With endpoints, the network is missing, and not its traces too many.
-        if !records.networks.contains_key(network) && !records.with_endpoints.contains(network) {
+        if !records.has_network(network) && !records.with_endpoints.contains(network) {
             *traces.entry(network).or_default() += 1;
         }
     }

@@ -11,7 +11,7 @@ use weft_store_schema::{
     Vni, VniClaim, decode,
 };
 
-use super::{Counts, Finding, FindingKind};
+use super::{Counts, Finding, FindingKind, Held};
 use crate::record::{Entry, Guard};
 
 /// A record that is there.
@@ -38,6 +38,10 @@ pub(super) struct Records {
     pub(super) with_endpoints: BTreeSet<NetworkName>,
     /// The networks below whose directory of claims is a key or a claim that cannot be read.
     with_unread_claims: BTreeSet<NetworkName>,
+    /// Keys of records that are held, and not among these.
+    held: BTreeSet<Key>,
+    /// Whether they are held because the store is not believed.
+    distrusted: bool,
 }
 
 impl Records {
@@ -124,6 +128,53 @@ impl Records {
             Key::Barrier(..) => only(BarrierDocument::decode(bytes).map(drop)),
             Key::Passed(..) => only(decode::<PassedDocument>(bytes).map(drop)),
         }
+    }
+
+    /// Notes what the host that is asked holds. What is among the records is not held any more, or not yet.
+    pub(super) fn hold(&mut self, held: &Held) {
+        let is_missing = |key: &&Key| match key {
+            Key::Network(name) => !self.networks.contains_key(name),
+            Key::Vni(vni) => !self.vnis.contains_key(vni),
+            Key::Peer(node) => !self.peers.contains_key(node),
+            Key::Endpoint(name) => !self.endpoints.contains_key(name),
+            Key::Address(network, address) => !self.claims.contains_key(&(network.clone(), *address)),
+            _ => false,
+        };
+        self.distrusted = held.because.is_some();
+        self.held = held.keys.iter().filter(is_missing).cloned().collect();
+        let networks = self.held.iter().filter_map(|key| match key {
+            Key::Endpoint(name) => Some(name.network.clone()),
+            _ => None,
+        });
+        self.with_endpoints.extend(networks);
+    }
+
+    /// What is held and the store does not have.
+    pub(super) fn held(&self) -> &BTreeSet<Key> {
+        &self.held
+    }
+
+    /// Of it, what there is to be said in one for all. A node's record that was deleted alone is its agent's to write again:
+    /// that is said of the endpoints that name the node.
+    pub(super) fn told_as_held(&self) -> Vec<&Key> {
+        let told = self.held.iter();
+        told.filter(|key| self.distrusted || !matches!(key, Key::Peer(_)))
+            .collect()
+    }
+
+    /// Whether a network has a record, if only a held one.
+    pub(super) fn has_network(&self, name: &NetworkName) -> bool {
+        self.networks.contains_key(name) || self.held.contains(&Key::Network(name.clone()))
+    }
+
+    /// Whether a node has a record, if only a held one.
+    pub(super) fn has_peer(&self, node: &NodeName) -> bool {
+        self.peers.contains_key(node) || self.held.contains(&Key::Peer(node.clone()))
+    }
+
+    /// Whether a node has no record, and nothing else says so.
+    pub(super) fn lacks_peer(&self, node: &NodeName) -> bool {
+        !(self.peers.contains_key(node) || self.distrusted && self.has_peer(node))
     }
 
     /// Whether any address of a network is claimed.

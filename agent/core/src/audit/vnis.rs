@@ -110,10 +110,15 @@ fn stray(
     };
     let mut guards = vec![Guard::Unchanged(key.clone(), claimed_at)];
     let why = match records.networks.get(holder) {
+        // It is as it was.
+        None if records.has_network(holder) => return of_another(vni, holder, users),
         None if records.with_endpoints.contains(holder) => {
             return Some(finding(
                 format!("claimed for network {holder}, which has endpoints and no record"),
-                format!("put the record networks/{holder} back, or delete its endpoints"),
+                format!(
+                    "put the record networks/{holder} back (weft resync --republish on a host with endpoints in it), \
+                     or delete its endpoints"
+                ),
                 None,
             ));
         }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::{collection, prelude::*};
 use weft_core::{
-    audit::{Audit, FindingKind, audit},
+    audit::{Audit, FindingKind, Held, audit},
     record::{Committed, Guard, Write},
 };
 use weft_store_schema::{AddressClaim, Holder, Key, Prefix};
@@ -30,8 +30,12 @@ fn leases(store: &Store) -> BTreeSet<Vec<u8>> {
 }
 
 fn look(store: &Store) -> Audit {
+    look_holding(store, &Held::default())
+}
+
+fn look_holding(store: &Store, held: &Held) -> Audit {
     let entries: Vec<_> = store.entries().cloned().collect();
-    audit(&Prefix::default(), &entries, &leases(store), &node("host1"))
+    audit(&Prefix::default(), &entries, &leases(store), &node("host1"), held)
 }
 
 /// A cluster whose nodes are all known, as they are once their agents have started.
@@ -158,7 +162,8 @@ fn every_kind_of_damage_is_found_and_mended_if_it_says_so() {
     }
     let untold: Vec<_> = FindingKind::ALL
         .iter()
-        .filter(|kind| !told.contains(kind))
+        // What is held is no damage of the records.
+        .filter(|kind| !told.contains(kind) && **kind != FindingKind::Held)
         .collect();
     assert!(untold.is_empty(), "no test makes {untold:?}");
 }
@@ -326,4 +331,106 @@ fn what_is_written_by_hand_is_a_deed_too() {
     );
     assert_eq!(repair(&mut cluster.store), 1);
     assert_eq!(look(&cluster.store).findings, []);
+}
+
+/// Everything that a slip may take away: without being told that it is held, a repair would give up what containers have.
+#[test]
+fn what_is_held_is_there_for_the_audit() {
+    for lost in [
+        "endpoints/",
+        "endpoints/blue/",
+        "networks/",
+        "vnis/",
+        "peers/",
+        "",
+    ] {
+        let mut store = world();
+        let is_lost = |key: &str| {
+            key.starts_with(lost) && !key.starts_with("addresses/") && !key.starts_with("removed/")
+        };
+        let gone = WORLD.iter().map(|(key, _)| *key).filter(|key| is_lost(key));
+        let mut held = Held {
+            because: Some("much was deleted at once".to_owned()),
+            ..Held::default()
+        };
+        for key in gone {
+            store.delete(&Store::key(key));
+            let key = Prefix::default().parse(&Store::key(key)).unwrap();
+            held.keys.insert(key);
+        }
+        let found = look_holding(&store, &held);
+        let others = found.findings.iter().filter(|f| f.kind != FindingKind::Held);
+        // The claim of a VNI is made anew for a network that is there.
+        let others: Vec<_> = others.filter(|f| f.kind != FindingKind::VniNotClaimed).collect();
+        assert!(others.is_empty(), "{lost}: {others:#?}");
+        let told: Vec<_> = found
+            .findings
+            .iter()
+            .filter(|f| f.kind == FindingKind::Held)
+            .collect();
+        assert!(
+            matches!(&told[..], [one] if one.mend.is_none()),
+            "{lost}: {told:#?}"
+        );
+        assert!(told[0].remedy.contains("--republish") && told[0].remedy.contains("--accept"));
+        let named = held.keys.first().unwrap().to_string();
+        assert!(told[0].message.contains(&named), "{}", told[0].message);
+    }
+}
+
+/// A host that does not follow a network does not know what is held of it.
+#[test]
+fn what_another_host_may_hold_is_left_alone() {
+    let mut store = world();
+    for key in ["endpoints/blue/host1/a", "networks/red"] {
+        store.delete(&Store::key(key));
+    }
+    store.put(&Store::key("released/green/10.9.0.2"), b"{}");
+    let of_another = Held {
+        because: Some("much was deleted at once".to_owned()),
+        ..Held::default()
+    };
+    let found = look_holding(&store, &of_another);
+    assert!(found.findings.len() > 3, "{found:#?}");
+    assert!(
+        found.findings.iter().all(|finding| finding.mend.is_none()),
+        "{found:#?}"
+    );
+    assert!(look(&store).findings.iter().all(|finding| finding.mend.is_some()));
+}
+
+/// The network's record is held, and can be put back; the peer's is the node's own.
+#[test]
+fn what_was_deleted_alone_is_told_with_who_puts_it_back() {
+    let mut store = world();
+    let (network, peer) = ("networks/blue", "peers/host2");
+    for key in [network, peer] {
+        store.delete(&Store::key(key));
+    }
+    let alone = Held {
+        keys: [Key::Network("blue".parse().unwrap()), Key::Peer(node("host2"))].into(),
+        because: None,
+    };
+    let found = look_holding(&store, &alone);
+    assert_eq!(
+        kinds(&found),
+        BTreeSet::from([FindingKind::Held, FindingKind::EndpointWithoutPeer])
+    );
+    let held = found
+        .findings
+        .iter()
+        .find(|f| f.kind == FindingKind::Held)
+        .unwrap();
+    assert!(
+        held.message.contains(network) && !held.message.contains(peer),
+        "{}",
+        held.message
+    );
+    assert!(held.remedy.contains("--republish") && !held.remedy.contains("--accept"));
+    // What is in the store again is not held.
+    let held = Held {
+        keys: [Key::Network("blue".parse().unwrap())].into(),
+        because: None,
+    };
+    assert_eq!(look_holding(&world(), &held).findings, []);
 }

@@ -98,7 +98,13 @@ proptest! {
         prop_assert!(cluster.store.read(&Key::Peer(node.clone())).is_some());
         prop_assert!(cluster.store.read(&Key::Removed(node)).is_none());
         let entries: Vec<_> = cluster.store.entries().cloned().collect();
-        let found = audit(&Prefix::default(), &entries, &Default::default(), &remover);
+        let found = audit(
+            &Prefix::default(),
+            &entries,
+            &Default::default(),
+            &remover,
+            &Default::default(),
+        );
         prop_assert_eq!(&found.findings, &[]);
     }
 }

@@ -109,7 +109,13 @@ fn run(bytes: &[u8]) -> u64 {
     for chore in &owed {
         let _transaction = chores::transaction(&snapshot, &peer, chore, &Choosing::default());
     }
-    let judged = audit::audit(&prefix, &entries, &BTreeSet::new(), &node);
+    let judged = audit::audit(
+        &prefix,
+        &entries,
+        &BTreeSet::new(),
+        &node,
+        &audit::Held::default(),
+    );
     let problems: Vec<&str> = snapshot.problems().values().map(|p| p.message.as_str()).collect();
     outline(&(
         plan.len(),
