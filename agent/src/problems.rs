@@ -277,4 +277,22 @@ mod tests {
         assert_eq!(problems.next_due(), None);
         assert_eq!(problems.count(Source::Record), 1);
     }
+
+    #[tokio::test]
+    async fn a_problem_is_as_old_as_its_cause_whatever_is_said_of_it() {
+        let mut problems = Problems::new(EventHub::new(1));
+        let key = "networks/blue";
+        let full = |count: u32| Problem::new(key, format!("is full ({count} of 5)"));
+        let since = |problems: &Problems| problems.of_to_proto(key)[0].since.expect("a time");
+        problems.set(Source::Claim, key, Some(full(4)));
+        let first = since(&problems);
+        problems.set(Source::Claim, key, Some(full(5)));
+        let in_field = Problem::field(key, "subnets", "is full");
+        problems.replace(Source::Claim, [&in_field]);
+        assert_eq!((since(&problems), problems.len()), (first, 1));
+        assert_eq!(problems.of(key).next(), Some(&in_field));
+        problems.set(Source::Claim, key, None);
+        problems.set(Source::Claim, key, Some(full(4)));
+        assert!(since(&problems) != first);
+    }
 }
