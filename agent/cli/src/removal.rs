@@ -87,16 +87,27 @@ pub(crate) async fn remove(
     let node = &args.node;
     let action = format!("remove peer {node}");
     if !args.yes {
+        // What would be refused anyway is nobody asked about.
+        let held = waiting("asking what it holds", client.holdings(node)).await?;
+        let refusal = if held.local {
+            Some(format!(
+                "peer {node}: this is its own agent; ask the agent of another host"
+            ))
+        } else if held.alive && !args.force {
+            Some(format!(
+                "the agent of {node} is alive; stop weftd there first, or add --force"
+            ))
+        } else {
+            None
+        };
+        if let Some(why) = refusal {
+            return Err(Failure::refused(&action, &Status::failed_precondition(why)));
+        }
         if !io::stdin().is_terminal() {
             return Err(Failure::usage(
                 "--yes",
                 "is needed where there is no terminal to ask on; nothing is changed",
             ));
-        }
-        let held = waiting("asking what it holds", client.holdings(node)).await?;
-        if held.alive && !args.force {
-            let why = format!("the agent of {node} is alive; stop weftd there first, or add --force");
-            return Err(Failure::refused(&action, &Status::failed_precondition(why)));
         }
         let known = held.known;
         complain(&holdings(node, held, paint));
@@ -169,7 +180,7 @@ mod tests {
             endpoints: vec![held("web", &["10.1.0.5", "fd00::5"]), held("new", &[])],
             stray_addresses: vec!["blue 10.1.0.9".to_owned()],
             known: true,
-            alive: false,
+            ..Default::default()
         };
         assert_eq!(
             holdings("host3", response, Paint::never()),

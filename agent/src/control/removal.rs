@@ -62,6 +62,7 @@ impl AgentControl {
                 .collect(),
             known: holdings.peer.is_some(),
             alive: holdings.alive,
+            local: node == self.node,
         })
     }
 

@@ -446,11 +446,22 @@ impl Peers for Fake {
 
     async fn holdings(
         &self,
-        _request: Request<v1::HoldingsRequest>,
+        request: Request<v1::HoldingsRequest>,
     ) -> Result<Response<v1::HoldingsResponse>, Status> {
+        let node = request.into_inner().node;
+        if node == "host9" {
+            return Err(status(
+                Code::NotFound,
+                "NOT_FOUND",
+                "peer host9 does not exist",
+                |_| {},
+            ));
+        }
         Ok(Response::new(v1::HoldingsResponse {
             endpoints: vec![held("blue", "host3", "web", &["10.1.0.5"])],
             known: true,
+            alive: node == "host3",
+            local: node == "host1",
             ..Default::default()
         }))
     }

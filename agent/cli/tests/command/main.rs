@@ -489,6 +489,19 @@ async fn a_host_is_removed_only_if_that_is_wanted() {
         complaint.contains("--yes") && complaint.contains("nothing is changed"),
         "{complaint}"
     );
+    // What would be refused anyway is refused before that.
+    for (line, status, why) in [
+        ("peer remove host3", 4, "the agent of host3 is alive"),
+        ("peer remove host1 --force", 4, "this is its own agent"),
+        ("peer remove host9", 3, "does not exist"),
+    ] {
+        let (exit, _, complaint) = run(&agent, line).await;
+        assert_eq!(exit, status, "{complaint}");
+        assert!(
+            complaint.contains(why) && !complaint.contains("--yes"),
+            "{complaint}"
+        );
+    }
     let (exit, _, complaint) = run(&agent, "peer remove host3 --yes").await;
     assert_eq!(exit, 4, "{complaint}");
     assert!(complaint.contains("its agent is alive"), "{complaint}");
