@@ -209,7 +209,6 @@ impl ChoreBook {
     }
 
     /// Whether this is owed.
-    #[cfg(test)]
     pub(crate) fn contains(&self, chore: &Chore) -> bool {
         self.tasks.contains_key(chore)
     }

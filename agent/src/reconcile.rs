@@ -16,6 +16,7 @@ mod refused;
 mod removal;
 mod repairs;
 mod states;
+mod taken_claims;
 #[cfg(test)]
 mod tests;
 mod trust;
@@ -70,6 +71,7 @@ pub(crate) use passes::Look;
 use passes::{Because, Busy, Failure, FailureOf, answered};
 use refused::Refused;
 use repairs::{Cause, REPAIRS_TOLD};
+use taken_claims::TakenClaims;
 use trust::Trust;
 pub(crate) use weft_core::problem::chain;
 
@@ -184,6 +186,7 @@ pub(crate) struct Reconciler {
     changed: watch::Sender<u64>,
     chores_done: mpsc::UnboundedSender<ChoreDone>,
     refused: Refused,
+    taken: TakenClaims,
     answers: Answers,
     identity: Identity,
     /// Another life of this node, until it is written.
@@ -353,6 +356,7 @@ impl Reconciler {
             changed,
             chores_done,
             refused: Refused::default(),
+            taken: TakenClaims::default(),
             answers,
             identity,
             new_life: None,

@@ -37,12 +37,18 @@ pub(super) struct ChoreDone {
 impl ChoreDone {
     /// What became of a chore, whatever its transaction was.
     pub(super) fn of(chore: Chore, result: Result<Committed, StoreError>) -> Self {
+        Self::with(chore, Transaction::default(), result)
+    }
+
+    /// What became of a chore's transaction.
+    pub(super) fn with(
+        chore: Chore,
+        transaction: Transaction,
+        result: Result<Committed, StoreError>,
+    ) -> Self {
         Self {
             chore,
-            transaction: Transaction {
-                guards: Vec::new(),
-                writes: Vec::new(),
-            },
+            transaction,
             result,
         }
     }
@@ -230,6 +236,7 @@ impl Reconciler {
             match transaction {
                 Ok(None) => {
                     self.book.done(&chore);
+                    self.taken.remove(&chore);
                     self.interest_is_stale = true;
                     self.look_after_release(&chore);
                     self.not_refused(&chore);
@@ -351,6 +358,7 @@ impl Reconciler {
                     self.take_in(dirty);
                 }
                 self.book.succeeded(&chore, now);
+                self.claimed_again(&chore, &transaction);
                 self.learn(&answer::own_changes(&self.snapshot, &transaction, revision));
                 self.look_after_release(&chore);
             }

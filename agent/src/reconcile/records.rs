@@ -40,6 +40,7 @@ impl Reconciler {
     }
 
     pub(super) fn on_store_event(&mut self, event: StoreEvent, arrived: Instant) {
+        let mut claims = Vec::new();
         let dirty = match event {
             StoreEvent::Listed {
                 scope,
@@ -74,6 +75,7 @@ impl Reconciler {
                     return;
                 }
                 self.took_much(changes.len());
+                claims = self.claims_among(&changes);
                 let dirty = self.snapshot.apply_changes(&changes);
                 self.announce(&changes);
                 dirty
@@ -107,6 +109,7 @@ impl Reconciler {
         };
         self.note_arrival(&dirty, arrived);
         self.take_in(dirty);
+        self.await_claims(claims);
     }
 
     /// Notes that so many things were taken in at once.

@@ -17,6 +17,8 @@ pub(super) const REPAIRS_TOLD: u32 = 20;
 pub(super) enum Cause {
     /// Somebody changes objects of a kind in a network.
     Drift(NetworkName, Kind),
+    /// Somebody deletes claims of a network from the store.
+    Claim(NetworkName),
     /// The kernel tells more than can be read.
     Overrun,
 }
@@ -74,6 +76,11 @@ impl Reconciler {
                     kind = kind.name(),
                     more,
                     "repaired more of the same that was changed behind weft's back"
+                ),
+                Cause::Claim(network) => tracing::warn!(
+                    network = %network,
+                    more,
+                    "claimed more again that somebody had deleted from the store"
                 ),
                 Cause::Overrun => {
                     tracing::warn!(more, "the kernel's notifications were lost again and again");

@@ -5,6 +5,7 @@ mod disk;
 mod log;
 mod recalled;
 mod refused;
+mod taken_claims;
 mod turns;
 mod unread;
 

@@ -97,6 +97,13 @@ fn events_hold_what_they_are_about() -> Result<()> {
         (&"mtu 1400".into(), &"mtu 1450".into()),
         "{drift}"
     );
+    let claim = format!("addresses/blue/{}", stations[0].address(true));
+    let before = cluster.get(&format!("/weft/v1/{claim}"))?;
+    cluster.del(&format!("/weft/v1/{claim}"))?;
+    let drift = events.next("drift_repaired", &claim)?;
+    assert_eq!(drift["subject"]["drift"]["kind"], "claim", "{drift}");
+    assert_eq!(cluster.get(&format!("/weft/v1/{claim}"))?, before);
+    assert!(host.log().contains("claimed again"), "{}", host.log());
     cluster.put("/weft/v1/networks/bad", "{")?;
     let problem = events.next("problem_appeared", "networks/bad")?;
     assert_eq!(problem["subject"]["problem"]["key"], "networks/bad", "{problem}");
