@@ -469,8 +469,12 @@ impl Control for AgentControl {
         self.ask(|r| view::status(r)).await
     }
 
-    async fn accept_deletions(&self, _: Call) -> Result<v1::AcceptDeletionsResponse, ApiError> {
+    async fn accept_deletions(&self, call: Call) -> Result<v1::AcceptDeletionsResponse, ApiError> {
         let acknowledged = self.ask(Reconciler::acknowledge_removal).await?;
+        if !acknowledged {
+            // Before that, this agent does not know whether anything is held.
+            self.has_read(&call, Scope::Networks).await?;
+        }
         let held = self.ask(Reconciler::accept_deletions).await?;
         // An agent that is killed now is not to hold it again. If it cannot be written, that is told in the log.
         let _ = self.ask(Reconciler::history_written).await?.await;

@@ -225,7 +225,7 @@ pub trait Control: Send + Sync + 'static {
     /// How the agent is. Answers without the store; what is not known without it is not given.
     fn status(&self, call: Call) -> impl Future<Output = Result<v1::AgentStatus, ApiError>> + Send;
 
-    /// Confirms that what the store no longer has may go.
+    /// Confirms that what the store no longer has may go. Errors: `Unavailable` if the records have never been known.
     fn accept_deletions(
         &self,
         call: Call,

@@ -98,6 +98,8 @@ async fn before_the_records_were_read_nothing_is_said_of_them() {
     says_that_nothing_is_known(peers.await);
     let waited = |control: AgentControl, call| async move { control.wait_networks(call, None).await };
     says_that_nothing_is_known(served.answer(waited).await);
+    let accepted = |control: AgentControl, call| async move { control.accept_deletions(call).await };
+    says_that_nothing_is_known(served.answer(accepted).await);
     says_that_nothing_is_known(served.endpoints(None).await);
     says_that_nothing_is_known(served.endpoints(Some("blue")).await);
     let counts = served.status().await.counts.unwrap();
