@@ -67,8 +67,6 @@ pub(crate) struct AgentControl {
     pub(crate) questions: Arc<Questions>,
     /// Taken by the audit that is under way: one holds all records in memory, which is enough.
     pub(crate) auditing: Arc<tokio::sync::Mutex<()>>,
-    /// What this host was asked to attach or has detached.
-    pub(crate) own: Arc<look_up::Own>,
     /// Reservations that are being made or given up.
     pub(crate) turns: Arc<addresses::Turns>,
 }

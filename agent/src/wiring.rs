@@ -65,7 +65,6 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         netns_dir: config.netns_dir.clone(),
         questions: Arc::default(),
         auditing: Arc::default(),
-        own: Arc::default(),
         turns: Arc::default(),
     });
     let asker = control.asker.clone();

@@ -86,7 +86,6 @@ impl AgentControl {
         let name = self.endpoint(&request.network, None, &id)?;
         let (document, valid) = asked_for(request)?;
         // Whatever comes of it, whoever asked may clear up.
-        self.own.note(&name);
         let place = valid.attachment();
         let checking = place.clone();
         let checked = self
@@ -293,7 +292,6 @@ impl AgentControl {
                 note: note.unwrap_or_default(),
             });
         }
-        self.own.note(&name);
         if !self.ask(|r| r.is_connected() && r.is_adopted()).await? {
             self.remember_detach(&name).await?;
         }

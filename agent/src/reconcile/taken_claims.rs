@@ -94,7 +94,8 @@ impl Reconciler {
                 subject: Some(v1::event::Subject::Drift(v1::Drift {
                     kind: "claim".to_owned(),
                     object,
-                    found: String::new(),
+                    found: "no claim".to_owned(),
+                    wanted: holder.clone(),
                 })),
                 ..v1::Event::default()
             });

@@ -303,10 +303,6 @@ impl Endpoints for Fake {
         request: Request<v1::DetachEndpointRequest>,
     ) -> Result<Response<v1::DetachEndpointResponse>, Status> {
         let v1::DetachEndpointRequest { network, id, .. } = request.into_inner();
-        if id == "elsewhere" {
-            let message = "endpoint blue/host2/elsewhere: it is on host2: detach it there";
-            return Err(status(Code::FailedPrecondition, "CONFLICT", message, |_| {}));
-        }
         let note = match network.as_str() {
             "blue" => String::new(),
             other => format!("there is no network {other}"),
