@@ -84,6 +84,11 @@ impl Churn {
         for address in &self.far.addresses {
             ensure!(self.container.ping(*address), "no answer from {address}");
         }
+        // It talks a step or two before all is done.
+        let status = weft_e2e::status(self.host())?;
+        let local = status["counts"]["local_endpoints"].as_u64();
+        let ready = status["counts"]["ready_endpoints"].as_u64();
+        ensure!(ready > Some(1) && ready == local, "{status}");
         Ok(())
     }
 
