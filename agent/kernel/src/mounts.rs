@@ -30,6 +30,9 @@ pub(crate) struct Mounts {
     reading: Option<JoinHandle<(Known, io::Result<BTreeSet<PathBuf>>)>>,
     /// What is to be forgotten when it has been read.
     forgotten: BTreeSet<PathBuf>,
+    /// What was forgotten then: told of in any case when it has been read once more, for what is mounted there may have come and
+    /// gone in between.
+    uncertain: BTreeSet<PathBuf>,
 }
 
 /// Where something is mounted, and which mount of what it is.
@@ -46,6 +49,7 @@ impl Mounts {
             known: Some(known),
             reading: None,
             forgotten: BTreeSet::new(),
+            uncertain: BTreeSet::new(),
         })
     }
 
@@ -89,7 +93,9 @@ impl Mounts {
             // What was read may have been from before, or from after.
             self.look();
         }
-        changed
+        let mut changed = changed?;
+        changed.append(&mut std::mem::replace(&mut self.uncertain, forgotten));
+        Ok(changed)
     }
 }
 
@@ -217,6 +223,15 @@ mod tests {
         assert!(mounts.is_reading());
         write(line(1, "a") + &line(2, "b")).await.unwrap();
         assert_eq!(mounts.changed().await.unwrap(), told(&["a"]));
+        assert!(!mounts.is_reading());
+
+        // The same, and what was mounted is gone when it is read again.
+        mounts.look();
+        mounts.forget(&netns.join("a"));
+        write(line(3, "a") + &line(2, "b")).await.unwrap();
+        assert_eq!(mounts.changed().await.unwrap(), told(&["a"]), "mounted anew");
+        write(line(2, "b")).await.unwrap();
+        assert_eq!(mounts.changed().await.unwrap(), told(&["a"]), "and gone");
         assert!(!mounts.is_reading());
     }
 }
