@@ -222,7 +222,7 @@ impl Watcher {
             }
         };
         if let End::Lost(_) = end {
-            self.members.discard(&session.line).await;
+            session.give_up(&self.members).await;
             self.members.leave(member);
         }
         end

@@ -17,7 +17,7 @@ use crate::{
     error::{Failure, Verdict},
     follow::{Follow, Listing, Reason},
     interest::Generation,
-    members::Line,
+    members::{Line, Members},
     progress::{Answer, InOrder, Progress},
     read::Lists,
     stream::{Message, Stream},
@@ -58,6 +58,14 @@ impl Session {
             awaited: 0,
             expected: 0,
         }
+    }
+
+    /// Ends it, with its connection. What it was doing goes first: nobody polls its listing any more, and that may have in hand, or
+    /// stand in line for, what is waited for here.
+    pub(super) async fn give_up(self, members: &Members) {
+        let Self { line, running, .. } = self;
+        drop(running);
+        members.discard(&line).await;
     }
 }
 
@@ -380,5 +388,47 @@ async fn next_message(stream: &mut Option<Stream>) -> Result<etcd_client::WatchR
     match stream {
         Some(stream) => stream.next().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, task::Poll};
+
+    use tokio::time::timeout;
+    use tokio_util::sync::CancellationToken;
+    use weft_store_schema::Prefix;
+
+    use super::*;
+    use crate::{Config, Secret, User};
+
+    /// A session that ends while its listing has the endpoint's client in hand: logging in at a server that never answers.
+    #[tokio::test]
+    async fn a_session_that_is_given_up_does_not_wait_for_its_own_listing() {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap());
+        let members = async |user: Option<User>| {
+            let config = Config {
+                user,
+                ..Config::new(vec![url.clone()], Prefix::default(), "host1".parse().unwrap())
+            };
+            Arc::new(Members::new(config, CancellationToken::new()).await.unwrap())
+        };
+        let line = members(None).await.line(0).await.ok().unwrap();
+        let of_user = members(Some(User {
+            name: "weft".to_owned(),
+            password: Secret::new("secret".to_owned()),
+        }))
+        .await;
+        let mut session = Session::new(line, 1, None, Duration::from_secs(1));
+        let listing = Arc::clone(&of_user);
+        let mut running: Running = Box::pin(async move {
+            listing.line(0).await?;
+            Err(Failure::timeout("after the login"))
+        });
+        assert!(matches!(futures::poll!(&mut running), Poll::Pending));
+        session.running = Some(running);
+        let given_up = timeout(Duration::from_secs(20), session.give_up(&of_user)).await;
+        assert!(given_up.is_ok(), "it waits for what nobody polls");
     }
 }
