@@ -470,8 +470,7 @@ impl Control for AgentControl {
     async fn accept_deletions(&self, call: Call) -> Result<v1::AcceptDeletionsResponse, ApiError> {
         let acknowledged = self.ask(Reconciler::acknowledge_removal).await?;
         if !acknowledged {
-            // Before that, this agent does not know whether anything is held.
-            self.has_read(&call, Scope::Networks).await?;
+            self.has_compared(&call).await?;
         }
         let held = self.ask(Reconciler::accept_deletions).await?;
         // An agent that is killed now is not to hold it again. If it cannot be written, that is told in the log.

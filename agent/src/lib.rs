@@ -61,8 +61,7 @@ fn run(args: Args, teardown: bool) -> anyhow::Result<()> {
     if teardown {
         return wiring::teardown(&config);
     }
-    // Two threads: one for the loop, one so that the store's and the API's work goes on beside it. The
-    // kernel has a thread of its own.
+    // Two threads, so that the store's and the API's work goes on beside the loop. The kernel has a thread of its own.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -1,5 +1,5 @@
 //! Copies of the records that this host needs back if the store loses them, in a file: its own endpoints, the networks,
-//! and the peers that no agent speaks for. Read only by an agent that starts beside a store that is not believed.
+//! and the peers that no agent speaks for. Read by an agent that starts.
 
 use std::{
     fs, io,

@@ -102,15 +102,16 @@ impl Snapshot {
         .collect()
     }
 
-    /// This node's endpoints that were written down and the store does not have, with the last revision at which they are
-    /// known to have been there.
+    /// This node's endpoints that were written down, the store does not have, and nobody has detached here, with the last
+    /// revision at which they are known to have been there.
     pub fn recalled_missing(&self, entries: &[Entry]) -> Vec<(Key, i64)> {
         let keys = entries
             .iter()
             .filter_map(|entry| Some((self.prefix.parse(&entry.key).ok()?, entry.mod_revision)));
         keys.filter(|(key, _)| {
-            let own = matches!(key, Key::Endpoint(endpoint) if endpoint.node == self.node);
-            own && self.known_from(key).is_none()
+            let wanted = matches!(key, Key::Endpoint(endpoint)
+                if endpoint.node == self.node && !self.detaching.contains_key(endpoint));
+            wanted && self.known_from(key).is_none()
         })
         .collect()
     }

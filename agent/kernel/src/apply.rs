@@ -48,7 +48,7 @@ impl Kernel {
             failed: Vec::new(),
             held_back: Vec::new(),
         };
-        let mut is_heard = true;
+        let (mut is_heard, mut untold) = (true, 0);
         for (network, ops) in &plan.networks {
             self.clear_replaced(network);
             let mut site = Site::new(self, network);
@@ -71,8 +71,12 @@ impl Kernel {
                 let (now, later) = rest.split_at(together);
                 let failed = if entries > 0 {
                     let failed = site.entries(now);
-                    // Behind for long, it is not waited for again.
-                    is_heard = is_heard && (entries < AT_ONCE || site.kernel.registry.listener.catch_up());
+                    untold += entries;
+                    if untold >= AT_ONCE && is_heard {
+                        // Behind for long, it is not waited for again.
+                        is_heard = site.kernel.registry.listener.catch_up();
+                        untold = 0;
+                    }
                     failed
                 } else if links > 1 {
                     site.delete_links(now)

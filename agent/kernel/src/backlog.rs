@@ -9,31 +9,42 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::socket::{getsockopt, sockopt};
+
 /// The kernel's table of netlink sockets in the thread's namespace (net/netlink/af_netlink.c, `netlink_native_seq_show`).
 const TABLE: &str = "/proc/thread-self/net/netlink";
-/// The listener may be behind by so many bytes, as the kernel counts them, before others wait for it.
-const MUCH: u64 = 8 << 20;
+/// Of its socket's room the listener may have this part to read, one in so many, before others wait for it.
+const PART: usize = 4;
 /// It is waited for no longer than this: it may be ending.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Between two looks.
 const LOOK: Duration = Duration::from_micros(500);
 
-/// The socket that listens, by its inode; 0 if none does.
+/// The socket that listens.
 #[derive(Debug, Default)]
-pub(crate) struct Listener(AtomicU64);
+pub(crate) struct Listener {
+    /// Its inode; 0 if there is none.
+    inode: AtomicU64,
+    /// How many bytes may wait there, as the kernel counts them.
+    most: AtomicU64,
+}
 
 impl Listener {
     /// From now on this one listens.
     pub(crate) fn is(&self, socket: &impl AsFd) -> io::Result<()> {
         let file = fs::File::from(socket.as_fd().try_clone_to_owned()?);
-        self.0.store(file.metadata()?.ino(), Ordering::Relaxed);
+        // As the kernel has it: less than was asked for, perhaps, or twice as much.
+        let room = getsockopt(socket, sockopt::RcvBuf)?;
+        self.most.store((room / PART) as u64, Ordering::Relaxed);
+        self.inode.store(file.metadata()?.ino(), Ordering::Relaxed);
         Ok(())
     }
 
     /// Waits until it is not far behind. Returns whether it is not.
     pub(crate) fn catch_up(&self) -> bool {
         let deadline = Instant::now() + PATIENCE;
-        while self.backlog().is_some_and(|bytes| bytes > MUCH) {
+        let most = self.most.load(Ordering::Relaxed);
+        while self.backlog().is_some_and(|bytes| bytes > most) {
             if Instant::now() > deadline {
                 return false;
             }
@@ -44,7 +55,7 @@ impl Listener {
 
     /// Bytes that wait to be read; none if nobody listens.
     fn backlog(&self) -> Option<u64> {
-        let inode = self.0.load(Ordering::Relaxed);
+        let inode = self.inode.load(Ordering::Relaxed);
         if inode == 0 {
             return None;
         }

@@ -37,6 +37,10 @@ impl AgentControl {
         if !self.ask(|r| r.is_connected()).await? {
             return Err(self.no_store().await);
         }
+        if repair {
+            // What is about to be held is not to be given up.
+            self.has_compared(&call).await?;
+        }
         let place = Arc::clone(&self.auditing)
             .try_lock_owned()
             .map_err(|_| ApiError::Unavailable {

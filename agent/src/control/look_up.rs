@@ -12,26 +12,43 @@ use weft_core::{
 use weft_store_schema::{EndpointRef, Key, NetworkName};
 
 use super::{AgentControl, STORE_PATIENCE, store_error, until};
+use crate::reconcile::Reconciler;
 
 impl AgentControl {
     /// Waits until the records of a scope have been read since the agent started: before that, that there is none in view
     /// says nothing. From then on they are as last known, whatever becomes of the store.
     pub(super) async fn has_read(&self, call: &Call, scope: Scope) -> Result<(), ApiError> {
         let scopes = BTreeSet::from([scope]);
+        let why = "this agent has not read the records from etcd since it started, so nothing is known yet";
+        self.knows(call, why, move |r| r.snapshot.is_complete(&scopes))
+            .await
+    }
+
+    /// Waits until the agent has found out whether the store has what it should have: before that, that nothing is held says
+    /// nothing.
+    pub(super) async fn has_compared(&self, call: &Call) -> Result<(), ApiError> {
+        let why = "this agent has not found out since it started whether anything is held; see weft status";
+        self.knows(call, why, Reconciler::has_compared).await
+    }
+
+    async fn knows(
+        &self,
+        call: &Call,
+        unknown: &str,
+        known: impl Fn(&Reconciler) -> bool + Clone + Send + 'static,
+    ) -> Result<(), ApiError> {
         let patience = call.deadline.min(Instant::now() + STORE_PATIENCE);
-        let read = self.wait(patience, move |r| {
+        let found_out = self.wait(patience, move |r| {
             let is_away = matches!(r.connection(), Some(Connection::Down { .. }));
-            let is_read = r.snapshot.is_complete(&scopes);
-            (is_read || is_away).then_some(is_read)
+            let is_known = known(r);
+            (is_known || is_away).then_some(is_known)
         });
-        match read.await? {
+        match found_out.await? {
             Some(true) => Ok(()),
             _ => Err(match self.no_store().await {
                 ApiError::Unavailable { what, why } => ApiError::Unavailable {
                     what,
-                    why: format!(
-                        "{why}; this agent has not read the records from etcd since it started, so nothing is known yet"
-                    ),
+                    why: format!("{why}; {unknown}"),
                 },
                 other => other,
             }),

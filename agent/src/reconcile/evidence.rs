@@ -52,16 +52,18 @@ pub(super) enum Evidence {
 pub(super) struct AtStart {
     /// Why what has become of this node's endpoints meanwhile is nothing that anybody means, if it is not.
     pub(super) because: Option<String>,
-    /// What there is now.
-    pub(super) now: Census,
+    /// What there is now, if that is not enough of an explanation of what is gone.
+    pub(super) now: Option<Census>,
 }
 
 /// What an agent that starts asks the store.
 pub(super) struct Start {
     /// This node's endpoints that the store has lost, and since when at the earliest.
     pub(super) missing: Vec<(Key, i64)>,
-    /// The revision up to which the store was known.
-    pub(super) known: i64,
+    /// The revision up to which the store was known, and believed.
+    pub(super) known: Option<i64>,
+    /// Something is gone of which it is not known what it was.
+    pub(super) unexplained: bool,
     /// That of what is in view.
     pub(super) now: i64,
     /// How many networks this host knows of.
@@ -74,9 +76,16 @@ async fn ask_at_start(store: &Store, start: Start) -> Result<AtStart, StoreError
     let Start {
         missing,
         known,
+        unexplained,
         now,
         networks,
     } = start;
+    if !missing.is_empty() {
+        tracing::info!(
+            endpoints = missing.len(),
+            "finding out how endpoints of this host went"
+        );
+    }
     let endings: Vec<(Key, i64, Ending)> = stream::iter(missing)
         .map(async |(key, since)| {
             let ending = store.end_of_life(&key, since, now, PATIENCE).await?;
@@ -86,13 +95,15 @@ async fn ask_at_start(store: &Store, start: Start) -> Result<AtStart, StoreError
         .try_collect()
         .await?;
     let mut deletions: BTreeMap<i64, BTreeSet<Key>> = BTreeMap::new();
-    let (mut since, mut because) = (ANY, None);
+    let (mut since, mut because) = (unexplained.then_some(ANY), None);
     for (key, seen, ending) in endings {
         match ending {
+            // The agent before this one has seen that, and believed it, or somebody has confirmed it.
+            Ending::Deleted(revision) if known.is_some_and(|known| revision <= known) => {}
             Ending::Deleted(revision) => {
                 deletions.entry(revision).or_default().insert(key);
             }
-            Ending::Forgotten => since = known,
+            Ending::Forgotten => since = Some(known.unwrap_or(ANY)),
             Ending::NeverBegan => {
                 because = Some(format!(
                     "the store's history does not have {key}, which was there at revision {seen}, as if it was restored from a backup"
@@ -113,7 +124,10 @@ async fn ask_at_start(store: &Store, start: Start) -> Result<AtStart, StoreError
         let (before, after) = ask_suspicion(store, &suspicion).await?;
         because = suspicion.verdict(before.as_ref(), &after, networks);
     }
-    let now = at(store, None, since, now).await?;
+    let now = match since {
+        Some(since) => Some(at(store, None, since, now).await?),
+        None => None,
+    };
     Ok(AtStart { because, now })
 }
 
@@ -137,11 +151,11 @@ async fn at(
     since: i64,
     revision: i64,
 ) -> Result<Census, StoreError> {
-    match store.census(network, since, revision, PATIENCE).await? {
-        Some(census) => Ok(census),
-        None => Ok(store
-            .census(network, since, 0, PATIENCE)
-            .await?
-            .unwrap_or_default()),
+    let mut revision = revision;
+    loop {
+        if let Some(census) = store.census(network, since, revision, PATIENCE).await? {
+            return Ok(census);
+        }
+        revision = 0;
     }
 }

@@ -20,7 +20,7 @@ use weft_store_schema::{Key, NetworkName};
 
 use super::{
     Reconciler, chain,
-    evidence::{ANY, AtStart, Evidence, Question, Start},
+    evidence::{AtStart, Evidence, Question, Start},
 };
 use crate::{own_records::OwnRecords, problems::Source, state_file::Written};
 
@@ -32,7 +32,7 @@ const CENSUS_UNTOLD: u32 = 4;
 const CENSUS: &str = "(store census)";
 /// The copies of this host's records are written at most this often.
 const COPY_PAUSE: Duration = Duration::from_secs(1);
-/// How far the store is known is remembered at least this often, while it changes.
+/// How far the store is known is remembered this often, where its changes concern this host.
 const POSITION_PAUSE: Duration = Duration::from_secs(10);
 /// Whether the store may be believed again is looked at this often, and more seldom if it takes long.
 const TRIAL_PAUSE: Duration = Duration::from_secs(1);
@@ -143,12 +143,14 @@ impl Reconciler {
                     }
                 }
             }
-            Evidence::Start(Ok(AtStart { because, mut now })) => {
+            Evidence::Start(Ok(AtStart { because, now })) => {
                 self.tell_census(None);
-                // By now this agent has written its record itself. One that has never run had none.
-                now.own_peer = self.trust.found_itself.unwrap_or(true) || self.history.is_empty();
-                let because = because.or_else(|| now.emptied(self.known_networks()));
-                self.end_comparison(because);
+                let emptied = now.and_then(|mut now| {
+                    // By now this agent has written its record itself. One that has never run had none.
+                    now.own_peer = self.trust.found_itself.unwrap_or(true) || self.history.is_empty();
+                    now.emptied(self.known_networks())
+                });
+                self.end_comparison(because.or(emptied));
             }
             Evidence::Start(Err(error)) => {
                 self.tell_census(Some(&error));
@@ -236,13 +238,17 @@ impl Reconciler {
             .flat_map(|(entries, _)| self.snapshot.recalled_missing(entries))
             .collect();
         if because.is_none() && (lacks_some || !missing.is_empty()) {
-            self.trust.compared = Compared::Asked;
+            let recalled = self.trust.recalled.iter().flat_map(|(_, networks)| networks);
+            let recalled: BTreeSet<_> = recalled.collect();
+            let mut unknown = carries.iter().filter(|network| !recalled.contains(*network));
             let start = Start {
                 missing,
-                known: self.history.revision().unwrap_or(ANY),
+                known: self.history.revision(),
+                unexplained: unknown.any(|network| !self.snapshot.takes_part(network)),
                 now: self.snapshot.revision(),
                 networks: self.known_networks(),
             };
+            self.trust.compared = Compared::Asked;
             self.ask_store(Question::Start(start));
         } else {
             self.end_comparison(because);
@@ -335,13 +341,23 @@ impl Reconciler {
         tracing::warn!(count, "held deletions were confirmed");
         self.take_in(dirty);
         self.after_records();
+        // What was deleted up to here is believed, whatever copies of it are left.
+        self.note_position(true);
         Some(count)
+    }
+
+    /// Whether the store has been compared with what was known from before this agent started: until then it is not
+    /// known whether anything is held.
+    pub(crate) fn has_compared(&self) -> bool {
+        self.trust.compared == Compared::Yes
     }
 
     /// Remembers how far the store is known, if it is believed: now, or if it is time or far enough.
     pub(super) fn note_position(&mut self, now: bool) {
+        let is_believed =
+            self.snapshot.held_because().is_none() && self.snapshot.suspicions().next().is_none();
         let position = self.snapshot.position();
-        if let Some(position) = position.filter(|_| self.adopted && self.snapshot.held_because().is_none()) {
+        if let Some(position) = position.filter(|_| self.adopted && is_believed) {
             let now = now || self.trust.noted.elapsed() >= POSITION_PAUSE;
             self.history.note(position, now);
             if now {

@@ -58,7 +58,8 @@ pub struct Listing {
 /// What has become of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// This revision deleted it. If it was put again and deleted again, one of those that did.
+    /// This revision deleted it. If it was put again and deleted again, the last one that did, unless its last life was short
+    /// and long ago.
     Deleted(i64),
     /// It was deleted before what the store's history still has.
     Forgotten,
@@ -154,7 +155,8 @@ pub(crate) async fn list(
     }
 }
 
-/// What has become of a key that was there at `since` and is not at `until`, by halving what lies between.
+/// What has become of a key that was there at `since` and is not at `until`: the last time that it was there, as far as steps
+/// back that double find it, then by halving what lies between.
 pub(crate) async fn end_of_life(
     members: &Members,
     key: &Key,
@@ -175,11 +177,18 @@ pub(crate) async fn end_of_life(
             }
         }
     };
-    let mut was_there = is_there(since).await?;
-    if was_there == Some(false) {
-        return Ok(Ending::NeverBegan);
-    }
-    let (mut there, mut gone) = (since, until);
+    let (mut gone, mut step) = (until, 1);
+    let (mut there, mut was_there) = loop {
+        // Known at a revision that the store has not come to, or back to where it was known, and never there.
+        if gone <= since {
+            return Ok(Ending::NeverBegan);
+        }
+        let before = since.max(until - step);
+        match is_there(before).await? {
+            Some(false) => (gone, step) = (before, step * 2),
+            answer => break (before, answer),
+        }
+    };
     while gone - there > 1 {
         let between = there + (gone - there) / 2;
         match is_there(between).await? {

@@ -179,11 +179,15 @@ fn an_agent_that_ends_while_it_holds_goes_on_holding_and_writes_it_again() -> Re
 #[test]
 fn a_confirmed_slip_takes_effect() -> Result<()> {
     let cluster = Cluster::of(3)?;
-    two_networks(&cluster)?;
+    let stations = two_networks(&cluster)?;
+    records_are_copied(&cluster, &stations)?;
     cluster.del_prefix(ENDPOINTS)?;
     for host in cluster.hosts() {
         holds(host, "at once")?;
         host.weft(&["resync", "--accept"])?;
+        // Whoever was answered is not asked again, although the copies of what is gone may still be there.
+        host.kill9()?;
+        host.start_weftd()?;
         eventually(SOON, "the networks are gone", || {
             ensure!(["blue", "red"].iter().all(|n| !host.netns_of(n).exists()));
             Ok(())

@@ -67,7 +67,7 @@ async fn a_network_that_is_gone_with_its_endpoints_is_asked_about() {
     };
     let meant = evidence::AtStart {
         because: None,
-        now: all,
+        now: Some(all),
     };
     ground
         .reconciler

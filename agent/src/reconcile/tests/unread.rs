@@ -80,7 +80,7 @@ fn away() -> StoreEvent {
 fn says_that_nothing_is_known<T: std::fmt::Debug>(answer: Result<T, ApiError>) {
     let error = answer.expect_err("nothing is known");
     let text = error.to_string();
-    let is_said = text.contains("connection refused") && text.contains("has not read the records");
+    let is_said = text.contains("connection refused") && text.contains("since it started");
     assert!(matches!(error, ApiError::Unavailable { .. }) && is_said, "{text}");
 }
 

@@ -121,12 +121,13 @@ async fn the_revision_that_deleted_a_key_is_found() {
     assert_eq!(ending(first.0, last.0 - 1).await, Ending::Deleted(first.1));
     assert_eq!(ending(last.0, now).await, Ending::Deleted(last.1));
     assert_eq!(ending(last.0, last.1).await, Ending::Deleted(last.1));
-    let of_either = ending(first.0, now).await;
-    assert!(
-        lives.iter().any(|life| of_either == Ending::Deleted(life.1)),
-        "{of_either:?}"
+    assert_eq!(
+        ending(first.0, now).await,
+        Ending::Deleted(last.1),
+        "the last time"
     );
     assert_eq!(ending(last.1, now).await, Ending::NeverBegan, "another history");
+    assert_eq!(ending(now + 5, now).await, Ending::NeverBegan, "a shorter one");
     etcd.compact(between).await;
     assert_eq!(
         ending(first.0, now).await,
