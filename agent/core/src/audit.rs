@@ -219,6 +219,9 @@ impl fmt::Display for FindingKind {
     }
 }
 
+/// What to do about a claim that is held: whose it is, the agent of that knows.
+const CLAIM_HELD: &str = "leave it until the claim is held no more: it may be another's; what is lost comes back with 'weft resync --republish' on each host";
+
 /// What is missing may be held by another host, if this one does not believe the store either.
 fn wait_for_records(finding: &mut Finding) {
     let rests_on_absence = matches!(

@@ -11,7 +11,7 @@ use weft_store_schema::{
 };
 
 use super::{
-    Finding, FindingKind,
+    CLAIM_HELD, Finding, FindingKind,
     records::{Record, Records},
 };
 use crate::{
@@ -241,7 +241,9 @@ fn address_twice(name: &EndpointRef, address: IpAddr, owner: &EndpointRef) -> Fi
 /// The one endpoint that names an address which nobody has claimed.
 fn not_claimed(records: &Records, place: &Place, name: &EndpointRef) -> Finding {
     let (network, address) = place;
-    let mend = entitled(records, place, name).map(|guards| {
+    let is_held = records.held().contains(&Key::Address(network.clone(), *address));
+    let guards = (!is_held).then(|| entitled(records, place, name)).flatten();
+    let mend = guards.map(|guards| {
         let mut mend = Transaction {
             guards,
             writes: Vec::new(),
@@ -258,6 +260,7 @@ fn not_claimed(records: &Records, place: &Place, name: &EndpointRef) -> Finding 
         message: format!("names {address}, which is not claimed"),
         remedy: match mend {
             Some(_) => format!("claim {address} for it"),
+            None if is_held => CLAIM_HELD.to_owned(),
             None => "detach it and attach it anew".to_owned(),
         },
         mend,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use weft_store_schema::{Key, NetworkName, NodeName, PeerKind, Vni, VniClaimDocument, encode};
 
 use super::{
-    Finding, FindingKind,
+    CLAIM_HELD, Finding, FindingKind,
     records::{Record, Records},
 };
 use crate::record::{Guard, Scope, Transaction, Write};
@@ -73,7 +73,9 @@ fn check_vni(records: &Records, vni: Vni, users: &[&NetworkName], findings: &mut
 }
 
 fn not_claimed(records: &Records, vni: Vni, user: &NetworkName, only_user: Option<&NetworkName>) -> Finding {
+    let is_held = records.held().contains(&Key::Vni(vni));
     let mend = only_user
+        .filter(|_| !is_held)
         .and_then(|user| records.network(user))
         .map(|(_, unchanged)| Transaction {
             guards: vec![unchanged, Guard::Absent(Key::Vni(vni))],
@@ -85,6 +87,7 @@ fn not_claimed(records: &Records, vni: Vni, user: &NetworkName, only_user: Optio
         message: format!("names VNI {vni}, which is not claimed"),
         remedy: match mend {
             Some(_) => format!("claim VNI {vni} for it"),
+            None if is_held => CLAIM_HELD.to_owned(),
             None => "give the other networks that name it another VNI".to_owned(),
         },
         mend,
