@@ -24,7 +24,7 @@ pub(crate) fn kind(op: &Op) -> Kind {
     }
 }
 
-/// Kinds of kernel objects that weft makes, as operations are counted.
+/// Kinds of objects that weft makes, as operations and repairs are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     Namespace,
@@ -36,11 +36,13 @@ pub(crate) enum Kind {
     Route,
     Fdb,
     Neighbour,
+    /// Of an address or a VNI, in the store: no operation makes one, but it is repaired.
+    Claim,
 }
 
 impl Kind {
     /// All of them.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Namespace,
         Self::Bridge,
         Self::Vxlan,
@@ -50,7 +52,13 @@ impl Kind {
         Self::Route,
         Self::Fdb,
         Self::Neighbour,
+        Self::Claim,
     ];
+
+    /// Those of the kernel's objects.
+    pub(crate) fn of_kernel() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|kind| *kind != Self::Claim)
+    }
 
     /// Its name in status, events, logs and metrics.
     pub(crate) fn name(self) -> &'static str {
@@ -64,6 +72,7 @@ impl Kind {
             Self::Route => "route",
             Self::Fdb => "fdb",
             Self::Neighbour => "neighbour",
+            Self::Claim => "claim",
         }
     }
 }

@@ -104,8 +104,10 @@ impl Metrics {
         for scope in [PART, FULL] {
             drop(metrics.passes.get_or_create(&scope));
         }
-        for kind in Kind::ALL {
+        for kind in Kind::of_kernel() {
             drop(metrics.changes.get_or_create(&of(kind)));
+        }
+        for kind in Kind::ALL {
             drop(metrics.drift.get_or_create(&of(kind)));
         }
         for during in [During::Look, During::Apply] {
@@ -133,7 +135,7 @@ impl Metrics {
         self.changes.get_or_create(&of(kind)).inc();
     }
 
-    /// An operation repaired what somebody else had changed.
+    /// What somebody else had changed was repaired.
     pub(crate) fn repaired(&self, kind: Kind) {
         self.drift.get_or_create(&of(kind)).inc();
     }
@@ -168,12 +170,12 @@ impl Metrics {
 
     /// Operations done so far, of those kinds of which there was any.
     pub(crate) fn changes(&self) -> Vec<(Kind, u64)> {
-        counts(&self.changes)
+        counts(&self.changes, Kind::of_kernel())
     }
 
     /// Repairs so far, of those kinds of which there was any.
     pub(crate) fn drift(&self) -> Vec<(Kind, u64)> {
-        counts(&self.drift)
+        counts(&self.drift, Kind::ALL)
     }
 }
 
@@ -181,7 +183,7 @@ fn of(kind: Kind) -> Labels<1> {
     [("kind", kind.name())]
 }
 
-fn counts(family: &Family<Labels<1>, Counter>) -> Vec<(Kind, u64)> {
+fn counts(family: &Family<Labels<1>, Counter>, kinds: impl IntoIterator<Item = Kind>) -> Vec<(Kind, u64)> {
     let count = |kind| (kind, family.get_or_create(&of(kind)).get());
-    Kind::ALL.into_iter().map(count).filter(|(_, n)| *n > 0).collect()
+    kinds.into_iter().map(count).filter(|(_, n)| *n > 0).collect()
 }

@@ -172,7 +172,7 @@ impl Sheet {
         );
         self.add(
             "weft_drift_repaired",
-            "Objects in the kernel that somebody else had changed or removed and that were put right, by kind",
+            "Objects in the kernel, and claims in the store, that somebody else had changed or removed and that were put right, by kind",
             metrics.drift.clone(),
         );
         self.add(

@@ -14,6 +14,7 @@ use weft_proto::v1::{self, EventKind};
 use weft_store_schema::{Holder, Key};
 
 use super::{Reconciler, repairs::Cause};
+use crate::drift::Kind;
 
 /// Claims that were taken away, by the chore that claims them again; forgotten with it.
 pub(super) type TakenClaims = BTreeMap<Chore, BTreeSet<Key>>;
@@ -86,15 +87,16 @@ impl Reconciler {
                     "claimed again: somebody had deleted the claim from the store"
                 );
             }
+            self.metrics.repaired(Kind::Claim);
             self.events.publish(v1::Event {
                 kind: EventKind::DriftRepaired.into(),
                 network: network.to_string(),
                 node: self.node.name.to_string(),
                 message: format!("claimed {object} again for {holder}: the claim had been deleted"),
                 subject: Some(v1::event::Subject::Drift(v1::Drift {
-                    kind: "claim".to_owned(),
+                    kind: Kind::Claim.name().to_owned(),
                     object,
-                    found: "no claim".to_owned(),
+                    found: String::new(),
                     wanted: holder.clone(),
                 })),
                 ..v1::Event::default()

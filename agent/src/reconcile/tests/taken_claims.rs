@@ -3,6 +3,7 @@
 use weft_core::{chores, claims::Choosing};
 
 use super::*;
+use crate::drift::Kind;
 
 fn deleted(entry: &Entry, mod_revision: i64) -> Change {
     Change::Deleted {
@@ -52,7 +53,13 @@ async fn a_claim_that_somebody_deleted_is_claimed_again_and_told_of() {
         );
         let event = events.next().now_or_never().flatten().unwrap().unwrap();
         assert!(event.message.contains(&key) && event.kind() == v1::EventKind::DriftRepaired);
+        let Some(v1::event::Subject::Drift(drift)) = event.subject else {
+            panic!("{event:?}")
+        };
+        assert_eq!((drift.object, drift.found), (key, String::new()));
     }
+    assert_eq!(ground.reconciler.metrics.drift(), [(Kind::Claim, 2)]);
+    assert_eq!(ground.reconciler.metrics.changes(), []);
     assert!(ground.reconciler.taken.is_empty());
 }
 
