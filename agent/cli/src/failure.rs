@@ -336,7 +336,7 @@ fn instead_of(field: &str, resource: Option<&Resource>) -> Option<String> {
             "'weft network delete {name} --force' detaches them first, on all hosts"
         ));
     }
-    if field.starts_with("attachment") {
+    if matches!(field, "attachment" | "attachment.ifname") {
         return Some("give another --ifname, or remove what is there".to_owned());
     }
     if field == "remove_subnets" {
@@ -347,7 +347,8 @@ fn instead_of(field: &str, resource: Option<&Resource>) -> Option<String> {
     if field == "reservation" {
         return Some("make one with 'weft address reserve', or leave --reservation out".to_owned());
     }
-    option_of(field).map(|option| format!("give another {option}, or none to have one chosen"))
+    let option = option_of(field).filter(|option| option.starts_with("--"));
+    option.map(|option| format!("give another {option}, or none to have one chosen"))
 }
 
 /// The option or argument that a field of a request comes from.
@@ -445,6 +446,11 @@ mod tests {
             endpoint("attachment.ifname"),
             "give another --ifname, or remove what is there"
         );
+        assert_eq!(
+            endpoint("attachment"),
+            "give another --ifname, or remove what is there"
+        );
+        assert_eq!(endpoint("attachment.netns"), "");
         assert_eq!(
             endpoint("requested_addresses[1]"),
             "give another --address, or none to have one chosen"

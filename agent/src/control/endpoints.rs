@@ -20,7 +20,7 @@ use weft_store_schema::{
 
 use super::{
     AgentControl, STORE_PATIENCE, convergence,
-    errors::{blocked, parse, record_error, stopping, store_error, subject},
+    errors::{blocked, field_asked_for, parse, record_error, stopping, store_error, subject},
     made_up_id, until,
 };
 use crate::{reconcile::chain, view};
@@ -199,8 +199,10 @@ impl AgentControl {
                     self.undo(&name).await?;
                 }
                 Err(match failed {
-                    Some(Err((why, Some(field)))) => ApiError::Blocked { what, why, field },
-                    Some(Err((why, None))) => ApiError::Conflict { what, why },
+                    Some(Err((why, field))) => match field.and_then(|f| field_asked_for(&f, &valid)) {
+                        Some(field) => ApiError::Blocked { what, why, field },
+                        None => ApiError::Conflict { what, why },
+                    },
                     _ => ApiError::DeadlineExceeded {
                         what,
                         waited: call.started.elapsed(),

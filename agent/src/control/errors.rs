@@ -3,7 +3,7 @@
 use weft_api::{ApiError, Subject};
 use weft_core::claims::Refusal;
 use weft_store::StoreError;
-use weft_store_schema::{EndpointRef, RecordError};
+use weft_store_schema::{Endpoint, EndpointRef, RecordError};
 
 use crate::reconcile::chain;
 
@@ -90,6 +90,27 @@ pub(super) fn blocked(field: &str, what: &Subject, why: String) -> ApiError {
     }
 }
 
+/// A field of an endpoint's record that is at fault, if it comes from what was asked for, so that another value would do.
+pub(super) fn field_asked_for(field: &str, asked: &Endpoint) -> Option<String> {
+    let (name, _) = field.split_once('[').unwrap_or((field, ""));
+    let is_given = match name {
+        // There is always one, be it the usual one.
+        "attachment" | "attachment.ifname" => true,
+        "requested_addresses" => !asked.requested().is_empty(),
+        "mac" => asked.mac.is_some(),
+        _ => false,
+    };
+    is_given.then(|| field.to_owned())
+}
+
+/// A deletion by force that others prevent: what was asked for already is no advice.
+pub(super) fn although_forced(error: ApiError) -> ApiError {
+    match error {
+        ApiError::Blocked { what, why, field } if field == "force" => ApiError::Conflict { what, why },
+        other => other,
+    }
+}
+
 pub(super) fn subject(endpoint: &EndpointRef) -> Subject {
     Subject::endpoint(
         endpoint.network.as_str(),
@@ -104,4 +125,51 @@ pub(super) fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(
 ) -> Result<T, ApiError> {
     text.parse()
         .map_err(|error: T::Err| ApiError::invalid(field, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_proto::v1;
+
+    use super::*;
+    use crate::control::endpoints::asked_for;
+
+    #[test]
+    fn only_what_was_asked_for_is_named_as_at_fault() {
+        let attachment = Some(v1::Attachment {
+            netns: "/run/netns/web".to_owned(),
+            ..v1::Attachment::default()
+        });
+        let bare = v1::AttachEndpointRequest {
+            attachment,
+            ..v1::AttachEndpointRequest::default()
+        };
+        let full = v1::AttachEndpointRequest {
+            requested_addresses: vec!["10.1.0.9".to_owned()],
+            mac: "02:00:00:00:00:09".to_owned(),
+            ..bare.clone()
+        };
+        let [bare, full] = [bare, full].map(|request| asked_for(request).unwrap().1);
+        for (field, in_bare, in_full) in [
+            ("attachment", true, true),
+            ("attachment.ifname", true, true),
+            ("attachment.netns", false, false),
+            ("addresses[0]", false, false),
+            ("requested_addresses[0]", false, true),
+            ("mac", false, true),
+        ] {
+            let named = |asked| field_asked_for(field, asked).as_deref() == Some(field);
+            assert_eq!((named(&bare), named(&full)), (in_bare, in_full), "{field}");
+        }
+    }
+
+    #[test]
+    fn force_is_no_advice_for_who_has_used_it() {
+        let what = Subject::network("blue");
+        let why = "it is in use: endpoints/blue/host1/a exists".to_owned();
+        let error = although_forced(blocked("force", &what, why));
+        assert!(matches!(error, ApiError::Conflict { .. }), "{error:?}");
+        let error = although_forced(blocked("mac", &what, String::new()));
+        assert!(matches!(error, ApiError::Blocked { .. }), "{error:?}");
+    }
 }

@@ -5,7 +5,7 @@ use weft_core::claims::{self, Refusal};
 use weft_proto::v1;
 use weft_store_schema::{EndpointRef, NetworkName};
 
-use super::{AgentControl, subject};
+use super::{AgentControl, errors::although_forced, subject};
 use crate::reconcile::Reconciler;
 
 /// How often endpoints that came meanwhile are detached too.
@@ -44,6 +44,7 @@ impl AgentControl {
                 // The deletion rests on there being no endpoint: one has come since.
                 Err(ApiError::Conflict { .. } | ApiError::Blocked { .. }) if force && round < MOST_ROUNDS => {
                 }
+                Err(error) if force => return Err(although_forced(error)),
                 result => return result.map(|_| detached),
             }
         }
