@@ -170,6 +170,12 @@ pub fn desired(
     (desired, assessment)
 }
 
+/// Whether a network could be carried on this host, as the records and the host are.
+pub fn can_carry(snapshot: &Snapshot, host: &Host, name: &NetworkName) -> bool {
+    let mtu = underlay_mtu(snapshot, host);
+    Pass { snapshot, host, mtu }.carried(name).is_some()
+}
+
 /// Whether a network that this host takes part in can be carried, and its devices are in the kernel as they should be.
 pub fn is_carried(snapshot: &Snapshot, host: &Host, observed: &Observed, name: &NetworkName) -> bool {
     let mtu = underlay_mtu(snapshot, host);

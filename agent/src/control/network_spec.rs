@@ -173,13 +173,13 @@ impl AgentControl {
         })
         .await
         .map_err(as_field_of_the_request)?;
-        // So that the answer says what is in force then; where the kernel does not follow, it says what is.
-        let followed = name.clone();
-        let patience = call.deadline.min(Instant::now() + KERNEL_PATIENCE);
-        self.wait(patience, move |r| {
-            (!r.snapshot.takes_part(&followed) || r.carries(&followed)).then_some(())
-        })
-        .await?;
+        if mtu.is_some() {
+            // So that the answer says what is in force then; where the kernel does not follow, it says what is.
+            let followed = name.clone();
+            let patience = call.deadline.min(Instant::now() + KERNEL_PATIENCE);
+            self.wait(patience, move |r| r.has_followed(&followed).then_some(()))
+                .await?;
+        }
         let netns_dir = self.netns_dir.clone();
         let network = self
             .ask(move |r| view::network(r, &name, r.snapshot.network(&name)?, &netns_dir))

@@ -176,10 +176,15 @@ impl Reconciler {
         self.store.report(weft_store_schema::encode(&status));
     }
 
-    /// Whether this host carries a network just as the records say.
-    pub(crate) fn carries(&self, network: &NetworkName) -> bool {
-        let host = self.host();
-        host.is_some_and(|host| desired::is_carried(&self.snapshot, &host, &self.observed, network))
+    /// Whether nothing more is to be expected of the kernel for a network: its devices are as the records say, or this host
+    /// has no part in it, or cannot carry it as things are.
+    pub(crate) fn has_followed(&self, network: &NetworkName) -> bool {
+        let key = Key::Network(network.clone()).to_string();
+        let Some(host) = self.host() else { return true };
+        !self.snapshot.takes_part(network)
+            || !desired::can_carry(&self.snapshot, &host, network)
+            || self.problems.seen_by(Source::Kernel, &key).is_some()
+            || desired::is_carried(&self.snapshot, &host, &self.observed, network)
     }
 
     /// Endpoints on this host that are attached and reachable.

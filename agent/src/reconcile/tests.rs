@@ -2,6 +2,7 @@
 //! Nothing is run beside it.
 
 mod disk;
+mod following;
 mod log;
 mod recalled;
 mod refused;
