@@ -214,7 +214,10 @@ impl Members {
                 Err(failure) => failure,
             };
             tries += 1;
-            self.health.failed(failure.cause.to_string());
+            // That the past is over is an answer, which whoever asks for it knows what to do with.
+            if failure.verdict != Verdict::Compacted {
+                self.health.failed(failure.cause.to_string());
+            }
             let retry = match failure.verdict {
                 Verdict::NotDone => true,
                 Verdict::Lost => {
@@ -394,5 +397,33 @@ async fn read_pem(role: &'static str, path: &std::path::Path, block: &str) -> Re
             role,
             path: path.to_owned(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+    use weft_store_schema::Prefix;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_past_that_is_compacted_is_no_failure_of_the_store() {
+        let url = "http://127.0.0.1:1".to_owned();
+        let config = Config::new(vec![url], Prefix::default(), "host1".parse().unwrap());
+        let members = Members::new(config, CancellationToken::new()).await.unwrap();
+        let answer = async |status: Status| {
+            let request = |_| {
+                let status = status.clone();
+                async { Err::<etcd_client::GetResponse, _>(etcd_client::Error::GRpcStatus(status)) }
+            };
+            let outcome = members.ask(Duration::from_secs(5), true, request).await;
+            let verdict = outcome.result.err().map(|failure| failure.verdict);
+            (verdict, members.health.lock().last_error.is_some())
+        };
+        let compacted = Status::out_of_range("etcdserver: mvcc: required revision has been compacted");
+        assert_eq!(answer(compacted).await, (Some(Verdict::Compacted), false));
+        let refused = Status::invalid_argument("etcdserver: duplicate key given in txn request");
+        assert_eq!(answer(refused).await, (Some(Verdict::Refused), true));
     }
 }
