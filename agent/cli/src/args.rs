@@ -95,7 +95,8 @@ pub(crate) enum Command {
     #[command(
         after_help = "Whoever has endpoints in the network is waited for, and its agent says when it has caught up. Then the first\n\
                       packet between any two of its endpoints finds its way. A host that has not by the deadline is named, with\n\
-                      exit status 6; nothing is undone. A host where no agent has ever run is named and not waited for.\n\nExamples:\n  \
+                      exit status 6; nothing is undone. A host without a peer record (no agent runs there yet, or the node was removed)\n\
+                      is named and not waited for.\n\nExamples:\n  \
                       weft wait blue\n  \
                       weft wait --timeout 5s && echo all networks work\n  \
                       weft -o json wait blue | jq '.[].hosts'"

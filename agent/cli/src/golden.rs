@@ -364,7 +364,7 @@ fn status_when_connected() {
 Node:             host1, weftd 0.1.0, up 1day 2h
 Store:            connected to http://127.0.0.1:2379 since 2026-11-18T11:06:40Z, revision 120, cluster cdf818194e3a8c32
 Applied:          up to revision 120
-Networks:         2, 1 with endpoints here
+Networks:         2, 1 carried here
 Endpoints:        1 here, 1 ready; 3 on other hosts
 Peers:            3
 Programmed:       3 FDB entries, 6 neighbours
@@ -421,7 +421,7 @@ fn status_before_the_records_were_read() {
     let expected = "\
 Records:          NOT KNOWN YET: this agent has not read them from etcd since it started
 Applied:          nothing yet
-Networks:         ?, 1 with endpoints here
+Networks:         ?, 1 carried here
 Endpoints:        ? here, ? ready; ? on other hosts
 Peers:            ?
 ";
@@ -430,6 +430,26 @@ Peers:            ?
     assert!(
         counts["networks"].is_null() && counts["peers"].is_null(),
         "{counts}"
+    );
+}
+
+/// It does not say that it does not know: what is 0 is missing.
+#[test]
+fn status_of_an_older_agent_with_nothing_yet() {
+    let mut agent = agent();
+    agent.counts = Some(v1::StatusCounts {
+        peers: Some(1),
+        ..Default::default()
+    });
+    let shown = report::status(&agent.into(), Paint::never());
+    let expected = "\
+Networks:         0, 0 carried here
+Endpoints:        0 here, 0 ready; 0 on other hosts
+Peers:            1
+";
+    assert!(
+        shown.contains(expected) && !shown.contains("NOT KNOWN"),
+        "{shown}"
     );
 }
 

@@ -54,7 +54,7 @@ pub(crate) fn converged(converged: &Converged) -> String {
     let mut text = plain(&format!("network {}: caught up: {hosts}", converged.network)) + "\n";
     if !converged.unannounced.is_empty() {
         let nobody = converged.unannounced.join(", ");
-        let why = "no peer record: no agent has ever run there";
+        let why = "no peer record: no agent runs there (yet), or the node was removed";
         text.push_str(&(plain(&format!("  not waited for: {nobody} ({why})")) + "\n"));
     }
     text
@@ -250,7 +250,7 @@ pub(crate) fn status(status: &Status, paint: Paint) -> String {
     sheet.line(
         "Networks",
         format!(
-            "{}, {} with endpoints here",
+            "{}, {} carried here",
             number(counts.networks),
             counts.local_networks
         ),

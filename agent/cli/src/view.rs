@@ -138,7 +138,8 @@ pub(crate) struct Converged {
     /// The store's revision up to which they have programmed everything, at least.
     pub(crate) revision: i64,
     pub(crate) hosts: Vec<String>,
-    /// Hosts that were not waited for: endpoints name them, and no agent has ever run there.
+    /// Hosts that were not waited for: endpoints name them, and they have no peer record. No agent runs there (yet), or the
+    /// node was removed.
     pub(crate) unannounced: Vec<String>,
 }
 
@@ -512,6 +513,9 @@ impl From<v1::AgentStatus> for Status {
     fn from(status: v1::AgentStatus) -> Self {
         let store = status.store.unwrap_or_default();
         let counts = status.counts.unwrap_or_default();
+        // Agents that know none of these counts as unknown send no 0; but they too plan nothing before they know the records.
+        let known = counts.networks.is_some() || status.applied_revision > 0;
+        let count = |count: Option<u64>| known.then(|| count.unwrap_or_default());
         Self {
             node: status.node,
             boot_id: given(status.boot_id),
@@ -531,12 +535,12 @@ impl From<v1::AgentStatus> for Status {
             },
             applied_revision: status.applied_revision,
             counts: Counts {
-                networks: counts.networks,
+                networks: count(counts.networks),
                 local_networks: counts.local_networks,
-                local_endpoints: counts.local_endpoints,
-                ready_endpoints: counts.ready_endpoints,
-                remote_endpoints: counts.remote_endpoints,
-                peers: counts.peers,
+                local_endpoints: count(counts.local_endpoints),
+                ready_endpoints: count(counts.ready_endpoints),
+                remote_endpoints: count(counts.remote_endpoints),
+                peers: count(counts.peers),
                 fdb_entries: counts.fdb_entries,
                 neighbours: counts.neighbours,
             },

@@ -162,7 +162,7 @@ impl Pass<'_> {
                 Vtep::At(_) => {}
                 Vtep::Unknown => {
                     let message = format!(
-                        "no valid record peers/{} says where its node is; has an agent ever run there, and is that its name?",
+                        "no valid record peers/{} says where its node is; does an agent run there, and is that its name?",
                         name.node
                     );
                     return Some(Problem::new(key, message));

@@ -85,7 +85,6 @@ impl AgentControl {
         let reservation = reservation(&request.reservation)?;
         let name = self.endpoint(&request.network, None, &id)?;
         let (document, valid) = asked_for(request)?;
-        // Whatever comes of it, whoever asked may clear up.
         let place = valid.attachment();
         let checking = place.clone();
         let checked = self

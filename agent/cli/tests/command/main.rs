@@ -412,7 +412,7 @@ async fn who_was_waited_for_is_told() {
         (0, "nothing to wait for: there are no endpoints\n")
     );
     let (code, stdout, _) = run(&agent, "wait strange").await;
-    let strange = "network strange: caught up: host1\n  not waited for: host9 (no peer record: no agent has ever run there)\n";
+    let strange = "network strange: caught up: host1\n  not waited for: host9 (no peer record: no agent runs there (yet), or the node was removed)\n";
     assert_eq!((code, stdout.as_str()), (0, strange));
     let json = async |line: &str| -> Value {
         let (code, stdout, stderr) = run(&agent, line).await;
