@@ -181,9 +181,9 @@ fn drift_is_counted_by_kind_and_told_with_what_was_found() -> Result<()> {
     damage(
         "fdb",
         &["bridge", "fdb", "del", &mac, "dev", "vx4", "self"],
-        "bridge to vx4",
+        "no entry of the tunnel",
     )?;
-    damage("neighbour", &["ip", "neigh", "del", &v4, "dev", "br0"], "")?;
+    damage("neighbour", &["ip", "neigh", "del", &v4, "dev", "br0"], "nothing")?;
     let elsewhere = [
         "bridge",
         "fdb",
@@ -197,7 +197,7 @@ fn drift_is_counted_by_kind_and_told_with_what_was_found() -> Result<()> {
     damage(
         "fdb",
         &[&elsewhere[..], &["self", "extern_learn"]].concat(),
-        "bridge to vx4; tunnel to 10.99.0.77",
+        "tunnel to 10.99.0.77",
     )?;
     let other = "02:00:00:00:00:99";
     damage(
@@ -219,16 +219,8 @@ fn drift_is_counted_by_kind_and_told_with_what_was_found() -> Result<()> {
         ],
         other,
     )?;
-    damage(
-        "bridge",
-        &["ip", "link", "set", "br0", "mtu", "1400"],
-        "mtu 1400, not 1450",
-    )?;
-    damage(
-        "vxlan",
-        &["ip", "link", "set", "vx4", "down"],
-        "state down, not up",
-    )?;
+    damage("bridge", &["ip", "link", "set", "br0", "mtu", "1400"], "mtu 1400")?;
+    damage("vxlan", &["ip", "link", "set", "vx4", "down"], "state down")?;
     eventually(SOON, "all is as it was", || {
         ensure!(remote_fdb(&blue)?.contains(&(mac.clone(), vtep.to_owned())));
         ensure!(neighbours(&blue)?.contains(&(v4.clone(), mac.clone())));
