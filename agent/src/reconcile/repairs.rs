@@ -41,12 +41,25 @@ impl Reconciler {
                 "repaired what was changed behind weft's back"
             );
         }
+        let message = format!("repaired {object}: {repair}");
+        self.announce_repair(network, kind, object, repair, message);
+    }
+
+    /// Counts a repair, and tells it to whoever watches events.
+    pub(super) fn announce_repair(
+        &self,
+        network: &NetworkName,
+        kind: Kind,
+        object: String,
+        repair: Repair,
+        message: String,
+    ) {
         self.metrics.repaired(kind);
         self.events.publish(v1::Event {
             kind: EventKind::DriftRepaired.into(),
             network: network.to_string(),
             node: self.node.name.to_string(),
-            message: format!("repaired {object}: {repair}"),
+            message,
             subject: Some(v1::event::Subject::Drift(v1::Drift {
                 kind: kind.name().to_owned(),
                 object,

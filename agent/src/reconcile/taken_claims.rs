@@ -10,11 +10,10 @@ use weft_core::{
     chores::Chore,
     record::{Change, Transaction, Write},
 };
-use weft_proto::v1::{self, EventKind};
 use weft_store_schema::{Holder, Key};
 
 use super::{Reconciler, repairs::Cause};
-use crate::drift::Kind;
+use crate::drift::{Kind, Repair};
 
 /// Claims that were taken away, by the chore that claims them again; forgotten with it.
 pub(super) type TakenClaims = BTreeMap<Chore, BTreeSet<Key>>;
@@ -87,20 +86,12 @@ impl Reconciler {
                     "claimed again: somebody had deleted the claim from the store"
                 );
             }
-            self.metrics.repaired(Kind::Claim);
-            self.events.publish(v1::Event {
-                kind: EventKind::DriftRepaired.into(),
-                network: network.to_string(),
-                node: self.node.name.to_string(),
-                message: format!("claimed {object} again for {holder}: the claim had been deleted"),
-                subject: Some(v1::event::Subject::Drift(v1::Drift {
-                    kind: Kind::Claim.name().to_owned(),
-                    object,
-                    found: String::new(),
-                    wanted: holder.clone(),
-                })),
-                ..v1::Event::default()
-            });
+            let message = format!("claimed {object} again for {holder}: the claim had been deleted");
+            let repair = Repair {
+                found: String::new(),
+                wanted: holder.clone(),
+            };
+            self.announce_repair(network, Kind::Claim, object, repair, message);
         }
     }
 }
