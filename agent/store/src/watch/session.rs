@@ -103,9 +103,12 @@ impl Watcher {
                 let message = message?;
                 session.heard = Instant::now();
                 self.members.health.lock().heard = std::time::Instant::now();
-                // A stream that speaks ends the time of pauses.
-                pauses.reset();
                 self.take_message(session, &message)?;
+                // A stream that tells something ends the time of pauses. One that only confirms watches does not: so far
+                // a proxy behaves like etcd.
+                if !message.created() {
+                    pauses.reset();
+                }
             }
             () = sleep_until(next) => {}
         }
@@ -277,14 +280,25 @@ impl Watcher {
         let Some(stream) = &mut session.stream else {
             return Ok(());
         };
-        if let Some(header) = message.header()
-            && header.cluster_id() != session.cluster_id
-        {
-            return Err(End::Lost(Failure::new(
-                Verdict::Lost,
-                &session.line.url,
-                "another cluster answers",
-            )));
+        match message.header().map(etcd_client::ResponseHeader::cluster_id) {
+            None => {}
+            Some(same) if same == session.cluster_id => {}
+            // etcd's gRPC proxy answers so for a watch that it joins to another client's (etcd's pull request 21780). It
+            // passes no progress requests on either (etcd's issue 19710), so nobody could tell what has been heard.
+            Some(0) => {
+                return Err(End::Lost(Failure::new(
+                    Verdict::Refused,
+                    &session.line.url,
+                    "an etcd gRPC proxy answers, which weft cannot watch through; give the addresses of etcd's members",
+                )));
+            }
+            Some(_) => {
+                return Err(End::Lost(Failure::new(
+                    Verdict::Lost,
+                    &session.line.url,
+                    "another cluster answers",
+                )));
+            }
         }
         let timing = &self.members.config().timing;
         let now = Instant::now();

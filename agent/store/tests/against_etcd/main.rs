@@ -8,6 +8,7 @@ mod access;
 mod census;
 mod clusters;
 mod etcd;
+mod grpc_proxy;
 mod leases;
 mod logs;
 mod outages;
