@@ -117,6 +117,11 @@ impl Snapshot {
         self.peers.iter()
     }
 
+    /// How many there are.
+    pub fn peer_count(&self) -> usize {
+        self.peers.len()
+    }
+
     /// A peer as it last was.
     pub fn peer(&self, node: &NodeName) -> Option<&Peer> {
         self.peers.get(node)?.value.as_ref()

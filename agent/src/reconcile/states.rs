@@ -173,7 +173,8 @@ impl Reconciler {
                 .collect(),
             problem_count: self.problems.len() as u64,
         };
-        self.store.report(weft_store_schema::encode(&status));
+        self.store
+            .report(weft_store_schema::encode(&status), self.snapshot.peer_count());
     }
 
     /// Whether nothing more is to be expected of the kernel for a network: its devices are as the records say, or this host

@@ -238,10 +238,10 @@ impl Store {
         self.presence.withdraw();
     }
 
-    /// Sets this node's status, kept under `status/<node>` by the same lease. Written at most once a second,
-    /// the latest wins, and only once there is a presence.
-    pub fn report(&self, status: Vec<u8>) {
-        self.presence.status(status);
+    /// Sets this node's status, kept under `status/<node>` by the same lease. Written at most once a second, more seldom where more
+    /// than a hundred `hosts` do so; the latest wins, and only once there is a presence.
+    pub fn report(&self, status: Vec<u8>, hosts: usize) {
+        self.presence.status(status, hosts);
     }
 
     /// The lease of this node's presence, while it is held: what is put under it is gone when the agent is. It may

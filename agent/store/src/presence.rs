@@ -3,7 +3,13 @@
 //! The lease is renewed at a third of its time to live. If it is gone (expired, revoked), or a key is, lease
 //! and keys are made again. Failures are waited out.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use etcd_client::{PutOptions, Txn, TxnOp, TxnOpResponse};
 use tokio::{
@@ -23,6 +29,10 @@ use crate::{
 /// Longest time for giving the lease back at the end.
 const FAREWELL: Duration = Duration::from_millis(500);
 
+/// So many statuses all hosts together write at most in the time in which one may ([`Timing::report`](crate::Timing)): a change
+/// in a network that all of them take part in must not cost etcd more than the changes themselves.
+const REPORTS_AT_ONCE: usize = 100;
+
 type Value = Option<Arc<[u8]>>;
 
 /// Sets what the keeper keeps.
@@ -30,6 +40,7 @@ type Value = Option<Arc<[u8]>>;
 pub(crate) struct Presence {
     alive: Arc<watch::Sender<Value>>,
     status: Arc<watch::Sender<Value>>,
+    hosts: Arc<AtomicUsize>,
 }
 
 impl Presence {
@@ -41,7 +52,8 @@ impl Presence {
         self.alive.send_replace(None);
     }
 
-    pub(crate) fn status(&self, value: Vec<u8>) {
+    pub(crate) fn status(&self, value: Vec<u8>, hosts: usize) {
+        self.hosts.store(hosts, Ordering::Relaxed);
         self.status.send_replace(Some(value.into()));
     }
 }
@@ -53,6 +65,7 @@ pub(crate) fn new(members: Arc<Members>) -> (Presence, impl Future<Output = ()>)
     let presence = Presence {
         alive: Arc::new(alive),
         status: Arc::new(status),
+        hosts: Arc::default(),
     };
     let keeper = Keeper {
         alive_key: members
@@ -66,6 +79,7 @@ pub(crate) fn new(members: Arc<Members>) -> (Presence, impl Future<Output = ()>)
         members,
         alive: alive_receiver,
         status: status_receiver,
+        hosts: Arc::clone(&presence.hosts),
         lease: None,
         status_not_before: Instant::now(),
         unwritten: false,
@@ -80,6 +94,8 @@ struct Keeper {
     status_key: String,
     alive: watch::Receiver<Value>,
     status: watch::Receiver<Value>,
+    /// So many hosts write a status.
+    hosts: Arc<AtomicUsize>,
     lease: Option<i64>,
     status_not_before: Instant,
     /// The last write was refused or lost: all is well only when one has happened.
@@ -287,7 +303,8 @@ impl Keeper {
         let (Some(lease), false) = (self.lease, values.is_empty()) else {
             return Ok(());
         };
-        self.status_not_before = Instant::now() + self.members.config().timing.report;
+        let hosts = self.hosts.load(Ordering::Relaxed);
+        self.status_not_before = Instant::now() + pace(self.members.config().timing.report, hosts);
         let puts: Vec<_> = values
             .into_iter()
             .map(|(key, value)| TxnOp::put(key, value.to_vec(), Some(PutOptions::new().with_lease(lease))))
@@ -336,6 +353,12 @@ impl Keeper {
     }
 }
 
+/// The shortest time between two statuses of one of so many hosts.
+fn pace(alone: Duration, hosts: usize) -> Duration {
+    let turns = hosts.div_ceil(REPORTS_AT_ONCE).max(1);
+    alone * u32::try_from(turns).unwrap_or(u32::MAX)
+}
+
 struct Renewed(bool);
 
 impl crate::members::Headed for Renewed {
@@ -349,4 +372,17 @@ async fn wait_change(receiver: &mut watch::Receiver<Value>) -> bool {
     let changed = receiver.changed().await.is_ok();
     receiver.mark_changed();
     changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_hosts_take_turns_with_their_statuses() {
+        let second = Duration::from_secs(1);
+        for (hosts, want) in [(0, 1), (1, 1), (100, 1), (101, 2), (1000, 10)] {
+            assert_eq!(pace(second, hosts), second * want, "{hosts}");
+        }
+    }
 }

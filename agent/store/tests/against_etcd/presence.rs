@@ -55,7 +55,7 @@ async fn presence_and_status_are_kept_under_one_lease_until_the_end() {
     let etcd = Etcd::one().await;
     // Long enough that a busy machine does not let it expire between two renewals.
     let (store, _events) = open(with_lease(config(&[etcd.url()]), 6)).await;
-    store.report(b"early".to_vec());
+    store.report(b"early".to_vec(), 1);
     store.presence(b"here".to_vec());
     wait_for(&etcd, "both keys under one lease", |alive, status| {
         match (alive, status) {
@@ -92,7 +92,7 @@ async fn a_revoked_lease_is_made_again() {
     let etcd = Etcd::one().await;
     let (store, _events) = open(with_lease(config(&[etcd.url()]), 2)).await;
     store.presence(b"here".to_vec());
-    store.report(b"fine".to_vec());
+    store.report(b"fine".to_vec(), 1);
     wait_for(&etcd, "the keys", |alive, status| {
         alive.is_some() && status.is_some()
     })
@@ -117,7 +117,7 @@ async fn a_status_after_the_lease_was_revoked_brings_both_back() {
     wait_for(&etcd, "the key", |alive, _| alive.is_some()).await;
     let lease = store.health().lease.unwrap();
     etcd.client().await.lease_client().revoke(lease).await.unwrap();
-    store.report(b"fine".to_vec());
+    store.report(b"fine".to_vec(), 1);
     wait_for(&etcd, "both keys", |alive, status| {
         alive.is_some() && status.is_some()
     })
@@ -173,7 +173,7 @@ async fn deleted_keys_are_put_again() {
     wait_for(&etcd, "the key", |alive, _| alive.is_some()).await;
     etcd.delete("alive/host1").await;
     wait_for(&etcd, "it is back", |alive, _| alive.is_some()).await;
-    store.report(b"fine".to_vec());
+    store.report(b"fine".to_vec(), 1);
     wait_for(&etcd, "the status", |_, status| status.is_some()).await;
     etcd.delete("status/host1").await;
     wait_for(&etcd, "that is back, too", |_, status| {
@@ -209,7 +209,7 @@ async fn of_many_reports_few_are_written_and_the_last_one_is() {
     wait_for(&etcd, "the key", |alive, _| alive.is_some()).await;
     let (before, begun) = (etcd.revision().await, Instant::now());
     for n in 0..100 {
-        store.report(n.to_string().into_bytes());
+        store.report(n.to_string().into_bytes(), 1);
         sleep(Duration::from_millis(10)).await;
     }
     wait_for(&etcd, "the last report", |_, status| {
@@ -229,7 +229,7 @@ async fn leases_do_not_all_end_in_one_second() {
     for _ in 0..12 {
         let (store, events) = open(with_lease(config(&[etcd.url()]), 60)).await;
         store.presence(b"here".to_vec());
-        store.report(b"fine".to_vec());
+        store.report(b"fine".to_vec(), 1);
         stores.push((store, events));
     }
     let mut leases = etcd.client().await.lease_client();
