@@ -15,15 +15,11 @@ impl Pass<'_> {
         // What is wrong with a network may lie in its links' MTU.
         if complete || dirty.links.contains(name) {
             let key = Key::Network(name.clone());
-            assessment
-                .by_key
-                .insert(key.to_string(), self.network_problem(name, &key));
+            assessment.note(&key, self.network_problem(name, &key));
         }
         let mut judge = |endpoint: EndpointRef| {
             let key = Key::Endpoint(endpoint.clone());
-            assessment
-                .by_key
-                .insert(key.to_string(), self.endpoint_problem(&endpoint, &key));
+            assessment.note(&key, self.endpoint_problem(&endpoint, &key));
         };
         if complete {
             for (node, id, _) in self
@@ -191,9 +187,7 @@ impl Pass<'_> {
     /// All of them, whichever changed: two that share an address are each other's problem.
     pub(crate) fn assess_peers(&self, dirty: &Dirty, assessment: &mut Assessment) {
         for gone in &dirty.peers {
-            assessment
-                .by_key
-                .insert(Key::Peer(gone.clone()).to_string(), None);
+            assessment.note(&Key::Peer(gone.clone()), None);
         }
         for (node, slot) in self.snapshot.peers() {
             let key = Key::Peer(node.clone());
@@ -219,7 +213,7 @@ impl Pass<'_> {
                 };
                 problem = Some(Problem::field(&key, "vteps", message));
             }
-            assessment.by_key.insert(key.to_string(), problem);
+            assessment.note(&key, problem);
         }
     }
 }

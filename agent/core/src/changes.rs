@@ -56,7 +56,9 @@ impl Snapshot {
         match change {
             Change::Put(entry) => {
                 self.heard_of(entry.mod_revision);
-                self.put(entry, false)
+                let mut dirty = Dirty::default();
+                self.put(entry, false, &mut dirty);
+                dirty
             }
             Change::Deleted { key, mod_revision } => {
                 self.heard_of(*mod_revision);

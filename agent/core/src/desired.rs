@@ -6,7 +6,9 @@ use std::{
     net::IpAddr,
 };
 
-use weft_store_schema::{EndpointId, EndpointRef, Family, Mac, Mtu, Network, NetworkName, NodeName, Vni};
+use weft_store_schema::{
+    EndpointId, EndpointRef, Family, Key, Mac, Mtu, Network, NetworkName, NodeName, Vni,
+};
 
 use crate::{
     dataplane::{Bridge, Forward, Interface, Local, LookInto, Observed, Port, PortFlags, Tunnel},
@@ -92,10 +94,19 @@ pub struct Desired {
 /// Problems found on the way: for each object that was judged, its problem or that it has none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Assessment {
-    /// Whether every object was judged.
+    /// Whether every object was judged. Then those that have no problem are not named.
     pub complete: bool,
     /// By key, without the prefix.
     pub by_key: BTreeMap<String, Option<Problem>>,
+}
+
+impl Assessment {
+    /// Notes what was found of an object.
+    pub(crate) fn note(&mut self, key: &Key, problem: Option<Problem>) {
+        if problem.is_some() || !self.complete {
+            self.by_key.insert(key.to_string(), problem);
+        }
+    }
 }
 
 /// Where to look for the container ends of local endpoints, for a look at this part: all of a network that is looked at, those

@@ -79,15 +79,21 @@ impl Snapshot {
         } else {
             dirty.merge(self.suspect_missing(scope, &missing, revision));
         }
-        let whole = self.seen_as_a_whole(scope);
+        if self.listed.insert(scope.clone()) {
+            match scope {
+                // Nothing is owed before all of these are known.
+                Scope::Networks | Scope::Peers | Scope::Removed | Scope::Vnis => dirty.everything = true,
+                Scope::OwnEndpoints(network)
+                | Scope::Endpoints(network)
+                | Scope::Addresses(network)
+                | Scope::Released(network) => drop(dirty.networks.insert(network.clone())),
+                Scope::Barriers(_) | Scope::Passed | Scope::PassedTo(_) => {}
+            }
+        }
         for entry in entries {
             // It may have been read before a transaction of ours deleted the key.
             if !self.is_undone(entry) {
-                let mut of_entry = self.put(entry, trouble.is_some());
-                if let Some(network) = whole {
-                    self.leave_to_the_whole(network, &mut of_entry);
-                }
-                dirty.merge(of_entry);
+                self.put(entry, trouble.is_some(), &mut dirty);
             }
         }
         for (key, known_at, held) in missing {
@@ -101,17 +107,6 @@ impl Snapshot {
             }
         }
         self.drop_strays(scope, entries);
-        if self.listed.insert(scope.clone()) {
-            match scope {
-                // Nothing is owed before all of these are known.
-                Scope::Networks | Scope::Peers | Scope::Removed | Scope::Vnis => dirty.everything = true,
-                Scope::OwnEndpoints(network)
-                | Scope::Endpoints(network)
-                | Scope::Addresses(network)
-                | Scope::Released(network) => drop(dirty.networks.insert(network.clone())),
-                Scope::Barriers(_) | Scope::Passed | Scope::PassedTo(_) => {}
-            }
-        }
         self.store = Some(match self.store {
             Some((known_cluster, known)) if trouble.is_none() && known_cluster == cluster_id => {
                 (cluster_id, known.max(revision))
@@ -130,36 +125,6 @@ impl Snapshot {
         }
         dirty.merge(self.end_trouble());
         dirty
-    }
-
-    /// The network that is looked at as a whole because of a listing, the scope's first.
-    fn seen_as_a_whole<'s>(&self, scope: &'s Scope) -> Option<&'s NetworkName> {
-        match scope {
-            Scope::Endpoints(network) | Scope::Addresses(network) if !self.listed.contains(scope) => {
-                Some(network)
-            }
-            _ => None,
-        }
-    }
-
-    /// Takes out what is looked at anyway when a network is as a whole: other nodes' endpoints that are there, and what
-    /// a record names. It would be gathered, sorted and compared by the hundred thousand. What no record names stays: who
-    /// looks at the whole says nothing of it.
-    fn leave_to_the_whole(&self, network: &NetworkName, dirty: &mut Dirty) {
-        let Some(members) = self.members.get(network) else {
-            return;
-        };
-        dirty.endpoints.retain(|endpoint| {
-            endpoint.network != *network || endpoint.node == self.node || self.endpoint(endpoint).is_none()
-        });
-        if let Some(macs) = dirty.macs.get_mut(network) {
-            macs.retain(|mac| members.with_mac(*mac).next().is_none());
-        }
-        if let Some(addresses) = dirty.addresses.get_mut(network) {
-            addresses.retain(|address| members.with_address(*address).next().is_none());
-        }
-        dirty.macs.retain(|_, macs| !macs.is_empty());
-        dirty.addresses.retain(|_, addresses| !addresses.is_empty());
     }
 
     /// Why a listing does not go on from what is known, if it does not.
@@ -399,7 +364,6 @@ impl Snapshot {
     /// Keys of a scope that are known here and not among the entries, with the revision they are known from,
     /// and whether they are held already.
     fn keys_of(&self, scope: &Scope, entries: &[Entry]) -> Vec<(Key, i64, bool)> {
-        let present: HashSet<&[u8]> = entries.iter().map(|e| e.key.as_slice()).collect();
         let mut known: Vec<(Key, i64, bool)> = Vec::new();
         let endpoint = |network: &NetworkName, node: &NodeName, id: &EndpointId| {
             Key::Endpoint(EndpointRef {
@@ -465,6 +429,10 @@ impl Snapshot {
                 known.extend(claims.map(|(a, s)| (Key::Address(network.clone(), a), s.mod_revision, s.held)));
             }
         }
+        if known.is_empty() {
+            return known;
+        }
+        let present: HashSet<&[u8]> = entries.iter().map(|e| e.key.as_slice()).collect();
         known.retain(|(key, ..)| !present.contains(self.prefix.key(key).as_bytes()));
         known
     }

@@ -208,10 +208,14 @@ impl Members {
         })
     }
 
+    /// Whether it is known of all endpoints what they have, as a rule. Cheap.
+    pub(crate) fn are_all_determined(&self) -> bool {
+        self.undetermined.is_empty()
+    }
+
     /// Whether this is one of those that may be undetermined. Cheap.
     pub(crate) fn may_be_undetermined(&self, member: &Member) -> bool {
-        // As a rule there are none.
-        !self.undetermined.is_empty()
+        !self.are_all_determined()
             && self
                 .number(member)
                 .is_some_and(|number| self.undetermined.contains(&number))
@@ -348,8 +352,8 @@ impl Members {
     }
 
     pub(crate) fn put_endpoint(&mut self, member: Member, slot: Slot<Endpoint>) {
-        self.take_record(&member);
         let number = self.row_of(member);
+        self.take_record(number);
         match &slot.value {
             Some(endpoint) => {
                 if let Some(mac) = endpoint.mac {
@@ -379,18 +383,18 @@ impl Members {
     }
 
     pub(crate) fn remove_endpoint(&mut self, member: &Member) -> Option<Slot<Endpoint>> {
-        let (number, slot) = self.take_record(member)?;
+        let number = self.number(member)?;
+        let slot = self.take_record(number)?;
         self.let_go(number);
         Some(slot)
     }
 
     /// Takes a record out of its row and of all indexes.
-    fn take_record(&mut self, member: &Member) -> Option<(Number, Slot<Endpoint>)> {
-        let number = self.number(member)?;
+    fn take_record(&mut self, number: Number) -> Option<Slot<Endpoint>> {
         let row = self.rows.get_mut(number as usize)?;
         let slot = row.record.take()?;
         let place = row.place as usize;
-        if let Some(there) = self.nodes.get_mut(&member.0) {
+        if let Some(there) = self.nodes.get_mut(&row.member.0) {
             there.endpoints.swap_remove(place);
             let moved = there.endpoints.get(place);
             if let Some(moved) = moved.and_then(|moved| self.rows.get_mut(*moved as usize)) {
@@ -410,7 +414,7 @@ impl Members {
                 self.recount(*address);
             }
         }
-        Some((number, slot))
+        Some(slot)
     }
 
     /// Notes whether an address is used, and spent, after something of it is gone.

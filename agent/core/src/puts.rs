@@ -12,7 +12,10 @@ use crate::{dirty::Dirty, members::Slot, problem::Problem, record::Entry, snapsh
 
 impl Snapshot {
     /// Takes in a record; `force` also if it is not newer than the one that is known.
-    pub(crate) fn put(&mut self, entry: &Entry, force: bool) -> Dirty {
+    ///
+    /// Adds what it makes dirty. What is new in a network that is looked at as a whole anyway is not named: it would be
+    /// gathered, sorted and compared by the hundred thousand.
+    pub(crate) fn put(&mut self, entry: &Entry, force: bool, dirty: &mut Dirty) {
         let key = match self.prefix.parse(&entry.key) {
             Ok(key) => key,
             Err(error) => {
@@ -20,13 +23,12 @@ impl Snapshot {
                 let message =
                     format!("{error}; the record has no effect: delete it, or write it under a right key");
                 self.problems.insert(shown.clone(), Problem::new(shown, message));
-                return Dirty::default();
+                return;
             }
         };
-        let mut dirty = Dirty::default();
         match &key {
-            Key::Network(name) => self.put_network(&key, name, entry, force, &mut dirty),
-            Key::Peer(node) => self.put_peer(&key, node, entry, force, &mut dirty),
+            Key::Network(name) => self.put_network(&key, name, entry, force, dirty),
+            Key::Peer(node) => self.put_peer(&key, node, entry, force, dirty),
             Key::Vni(vni) => {
                 let mut slot = self.vnis.remove(vni).unwrap_or_default();
                 if let Some(decoded) = slot.accept(entry, force, false, VniClaim::decode) {
@@ -40,7 +42,7 @@ impl Snapshot {
                 }
                 self.vnis.insert(*vni, slot);
             }
-            Key::Endpoint(endpoint) => self.put_endpoint(&key, endpoint, entry, force, &mut dirty),
+            Key::Endpoint(endpoint) => self.put_endpoint(&key, endpoint, entry, force, dirty),
             Key::Address(network, address) => {
                 let doubt = self.doubts_claim(network, *address);
                 let members = self.members.entry(network.clone()).or_default();
@@ -49,8 +51,10 @@ impl Snapshot {
                 members.put_claim(*address, slot);
                 if let Some(decoded) = decoded {
                     self.judge(&key, decoded);
-                    self.touch_address(network, *address, &mut dirty);
-                    self.end_doubt(doubt, network, &mut dirty);
+                    if !dirty.networks.contains(network) {
+                        self.touch_address(network, *address, dirty);
+                    }
+                    self.end_doubt(doubt, network, dirty);
                 }
             }
             Key::Released(network, address) => {
@@ -90,7 +94,6 @@ impl Snapshot {
             }
             Key::Alive(_) | Key::Status(_) => {}
         }
-        dirty
     }
 
     fn put_network(&mut self, key: &Key, name: &NetworkName, entry: &Entry, force: bool, dirty: &mut Dirty) {
@@ -233,13 +236,18 @@ impl Snapshot {
                 users.insert(endpoint.clone());
             }
         }
-        self.touch_endpoint(endpoint, before.as_ref(), dirty);
-        if before.as_ref().is_none_or(|before| before.value != slot.value) {
-            self.touch_claims(endpoint, dirty);
+        let is_seen_anyway = !own && before.is_none() && dirty.networks.contains(&endpoint.network);
+        if !is_seen_anyway {
+            self.touch_endpoint(endpoint, before.as_ref(), dirty);
+            if before.as_ref().is_none_or(|before| before.value != slot.value) {
+                self.touch_claims(endpoint, dirty);
+            }
         }
         let members = self.members.entry(endpoint.network.clone()).or_default();
         members.put_endpoint(member, slot);
-        self.touch_endpoint(endpoint, self.endpoint(endpoint), dirty);
+        if !is_seen_anyway {
+            self.touch_endpoint(endpoint, self.endpoint(endpoint), dirty);
+        }
         if own && !was_part {
             dirty.networks.insert(endpoint.network.clone());
         }

@@ -63,7 +63,7 @@ impl Snapshot {
                 _ => false,
             };
             if own && self.known_from(&key).is_none() {
-                dirty.merge(self.put(entry, true));
+                self.put(entry, true, &mut dirty);
                 dirty.merge(self.hold(&key));
             }
         }
@@ -79,7 +79,7 @@ impl Snapshot {
                 continue;
             };
             if self.known_from(&key).is_none() && self.is_named(&key) {
-                dirty.merge(self.put(entry, true));
+                self.put(entry, true, &mut dirty);
                 dirty.merge(match self.is_in_use(&key) {
                     true => self.hold(&key),
                     false => self.forget(&key),

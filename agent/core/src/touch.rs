@@ -100,7 +100,8 @@ impl Snapshot {
     }
 
     pub(crate) fn doubts_claim(&self, network: &NetworkName, address: IpAddr) -> bool {
-        let claim = self.members.get(network).and_then(|m| m.claim(address)?.value);
+        let members = self.members.get(network).filter(|m| !m.are_all_determined());
+        let claim = members.and_then(|m| m.claim(address)?.value);
         claim.is_some_and(|claim| {
             claim.holder == Holder::Endpoint && self.doubts(network, &(claim.node.clone(), claim.id.clone()))
         })
