@@ -21,19 +21,19 @@ build: setup ## build everything for development
 	cargo build --workspace --locked
 
 release: setup
-	cargo build --release --locked -p weftd -p weft-cli -p weft-lab
+	cargo build --release --locked -p weftd -p weft-cli
 
 demo: ## three hosts, a real etcd, driven by etcdctl alone (KEEP=1 leaves it up, UNDERLAY=v4|v6|dual)
 	@KEEP='$(KEEP)' UNDERLAY='$(UNDERLAY)' tests/lab/demo.sh
 
-lab-up: release ## bring up a lab with an agent on each host, to play with
-	@$(AS_ROOT) $(TARGET)/release/weft-lab up --bin-dir $(TARGET)/release --underlay $(or $(UNDERLAY),v4)
-	@echo "usage: $(TARGET)/release/weft-lab --help; down again: make lab-down"
+lab-up: setup ## bring up a lab with an agent on each host, to play with
+	cargo build --locked -p weftd -p weft-cli -p weft-lab
+	@$(AS_ROOT) $(TARGET)/debug/weft-lab up --bin-dir $(TARGET)/debug --underlay $(or $(UNDERLAY),v4)
+	@echo "usage: $(TARGET)/debug/weft-lab --help; down again: make lab-down"
 
 lab-down: ## take down the labs of lab-up and of demo KEEP=1
-	@for lab in $(TARGET)/release/weft-lab $(TARGET)/debug/weft-lab; do \
-	    if [ -x $$lab ]; then $(AS_ROOT) $$lab down; exit 0; fi; done; \
-	    echo "no weft-lab is built, so no lab of this checkout is up"
+	@if [ -x $(TARGET)/debug/weft-lab ]; then $(AS_ROOT) $(TARGET)/debug/weft-lab down; \
+	else echo "no weft-lab is built, so no lab of this checkout is up"; fi
 
 clean-lab: ## remove what labs of killed processes left behind
 	cargo build --locked -p weft-lab
@@ -75,25 +75,29 @@ faults: setup ## the failure table: restarts, crashes, drift, trouble with etcd;
 bench: bench-addresses bench-packets bench-growth bench-programming bench-reach ## all benchmarks, beside their peers and limits (LONG=1: steady figures)
 
 bench-addresses: setup ## claims of addresses per second beside etcd's bare rate, and Docker's (LONG=1, ONLY=empty/16)
-	cargo build --release --locked -p weft-bench
-	@$(AS_ROOT) LONG='$(LONG)' ONLY='$(ONLY)' $(TARGET)/release/bench-addresses
+	cargo build --profile measure --locked -p weft-bench
+	@$(AS_ROOT) LONG='$(LONG)' ONLY='$(ONLY)' $(TARGET)/measure/bench-addresses
 
 bench-packets: setup ## TCP, packets a second and round trips beside a hand-made VXLAN, the bare underlay and Docker (LONG=1: also one setting at a time, ONLY=variants)
 	@tests/lab/setup.sh iperf3 ethtool
-	cargo build --release --locked -p weftd -p weft-cli -p weft-bench
-	@$(AS_ROOT) LONG='$(LONG)' ONLY='$(ONLY)' $(TARGET)/release/bench-packets
+	cargo build --release --locked -p weftd -p weft-cli
+	cargo build --profile measure --locked -p weft-bench
+	@$(AS_ROOT) WEFT_BIN_DIR='$(TARGET)/release' LONG='$(LONG)' ONLY='$(ONLY)' $(TARGET)/measure/bench-packets
 
 bench-growth: setup ## what networks, hosts, endpoints and 1,000 agents on one etcd cost as they grow in number (LONG=1, ONLY=networks|hosts|endpoints|agents|proxies, AGENTS=300)
-	cargo build --release --locked -p weftd -p weft-bench
-	@$(AS_ROOT) LONG='$(LONG)' ONLY='$(ONLY)' AGENTS='$(AGENTS)' $(TARGET)/release/bench-growth
+	cargo build --release --locked -p weftd -p weft-cli
+	cargo build --profile measure --locked -p weft-bench
+	@$(AS_ROOT) WEFT_BIN_DIR='$(TARGET)/release' LONG='$(LONG)' ONLY='$(ONLY)' AGENTS='$(AGENTS)' $(TARGET)/measure/bench-growth
 
 bench-programming: setup ## starts, restarts, single changes, memory and CPU with 100k endpoints (LONG=1, ONLY=apply, start, change or memory)
-	cargo build --release --locked -p weftd -p weft-cli -p weft-bench
-	@$(AS_ROOT) LONG='$(LONG)' ONLY='$(ONLY)' $(TARGET)/release/bench-programming
+	cargo build --release --locked -p weftd -p weft-cli
+	cargo build --profile measure --locked -p weft-bench
+	@$(AS_ROOT) WEFT_BIN_DIR='$(TARGET)/release' LONG='$(LONG)' ONLY='$(ONLY)' $(TARGET)/measure/bench-programming
 
 bench-reach: setup ## how soon a change is in every kernel and an endpoint reachable, beside bare watchers and Docker (LONG=1, ONLY=convergence|attach|storm)
-	cargo build --release --locked -p weftd -p weft-cli -p weft-bench
-	@$(AS_ROOT) LONG='$(LONG)' ONLY='$(ONLY)' $(TARGET)/release/bench-reach
+	cargo build --release --locked -p weftd -p weft-cli
+	cargo build --profile measure --locked -p weft-bench
+	@$(AS_ROOT) WEFT_BIN_DIR='$(TARGET)/release' LONG='$(LONG)' ONLY='$(ONLY)' $(TARGET)/measure/bench-reach
 
 fmt: ## format
 	cargo fmt --all

@@ -56,6 +56,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: Args, teardown: bool) -> anyhow::Result<()> {
+    weft_kernel::memory::keep_little();
     let config = Config::load(args)?;
     start_log(&config)?;
     if teardown {

@@ -4,9 +4,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-bin=${CARGO_TARGET_DIR:-target}/release
+bin=${CARGO_TARGET_DIR:-target}/debug
 make --no-print-directory -s setup
-cargo build --release --locked -p weftd -p weft-cli -p weft-lab
+cargo build --locked -p weftd -p weft-cli -p weft-lab
 bin=$(realpath "$bin")
 as_root=()
 [[ $EUID == 0 ]] || as_root=(sudo env "PATH=$PATH" "TERM=${TERM:-dumb}" ${NO_COLOR:+"NO_COLOR=$NO_COLOR"})
