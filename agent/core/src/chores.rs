@@ -82,10 +82,10 @@ pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Ch
             .collect()
     };
     let released = |network: &NetworkName| -> Vec<Chore> {
-        let claims = snapshot.members(network).into_iter().flat_map(Members::claims);
-        claims
-            .map(|(address, _)| Chore::ReleaseAddress(network.clone(), address))
-            .collect()
+        let members = snapshot.members(network);
+        let claims = members.map(|members| members.claimed_on(|node| !is_known_other(snapshot, node)));
+        let release = |address| Chore::ReleaseAddress(network.clone(), address);
+        claims.into_iter().flatten().map(release).collect()
     };
     let claimed_vnis = |network: &NetworkName| -> Vec<Chore> {
         let claims = snapshot.vnis();
@@ -126,11 +126,8 @@ pub fn chores(snapshot: &Snapshot, peer: &PeerDocument, dirty: &Dirty) -> Vec<Ch
         chores.extend(touched.cloned().map(Chore::ForgetReleased));
         for (network, members) in snapshot.all_members().filter(|_| !dirty.peers.is_empty()) {
             // Those of nodes whose records have come or gone.
-            let left = members.claims().filter(|(_, slot)| {
-                let holder = slot.value.as_ref().map(|claim| &claim.node);
-                holder.is_some_and(|node| dirty.peers.contains(node))
-            });
-            chores.extend(left.map(|(address, _)| Chore::ReleaseAddress(network.clone(), address)));
+            let left = members.claimed_on(|node| dirty.peers.contains(node)).into_iter();
+            chores.extend(left.map(|address| Chore::ReleaseAddress(network.clone(), address)));
         }
         for (network, addresses) in &dirty.addresses {
             chores.extend(
@@ -197,7 +194,11 @@ fn is_anothers(snapshot: &Snapshot, network: &NetworkName, address: IpAddr) -> b
     let claim = snapshot
         .members(network)
         .and_then(|members| members.claim(address)?.value);
-    claim.is_some_and(|claim| claim.node != *snapshot.node() && snapshot.peer_slot(&claim.node).is_some())
+    claim.is_some_and(|claim| is_known_other(snapshot, &claim.node))
+}
+
+fn is_known_other(snapshot: &Snapshot, node: &NodeName) -> bool {
+    node != snapshot.node() && snapshot.peer_slot(node).is_some()
 }
 
 /// How many other agents are before this one in doing a chore that is nobody's own. All agents see the same

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use weft_store_schema::{AddressClaim, Holder};
+use weft_store_schema::{AddressClaim, Holder, NodeName};
 
 use super::{Member, Members, Slot, rows::Number};
 
@@ -25,6 +25,21 @@ impl Members {
         self.claims
             .iter()
             .map(|(_, claim)| (claim.address, self.told(claim)))
+    }
+
+    /// The addresses that are claimed for members of some of the nodes, in no order.
+    pub fn claimed_on(&self, wanted: impl Fn(&NodeName) -> bool) -> Vec<IpAddr> {
+        // Asked once for each node, not for each claim.
+        let nodes: BTreeSet<&NodeName> = self.nodes.keys().filter(|node| wanted(node)).collect();
+        if nodes.is_empty() {
+            return Vec::new();
+        }
+        let is_on = |claim: &&Claim| {
+            self.row(claim.row)
+                .is_some_and(|row| nodes.contains(&row.member.0))
+        };
+        let claims = self.claims.iter().map(|(_, claim)| claim);
+        claims.filter(is_on).map(|claim| claim.address).collect()
     }
 
     /// The claim of an address.
