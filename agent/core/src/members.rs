@@ -208,7 +208,7 @@ impl Members {
         })
     }
 
-    /// Whether it is known of all endpoints what they have, as a rule. Cheap.
+    /// Whether none of the endpoints may be one of which it is not known what it has. Cheap.
     pub(crate) fn are_all_determined(&self) -> bool {
         self.undetermined.is_empty()
     }
