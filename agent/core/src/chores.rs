@@ -12,7 +12,6 @@ use crate::{
     claims::{self, Choosing, Refusal, is_carried},
     dirty::Dirty,
     hash::stable_hash,
-    members::Members,
     record::{Guard, Scope, Transaction, Write},
     snapshot::Snapshot,
 };
