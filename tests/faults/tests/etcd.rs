@@ -327,6 +327,10 @@ fn no_command_hangs_while_etcd_is_frozen() -> Result<()> {
     let goes = spare(&cluster, host, "goes")?;
     let container = cluster.container("new")?;
     let path = container.path();
+    // What is asked for while etcd is frozen may still happen when it goes on: nothing that is in the traffic's way.
+    cluster.network("gray", &["10.6.0.0/24"])?;
+    let idle = cluster.container("idle")?;
+    host.weft(&["endpoint", "attach", "gray", &idle.path()])?;
     let traffic = between(&stations)?;
     let commands: &[&[&str]] = &[
         &["endpoint", "attach", "blue", &path, "--wait"],
@@ -359,7 +363,7 @@ fn no_command_hangs_while_etcd_is_frozen() -> Result<()> {
         &["network", "create", "green", "--subnet", "10.4.0.0/24"],
         &["network", "update", "blue", "--add-subnet", "10.5.0.0/24"],
         &["network", "delete", "red"],
-        &["network", "delete", "blue", "--force"],
+        &["network", "delete", "gray", "--force"],
         &["address", "reserve", "blue", "--id", "other"],
         &["address", "reserve", "red", "--id", "other"],
         &["address", "release", "blue", "kept"],
