@@ -188,7 +188,7 @@ impl Progress {
 }
 
 /// Whether this version of etcd sends progress answers in order with the events of all watches: from 3.4.31
-/// and 3.5.13 on (etcd's pull requests 15237 and 17557).
+/// and 3.5.13 on (etcd-io/etcd#15237 and #17557).
 fn answers_in_order(version: &str) -> bool {
     let mut parts = version
         .split(['.', '-', '+'])

@@ -283,8 +283,8 @@ impl Watcher {
         match message.header().map(etcd_client::ResponseHeader::cluster_id) {
             None => {}
             Some(same) if same == session.cluster_id => {}
-            // etcd's gRPC proxy answers so for a watch that it joins to another client's (etcd's pull request 21780). It
-            // passes no progress requests on either (etcd's issue 19710), so nobody could tell what has been heard.
+            // etcd's gRPC proxy answers so for a watch that it joins to another client's (etcd-io/etcd#21780). It passes no
+            // progress requests on either (etcd-io/etcd#19710), so nobody could tell what has been heard.
             Some(0) => {
                 return Err(End::Lost(Failure::new(
                     Verdict::Refused,
